@@ -1,0 +1,24 @@
+from django.urls import path
+from drf_spectacular.views import SpectacularAPIView
+
+from labeling import api as labeling_api
+from training import api as training_api
+
+app_name = "api"
+
+urlpatterns = [
+    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("projects/", labeling_api.ProjectList.as_view(), name="projects"),
+    path("projects/<slug:slug>/prompts/", labeling_api.PromptList.as_view(), name="prompts"),
+    path("projects/<slug:slug>/lease/", labeling_api.LeaseNext.as_view(), name="lease"),
+    path("projects/<slug:slug>/preferences/", labeling_api.SubmitPreference.as_view(), name="preferences"),
+    path("projects/<slug:slug>/skips/", labeling_api.SkipPair.as_view(), name="skips"),
+    path("projects/<slug:slug>/triples/", training_api.TripleList.as_view(), name="triples"),
+    path("projects/<slug:slug>/batches/", training_api.BatchList.as_view(), name="batches"),
+    path("projects/<slug:slug>/runs/", training_api.RunList.as_view(), name="runs"),
+    path("projects/<slug:slug>/runs/<int:number>/", training_api.RunDetail.as_view(), name="run"),
+    path("projects/<slug:slug>/runs/<int:number>/cancel/", training_api.RunCancel.as_view(), name="cancel-run"),
+    path("projects/<slug:slug>/runs/<int:number>/resume/", training_api.RunResume.as_view(), name="resume-run"),
+    path("projects/<slug:slug>/checkpoints/", training_api.CheckpointList.as_view(), name="checkpoints"),
+    path("projects/<slug:slug>/promotions/", training_api.PromotionList.as_view(), name="promotions"),
+]

@@ -1,0 +1,23 @@
+"""Every URL: a project's pages under ``/p/SLUG/``, the API under ``/api/v1/``, the operators' view at ``/admin/``."""
+
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import include, path
+
+from config.health import livez, readyz
+from labeling.views import home
+
+admin.site.site_header = admin.site.site_title = "Tiebreak operations"
+admin.site.index_title = "Every row"
+
+urlpatterns = [
+    path("", home, name="home"),
+    path("sign-in/", LoginView.as_view(template_name="sign_in.html", redirect_authenticated_user=True), name="login"),
+    path("sign-out/", LogoutView.as_view(), name="logout"),
+    path("livez", livez, name="livez"),
+    path("readyz", readyz, name="readyz"),
+    path("admin/", admin.site.urls),
+    path("api/v1/", include("config.api_urls")),
+    path("p/<slug:slug>/", include("labeling.urls")),
+    path("p/<slug:slug>/", include("training.urls")),
+]
