@@ -1,0 +1,1 @@
+"""Who compares what. Knows no model, no accelerator and no training."""

@@ -1,0 +1,49 @@
+"""Who may see and do what. Somebody else's project is a 404, a known one without the right is a 403."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest
+
+from labeling.models import Membership, Project
+
+Role = Membership.Role
+
+
+class SignedInRequest(HttpRequest):
+    """What a view behind ``login_required`` receives."""
+
+    user: User
+
+
+ANYONE = (Role.ANNOTATOR, Role.REVIEWER, Role.ADMIN)
+REVIEWERS = (Role.REVIEWER, Role.ADMIN)
+ADMINS = (Role.ADMIN,)
+
+
+def person(request: HttpRequest) -> User:
+    """Who sent a request that only signed-in people can send."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
+def role_of(user: User, project: Project) -> Role | None:
+    """The person's role in the project; superusers are admins everywhere."""
+    if user.is_superuser:
+        return Role.ADMIN
+    role = Membership.objects.filter(project=project, user=user).values_list("role", flat=True).first()
+    return Role(role) if role else None
+
+
+def project_or_404(user: User, slug: str, roles: Iterable[Role] = ANYONE) -> Project:
+    """Return the project if ``user`` is in it with one of ``roles``; 404 for strangers, 403 for the others."""
+    project = Project.objects.filter(slug=slug).first()
+    role = role_of(user, project) if project else None
+    if project is None or role is None:
+        raise Http404("No such project")
+    if role not in roles:
+        raise PermissionDenied(f"This needs the role {' or '.join(role.label.lower() for role in roles)}.")
+    return project

@@ -1,0 +1,92 @@
+"""The operators' view of labeling. Rows that are history can be read, not rewritten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+
+from labeling.models import Membership, Pair, Preference, Project, Prompt, Response, Skip, Slot
+from labeling.paginator import EstimatingPaginator
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """History: written by services alone."""
+
+    paginator = EstimatingPaginator
+    show_full_result_count = False
+    list_per_page = 50
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = Membership
+    autocomplete_fields = ("user",)
+    extra = 0
+
+
+@admin.register(Project)
+class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("name", "slug", "members", "judgements_per_pair", "is_paused", "created_at")
+    search_fields = ("name", "slug")
+    prepopulated_fields = {"slug": ("name",)}
+    inlines = (MembershipInline,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
+        projects: QuerySet[Project] = super().get_queryset(request)
+        return projects.annotate(members_count=Count("memberships"))
+
+    @admin.display(ordering="members_count")
+    def members(self, project: Any) -> int:
+        return int(project.members_count)
+
+
+@admin.register(Prompt)
+class PromptAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", "is_held_out", "created_at")
+    list_filter = ("is_held_out", "project")
+    list_select_related = ("project",)
+
+
+@admin.register(Response)
+class ResponseAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "prompt", "finish_reason", "created_at")
+    list_filter = ("finish_reason",)
+    list_select_related = ("prompt",)
+
+
+@admin.register(Pair)
+class PairAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "prompt", "judgements_count", "judgements_wanted", "created_at")
+    list_filter = ("project",)
+    list_select_related = ("prompt",)
+
+
+@admin.register(Slot)
+class SlotAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "state", "annotator", "priority", "lease_until", "is_extra")
+    list_filter = ("state", "is_extra", "project")
+    list_select_related = ("annotator",)
+
+
+@admin.register(Preference)
+class PreferenceAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "annotator", "shown_left", "seconds", "version", "is_current", "created_at")
+    list_filter = ("choice", "is_current", "shown_left")
+    list_select_related = ("annotator",)
+
+
+@admin.register(Skip)
+class SkipAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "annotator", "reason", "created_at")
+    list_select_related = ("annotator",)

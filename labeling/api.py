@@ -1,0 +1,129 @@
+"""Labeling over HTTP and JSON: projects, prompts, the next lease, an answer. Thin; every write is a service's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework import generics, status
+from rest_framework.exceptions import NotFound
+from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from labeling import queue
+from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
+from labeling.forms import choice_of, side_of
+from labeling.models import Project, Prompt
+from labeling.serializers import (
+    ImportReportSerializer,
+    LeaseSerializer,
+    NewPromptsSerializer,
+    ProjectSerializer,
+    PromptSerializer,
+    SkipSerializer,
+    SubmissionSerializer,
+)
+from labeling.services import add_prompts
+
+
+class NewestFirst(CursorPagination):
+    ordering = "-pk"
+    page_size = 100
+
+    def decode_cursor(self, request: Request) -> Any:
+        cursor = super().decode_cursor(request)
+        if cursor is not None and not str(cursor.position or 0).isdecimal():
+            raise NotFound(self.invalid_cursor_message)
+        return cursor
+
+
+class ProjectList(generics.ListAPIView[Project]):
+    """The projects that you are in."""
+
+    serializer_class = ProjectSerializer
+    pagination_class = NewestFirst
+
+    def get_queryset(self) -> QuerySet[Project]:
+        return Project.objects.visible_to(person(self.request))
+
+
+class PromptList(generics.ListAPIView[Prompt]):
+    """Prompts of a project, newest first; POST adds some, all or none."""
+
+    serializer_class = PromptSerializer
+    pagination_class = NewestFirst
+    queryset = Prompt.objects.none()
+
+    def get_queryset(self) -> QuerySet[Prompt]:
+        return Prompt.objects.filter(project=_project(self.request, self.kwargs["slug"], REVIEWERS))
+
+    @extend_schema(request=NewPromptsSerializer, responses={201: ImportReportSerializer})
+    def post(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug, ADMINS)
+        new = NewPromptsSerializer(data=request.data)
+        new.is_valid(raise_exception=True)
+        report = add_prompts(project=project, prompts=new.validated_data["prompts"])
+        return Response(ImportReportSerializer(report).data, status=status.HTTP_201_CREATED)
+
+
+class LeaseNext(APIView):
+    """The pair you hold, or the next one. 204 when nothing is open for you."""
+
+    @extend_schema(request=None, responses={200: LeaseSerializer, 204: OpenApiResponse(description="Nothing is open")})
+    def post(self, request: Request, slug: str) -> Response:
+        lease = queue.lease_next(_project(request, slug), person(request).pk)
+        if lease is None:
+            return Response(status=status.HTTP_204_NO_CONTENT)
+        return Response(LeaseSerializer(_by_side(lease)).data)
+
+
+class SubmitPreference(APIView):
+    """Answer a lease. Answering it again, or late, loses nothing and counts once."""
+
+    @extend_schema(request=SubmissionSerializer, responses={201: SubmissionSerializer})
+    def post(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug)
+        form = SubmissionSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        token, choice = form.validated_data["token"], form.validated_data["choice"]
+        shown_left = queue.shown_left_of(project, token, person(request).pk)
+        outcome = queue.submit(project, token, person(request).pk, choice_of(choice, shown_left))
+        body = {
+            "choice": side_of(outcome.preference.choice, shown_left),
+            "is_extra": outcome.is_extra,
+            "is_repeat": outcome.is_repeat,
+        }
+        return Response(SubmissionSerializer(body).data, status=status.HTTP_201_CREATED)
+
+
+class SkipPair(APIView):
+    """Pass on a pair for good."""
+
+    @extend_schema(request=SkipSerializer, responses={204: OpenApiResponse(description="Skipped")})
+    def post(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug)
+        form = SkipSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        queue.skip(project, form.validated_data["token"], person(request).pk, form.validated_data.get("reason", ""))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+def _project(request: Request, slug: str, roles: tuple[Role, ...] = tuple(Role)) -> Project:
+    return project_or_404(person(request), slug, roles)
+
+
+def _by_side(lease: queue.Lease) -> dict[str, Any]:
+    slot, pair = lease.slot, lease.slot.pair
+    texts = [pair.response_a.text, pair.response_b.text]
+    left, right = texts if slot.shown_left == slot.Side.A else reversed(texts)
+    return {
+        "token": lease.token,
+        "expires_at": slot.lease_until,
+        "prompt": pair.prompt.messages,
+        "left": left,
+        "right": right,
+        "previous": side_of(lease.previous.choice, slot.shown_left) if lease.previous else "",
+    }

@@ -1,0 +1,39 @@
+"""What can go wrong in labeling, said so that a person knows what to do. Views, API and commands translate these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LabelingError(Exception):
+    """A request that cannot be carried out; the message is for the person who made it."""
+
+
+class LeaseGone(LabelingError):
+    """The lease is not this person's, was tampered with, or belongs to a pair that no longer exists."""
+
+
+class NothingToUndo(LabelingError):
+    """The annotator has no judgement in this project that could be reopened."""
+
+
+@dataclass(frozen=True)
+class LineProblem:
+    """One thing wrong with one line of an import; ``line`` counts from 1."""
+
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"Line {self.line}: {self.message}"
+
+
+class ImportRejected(LabelingError):
+    """An import with at least one bad line; nothing of it was stored."""
+
+    def __init__(self, problems: list[LineProblem], more: bool = False) -> None:
+        self.problems = problems
+        self.more = more
+        lines = "\n".join(str(problem) for problem in problems)
+        tail = "\n… and more; only the first problems are listed." if more else ""
+        super().__init__(f"Nothing was imported. Mend these lines and import the file again:\n{lines}{tail}")

@@ -1,0 +1,89 @@
+"""What a prompt is: a chat, its checks, its content hash and the split that follows from it. Pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from labeling.exceptions import LabelingError
+
+Message = dict[str, str]
+
+ROLES = ("system", "user", "assistant")
+MAX_PROMPT_CHARACTERS = 200_000
+MAX_MESSAGES = 200
+# The share of prompts whose preferences are never trained on. Changing it would move prompts across the split, so it is
+# a constant and not a setting.
+HELD_OUT_PERCENT = 20
+
+
+class InvalidPrompt(LabelingError):
+    """A prompt that is not a chat a model can be asked to continue."""
+
+
+def parse_prompt(value: Any) -> list[Message]:
+    """Return the chat in ``value``: a string (one user message) or a list of ``{"role", "content"}``.
+
+    Raises ``InvalidPrompt`` with a sentence for the person who wrote it.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise InvalidPrompt("a prompt is a text or a list of messages with “role” and “content”.")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidPrompt(f"{len(value)} messages; at most {MAX_MESSAGES} are allowed.")
+    messages = [_parse_message(number, item) for number, item in enumerate(value, 1)]
+    _check_turns(messages)
+    if (characters := sum(len(message["content"]) for message in messages)) > MAX_PROMPT_CHARACTERS:
+        raise InvalidPrompt(f"{characters:,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed.")
+    return messages
+
+
+def _parse_message(number: int, item: Any) -> Message:
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
+        raise InvalidPrompt(f"message {number} needs a “role” and a “content”, both texts.")
+    if item["role"] not in ROLES:
+        raise InvalidPrompt(f"message {number} has the role “{item['role'][:40]}”; use {', '.join(ROLES)}.")
+    content = clean_text(item["content"])
+    if not content:
+        raise InvalidPrompt(f"message {number} is empty.")
+    return {"role": item["role"], "content": content}
+
+
+def _check_turns(messages: Sequence[Message]) -> None:
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:]:
+        raise InvalidPrompt("a system message can only be the first message.")
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or turns[-1] != "user":
+        raise InvalidPrompt("the last message must be the user's, because the model writes the next one.")
+    if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(turns)):
+        raise InvalidPrompt("user and assistant must take turns, the user first.")
+
+
+def clean_text(text: str) -> str:
+    """Return ``text`` in NFC with Unix line ends and without blank edges; refuse what no database or model can hold."""
+    if "\x00" in text:
+        raise InvalidPrompt("the text contains a NUL character; remove it.")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise InvalidPrompt("the text contains half of a surrogate pair; save it as valid UTF-8.")
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def normalise(text: str) -> str:
+    """Fold what does not make two texts different to a reader: case, compatibility forms and whitespace."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def content_hash(messages: Sequence[Message]) -> str:
+    """The sha256 (hex) of the normalised chat: what makes a prompt the same prompt, and what decides its split."""
+    folded = [[message["role"], normalise(message["content"])] for message in messages]
+    return hashlib.sha256(json.dumps(folded, ensure_ascii=False).encode()).hexdigest()
+
+
+def is_held_out(prompt_hash: str) -> bool:
+    """Whether the preferences on a prompt serve evaluation only. A function of the hash alone, hence fixed for ever."""
+    return int(prompt_hash[:8], 16) % 100 < HELD_OUT_PERCENT

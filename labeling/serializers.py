@@ -1,0 +1,68 @@
+"""The shapes of labeling's API. What an annotator can fetch names no model and no other person's vote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from labeling.forms import BOTH_BAD, LEFT, RIGHT, TIE
+from labeling.models import Project, Prompt
+from labeling.prompts import parse_prompt
+
+
+class ProjectSerializer(serializers.ModelSerializer[Project]):
+    class Meta:
+        model = Project
+        fields = ("slug", "name", "guidelines", "is_paused", "judgements_per_pair", "created_at")
+
+
+class MessageSerializer(serializers.Serializer[Any]):
+    role = serializers.ChoiceField(choices=["system", "user", "assistant"])
+    content = serializers.CharField(trim_whitespace=False, max_length=200_000)
+
+
+class PromptSerializer(serializers.ModelSerializer[Prompt]):
+    messages = MessageSerializer(many=True)
+
+    class Meta:
+        model = Prompt
+        fields = ("id", "messages", "content_hash", "is_held_out", "created_at")
+        read_only_fields = ("content_hash", "is_held_out")
+
+
+class NewPromptsSerializer(serializers.Serializer[Any]):
+    """A text is a prompt of one user message; a list of messages is a chat that ends with the user's turn."""
+
+    prompts = serializers.ListField(child=serializers.JSONField(), min_length=1, max_length=10_000)
+
+    def validate_prompts(self, value: list[Any]) -> list[Any]:
+        return [parse_prompt(item) for item in value]
+
+
+class ImportReportSerializer(serializers.Serializer[Any]):
+    added = serializers.IntegerField()
+    duplicates = serializers.IntegerField()
+
+
+class LeaseSerializer(serializers.Serializer[Any]):
+    """A pair to judge, by side. ``previous`` is the answer that an undo reopened, else empty."""
+
+    token = serializers.CharField()
+    expires_at = serializers.DateTimeField()
+    prompt = MessageSerializer(many=True)
+    left = serializers.CharField()
+    right = serializers.CharField()
+    previous = serializers.CharField(allow_blank=True)
+
+
+class SubmissionSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField(max_length=400, write_only=True)
+    choice = serializers.ChoiceField(choices=[LEFT, RIGHT, TIE, BOTH_BAD])
+    is_extra = serializers.BooleanField(read_only=True, help_text="The pair had gone to somebody else meanwhile.")
+    is_repeat = serializers.BooleanField(read_only=True, help_text="This lease was answered before; it counts once.")
+
+
+class SkipSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField(max_length=400)
+    reason = serializers.CharField(max_length=200, required=False, allow_blank=True)

@@ -1,0 +1,66 @@
+"""How numbers and lengths of time are written on pages."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django import template
+from django.utils import timezone
+
+register = template.Library()
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """``3725`` as ``1 h 2 min``: two units at most, nothing for nothing."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+@register.filter
+def ago(moment: datetime | None) -> str:
+    """``5 min ago``, in one unit; the last minute is ``just now``."""
+    if moment is None:
+        return ""
+    seconds = (timezone.now() - moment).total_seconds()
+    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "min")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'' if count == 1 or unit == 'min' else 's'} ago"
+    return "just now"
+
+
+@register.filter
+def decimals(value: float | None, places: int = 3) -> str:
+    """A number with that many decimals and a true minus sign; a dash where there is none."""
+    return "–" if value is None else f"{value:.{places}f}".replace("-", MINUS)
+
+
+@register.filter
+def signed(value: float | None, places: int = 3) -> str:
+    """Like ``decimals``, with the sign always written; zero has none."""
+    if value is None:
+        return "–"
+    text = f"{value:+.{places}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
+
+
+@register.filter
+def percent(share: float | None, places: int = 0) -> str:
+    return "–" if share is None else f"{100 * share:.{places}f}\N{NARROW NO-BREAK SPACE}%"
+
+
+@register.filter
+def of_ten(count: int) -> int:
+    """How far the current ten has come: 1 to 10, and 0 only before the first."""
+    return (count - 1) % 10 + 1 if count > 0 else 0
