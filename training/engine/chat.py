@@ -1,0 +1,44 @@
+"""From a chat to token ids, the same way for sampling and for training."""
+
+from __future__ import annotations
+
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from training.jobspec import Completion, Message
+
+
+class PromptError(ValueError):
+    """The chat template does not accept these messages."""
+
+
+def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Token ids of the prompt up to and with the header of the assistant's turn.
+
+    Raises ``PromptError`` when the template refuses the messages, such as two turns of one role in a row.
+    """
+    try:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except (TemplateError, KeyError, TypeError) as error:
+        raise PromptError(f"The chat template of this model does not accept the prompt: {error}.") from error
+    return list(ids)
+
+
+def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
+    """The ids as sampled, where there are any: decoding and encoding again does not give them back in general."""
+    if completion.token_ids:
+        return list(completion.token_ids)
+    ids: list[int] = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id]
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:
+    """Every id that ends a response. Models name the end of text in one place and the end of a turn in another."""
+    configured = generation_config.eos_token_id if generation_config is not None else None
+    listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return sorted({int(token) for token in listed} | {int(tokenizer.eos_token_id)})
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Tokens the model can read at once."""
+    return int(config.get_text_config().max_position_embeddings)

@@ -1,0 +1,205 @@
+"""What every engine process does around its work: arguments, signals, priority, and how the end is told.
+
+This module and the entry modules import nothing heavy, so that ``--help`` is immediate and a process whose supervisor
+dies while torch is still being imported notices it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from training import jobspec
+from training.engine.errors import EngineError, Interrupted
+from training.jobspec import JsonRecord, Result
+
+Job = TypeVar("Job", bound=JsonRecord)
+Work = Callable[[Path, Job], dict[str, Any]]
+
+NICENESS = 5
+OOM_SCORE = 800  # of 1000: the kernel should end a trainer before it ends the web server or the database
+
+ENVIRONMENT_DEFAULTS = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Idle OpenMP threads sleep. By default they spin, and two engines on the same cores then slow each other down more
+    # than twentyfold.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "CUDA_VISIBLE_DEVICES": "0",  # one GPU a process: the trainer has no data parallelism inside a process
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS is not deterministic
+}
+
+# torch reports a failed allocation on the CPU, and a full disk, as RuntimeError or SafetensorError with these words.
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+DISK_FULL_WORDS = (
+    "No space left on device",
+    "File too large",
+    "os error 28",
+    "os error 27",
+    "PytorchStreamWriter failed writing",
+    "unexpected pos",
+)
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class StopRequest:
+    """SIGTERM and SIGINT: raised at once, or kept for the end of the optimiser step while ``deferred``."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the body finish what it is doing; it asks ``requested``. Raises ``Interrupted`` after the body."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            raise Interrupted
+
+
+stop = StopRequest()
+
+
+def run(work: Work[Job], job_type: type[Job], description: str, argv: Sequence[str] | None = None) -> int:
+    """Be an engine process: read ``RUN_DIR/job.json``, do ``work``, write ``RUN_DIR/result.json``.
+
+    Returns the exit code: 0, ``EXIT_FAILED`` with the reason in ``result.json``, or ``EXIT_INTERRUPTED``.
+    """
+    run_dir = parse_run_dir(description, argv)
+    set_up_process()
+    return execute(work, job_type, run_dir)
+
+
+def parse_run_dir(description: str, argv: Sequence[str] | None) -> Path:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="RUN_DIR holds job.json and, for some jobs, dataset.jsonl. The outcome is in RUN_DIR/result.json. "
+        f"Exit codes: 0 done, {jobspec.EXIT_FAILED} failed, {jobspec.EXIT_INTERRUPTED} stopped on request (start it "
+        f"again to go on), {jobspec.EXIT_ORPHANED} the supervising process is gone.",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="run directory of this job")
+    run_dir: Path = parser.parse_args(argv).run_dir
+    if not run_dir.is_dir():
+        parser.error(f"{run_dir} is not a directory")
+    return run_dir.resolve()
+
+
+def set_up_process() -> None:
+    for name, value in ENVIRONMENT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, stop.handle)
+    signal.signal(signal.SIGINT, stop.handle)
+    watch_supervisor()
+    os.nice(NICENESS)
+    volunteer_for_oom_killer()
+
+
+def watch_supervisor() -> None:
+    """End this process when the write end of the supervisor's pipe closes, which happens however it dies."""
+    if (number := os.environ.get(jobspec.PARENT_FD_VARIABLE)) is None:
+        return
+    descriptor = int(number)
+    os.set_inheritable(descriptor, False)
+
+    def wait_for_end_of_file() -> None:
+        while os.read(descriptor, 1):
+            pass
+        os._exit(jobspec.EXIT_ORPHANED)
+
+    threading.Thread(target=wait_for_end_of_file, name="supervisor-watch", daemon=True).start()
+
+
+def volunteer_for_oom_killer() -> None:
+    # Not on every system, and not allowed in every container; the run is right without it.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
+def execute(work: Work[Job], job_type: type[Job], run_dir: Path) -> int:
+    """Do ``work`` and tell how it ended. The result of an earlier attempt goes first, lest it look like this one's."""
+    (run_dir / "result.json").unlink(missing_ok=True)
+    try:
+        job = jobspec.read_job(run_dir, job_type)
+        details = work(run_dir, job)
+    except (Interrupted, KeyboardInterrupt):
+        tell("Stopped on request.")
+        return jobspec.EXIT_INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        write_failure(run_dir, explain(error, run_dir))
+        return jobspec.EXIT_FAILED
+    jobspec.write_atomically(run_dir / "result.json", Result(ok=True, details=details).to_json())
+    return 0
+
+
+def write_failure(run_dir: Path, result: Result) -> None:
+    """Write the reason, also on a full disk: what this attempt has half written is given back first."""
+    shutil.rmtree(run_dir / ".checkpoint.partial", ignore_errors=True)
+    try:
+        jobspec.write_atomically(run_dir / "result.json", result.to_json())
+    except OSError as error:
+        tell(f"result.json could not be written: {error}\n{result.error}")
+
+
+def explain(error: Exception, run_dir: Path) -> Result:
+    """The words for ``error``."""
+    if isinstance(error, EngineError):
+        return _failure(error.code, error.message, error.hint)
+    if isinstance(error, (jobspec.SpecError, FileNotFoundError)) or type(error).__name__ == "JSONDecodeError":
+        return _failure("bad_job", _last_line(error), "The run directory was not written by this version.")
+    if is_out_of_memory(error):
+        hint = "Lower the micro batch or the maximum length, or use a machine with more memory."
+        return _failure("out_of_memory", "There was not enough memory.", hint)
+    if is_disk_full(error):
+        free = shutil.disk_usage(run_dir).free / 2**20
+        message = f"The disk is full or a file limit was reached; {free:,.0f} MiB are free where the run is stored."
+        return _failure("disk_full", message, "Free some space or move the data directory, then start the run again.")
+    return _failure("crashed", _last_line(error), "The whole traceback is in the log of this run.")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+
+
+def is_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+        return True
+    named = isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError"
+    return named and any(words in str(error) for words in DISK_FULL_WORDS)
+
+
+def tell(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
+def _last_line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _failure(code: str, message: str, hint: str) -> Result:
+    return Result(ok=False, error_code=code, error=message, hint=hint)

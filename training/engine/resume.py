@@ -1,0 +1,77 @@
+"""Going on with a training run that was stopped: which saved states are whole, and whose they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+SEAL = "sealed.json"
+PREFIX = "checkpoint-"
+
+
+def seal(state_dir: Path) -> None:
+    """Bring a saved state to the disk and list its files with their sizes. A state without the list is torn."""
+    sizes = {}
+    for path in sorted(state_dir.rglob("*")):
+        if path.is_file():
+            sync(path)
+            sizes[str(path.relative_to(state_dir))] = path.stat().st_size
+    staging = state_dir / f".{SEAL}"
+    staging.write_text(json.dumps(sizes), encoding="utf-8")
+    sync(staging)
+    staging.replace(state_dir / SEAL)
+    sync(state_dir)
+
+
+def is_whole(state_dir: Path) -> bool:
+    try:
+        sizes: dict[str, int] = json.loads((state_dir / SEAL).read_text(encoding="utf-8"))
+        return all((state_dir / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def last_state(trainer_dir: Path, identity: str) -> Path | None:
+    """The newest whole state of the job ``identity``. Torn states, and all states of another job, are removed."""
+    trainer_dir.mkdir(exist_ok=True)
+    owner = trainer_dir / "job.sha256"
+    if not owner.is_file() or owner.read_text(encoding="ascii") != identity:
+        shutil.rmtree(trainer_dir)
+        trainer_dir.mkdir()
+        owner.write_text(identity, encoding="ascii")
+        return None
+    states = sorted(trainer_dir.glob(f"{PREFIX}*"), key=step_of)
+    for state in [state for state in states if not is_whole(state)]:
+        shutil.rmtree(state)
+        states.remove(state)
+    return states[-1] if states else None
+
+
+def step_of(state_dir: Path) -> int:
+    return int(state_dir.name.removeprefix(PREFIX))
+
+
+def job_identity(run_dir: Path) -> str:
+    """sha256 over the job and its data: a state is good for nothing else.
+
+    Where the weights lie does not count, because their hashes do, and neither does the number of threads: a run goes on
+    after its data directory has moved.
+    """
+    job = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
+    job.pop("threads", None)
+    for place in ("base_dir", "adapter_dir"):
+        job.get("reference", {}).pop(place, None)
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
+    digest.update(hashlib.sha256((run_dir / "dataset.jsonl").read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,278 @@
+"""The contract between the web side and the engine: what is in a run directory.
+
+Standard library only, because both sides import it. A run directory holds
+
+==================  ==========  =====================================================================
+file                written by  what
+==================  ==========  =====================================================================
+``job.json``        web side    one of the jobs below, with every default resolved
+``dataset.jsonl``   web side    one ``PromptLine`` (sampling) or ``TripleLine`` (training) a line
+``metrics.jsonl``   engine      ``{"phase": ...}`` lines and one ``StepMetrics`` a logged optimiser step
+``samples.jsonl``   engine      one ``SampledPair`` a finished prompt (sampling)
+``held_out.jsonl``  engine      one ``PairScore`` a held-out triple (training)
+``result.json``     engine      a ``Result``; written last, by rename
+``checkpoint/``     engine      weights and tokenizer to publish; only valid beside a successful result
+``trainer/``        engine      private resume state; never leaves the machine
+``train.log``       web side    stdout and stderr of the engine, bounded
+==================  ==========  =====================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+Message = dict[str, str]
+FinishReason = Literal["stop", "length", ""]
+Split = Literal["train", "held_out"]
+
+# Exit codes of an engine process, beside 0.
+EXIT_FAILED = 1  # result.json carries the reason
+EXIT_INTERRUPTED = 75  # told to stop, state saved, start it again to go on (EX_TEMPFAIL)
+EXIT_ORPHANED = 76  # the supervising process is gone
+
+# The engine reads this descriptor until end of file, which means that its supervisor has died.
+PARENT_FD_VARIABLE = "TIEBREAK_PARENT_FD"
+
+
+class SpecError(ValueError):
+    """A job, line or result that does not have the fields it must have."""
+
+
+class JsonRecord:
+    """A frozen dataclass that goes to JSON and back and refuses what it does not know."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(data) - known):
+            raise SpecError(f"{cls.__name__} has no field {', '.join(unknown)}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise SpecError(f"{cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ModelRef(JsonRecord):
+    """Weights on this machine: full weights, and an adapter on top where there is one.
+
+    The hashes are the content hashes of the two checkpoints (sha256 of their manifests), so that a result can say what
+    it was computed from. The directories are private to the machine and never enter a checkpoint.
+    """
+
+    base_dir: str
+    base_hash: str
+    adapter_dir: str | None = None
+    adapter_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class SampleJob(JsonRecord):
+    """Write two responses to each prompt of ``dataset.jsonl``."""
+
+    kind: ClassVar[str] = "sample"
+    model: ModelRef
+    seed: int
+    temperature: float = 0.9
+    top_p: float = 0.95
+    max_new_tokens: int = 192
+    max_length: int = 1024  # of prompt + completion in training; pairs equal within it are sampled again
+    prompts_per_batch: int = 16
+    max_attempts: int = 3  # tries to get two different responses before the prompt is refused
+    threads: int = 0  # 0 leaves the choice to torch
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class TrainJob(JsonRecord):
+    """Direct Preference Optimization (Rafailov et al. 2023, eq. 7) on the triples of ``dataset.jsonl``.
+
+    The policy starts as the reference, so the first step must show a margin of zero.
+    """
+
+    kind: ClassVar[str] = "train_dpo"
+    reference: ModelRef
+    seed: int
+    method: Literal["lora", "full"] = "lora"
+    beta: float = 0.1
+    learning_rate: float = 5e-5
+    epochs: float = 3.0
+    pairs_per_step: int = 8  # optimiser batch: micro_batch x accumulation
+    micro_batch: int = 2
+    max_length: int = 1024
+    warmup_ratio: float = 0.1
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    save_every_steps: int = 5
+    base_name: str = ""  # public name of the base weights, written to adapter_config.json in place of a path
+    threads: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class MergeJob(JsonRecord):
+    """Fold the adapter of ``model`` into its base weights and write them to ``checkpoint/``."""
+
+    kind: ClassVar[str] = "merge"
+    model: ModelRef
+    dtype: Literal["base", "float32", "bfloat16"] = "base"  # "base": the precision that the base is stored in
+
+
+@dataclass(frozen=True)
+class ImportJob(JsonRecord):
+    """Bring a model into Tiebreak's own form: safetensors and tokenizer in ``checkpoint/``."""
+
+    kind: ClassVar[str] = "import_model"
+    source_kind: Literal["gguf", "directory", "hub"]
+    source: str  # a file, a directory or a Hub id
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class PromptLine(JsonRecord):
+    prompt_id: str
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Completion(JsonRecord):
+    """y: the text, and the tokens as sampled; empty ``token_ids`` if the text did not come from a sampler here."""
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = ""
+
+
+@dataclass(frozen=True)
+class TripleLine(JsonRecord):
+    """(x, y_w, y_l) with the preferences behind it."""
+
+    pair_id: str
+    prompt_id: str
+    split: Split
+    messages: list[Message]
+    chosen: Completion
+    rejected: Completion
+    preference_ids: list[int]
+    weight: float = 1.0
+    label_noise: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        nested = {key: Completion.from_dict(data[key]) for key in ("chosen", "rejected") if key in data}
+        return super().from_dict(data | nested)
+
+
+@dataclass(frozen=True)
+class SampledResponse(JsonRecord):
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    seed: int
+
+
+@dataclass(frozen=True)
+class SampledPair(JsonRecord):
+    """Two different responses to a prompt, or the reason why there are none (``refused``)."""
+
+    prompt_id: str
+    responses: list[SampledResponse] = field(default_factory=list)
+    attempts: int = 1
+    refused: str = ""
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        responses = [SampledResponse.from_dict(item) for item in data.get("responses", [])]
+        return super().from_dict(data | {"responses": responses})
+
+
+@dataclass(frozen=True)
+class StepMetrics(JsonRecord):
+    """One logged optimiser step. Log-probabilities in nats, summed over a completion, averaged over the batch."""
+
+    step: int
+    steps: int
+    seconds: float  # spent training, summed over attempts
+    loss: float
+    reward_margin: float
+    reward_accuracy: float
+    logp_chosen: float
+    logp_rejected: float
+    learning_rate: float
+    grad_norm: float
+    epoch: float
+
+
+@dataclass(frozen=True)
+class PairScore(JsonRecord):
+    """Held-out log-probabilities of one triple in nats, summed over the completion's tokens.
+
+    ``reference`` is the frozen reference, ``policy`` the trained policy. The implicit reward margin is
+    beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)) (Rafailov et al. 2023, eq. 5).
+    """
+
+    pair_id: str
+    prompt_id: str
+    reference_chosen: float
+    reference_rejected: float
+    policy_chosen: float
+    policy_rejected: float
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+@dataclass(frozen=True)
+class Result(JsonRecord):
+    """How an engine process ended, in its own words."""
+
+    ok: bool
+    error_code: str = ""  # e.g. out_of_memory, disk_full, bad_weights, bad_dataset, wrong_reference
+    error: str = ""  # one sentence a person understands
+    hint: str = ""  # what to do about it
+    details: dict[str, Any] = field(default_factory=dict)  # device, dtype, versions, counts, figures
+
+
+_Job = TypeVar("_Job", bound=JsonRecord)
+
+
+def write_job(run_dir: Path, job: SampleJob | TrainJob | MergeJob | ImportJob) -> None:
+    write_atomically(run_dir / "job.json", json.dumps({"kind": job.kind} | job.to_dict(), indent=1, ensure_ascii=False))
+
+
+def read_job(run_dir: Path, expected: type[_Job]) -> _Job:
+    data = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
+    kind = data.pop("kind", None)
+    if kind != expected.kind:  # type: ignore[attr-defined]
+        raise SpecError(f"{run_dir / 'job.json'} is a {kind!r} job, not {expected.kind!r}")  # type: ignore[attr-defined]
+    for key in ("model", "reference"):
+        if key in data:
+            data[key] = ModelRef.from_dict(data[key])
+    return expected.from_dict(data)
+
+
+def read_result(run_dir: Path) -> Result | None:
+    try:
+        return Result.from_dict(json.loads((run_dir / "result.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` with ``text``: a reader, or a crash, sees the old file or the new one and nothing between."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
