@@ -1,0 +1,174 @@
+"""Training over HTTP and JSON: triples, batches, runs, checkpoints, promotions. Thin; every write is a service's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import generics, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
+from labeling.api import NewestFirst
+from labeling.models import Project
+from training import services
+from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
+from training.recipe import LEARNING_RATES, Recipe
+from training.serializers import (
+    BatchSerializer,
+    CheckpointSerializer,
+    NewRunSerializer,
+    PromotionSerializer,
+    RunSerializer,
+    TriplePageSerializer,
+)
+
+TRIPLES_PER_PAGE = 500
+
+
+class TripleList(APIView):
+    """The triples of now, by pair. ``manage.py export_triples`` writes all of them to a file."""
+
+    @extend_schema(parameters=[OpenApiParameter("after", int)], responses=TriplePageSerializer)
+    def get(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug, REVIEWERS)
+        after = request.query_params.get("after", "0")
+        page = services.triple_page(
+            project, int(after) if after.isdecimal() and len(after) < 19 else 0, TRIPLES_PER_PAGE
+        )
+        return Response({"results": [triple.to_dict() for triple in page.triples], "next_after": page.next_after})
+
+
+class BatchList(generics.ListCreateAPIView[SampleBatch]):
+    """Sample batches, newest first; POST asks the policy for pairs."""
+
+    serializer_class = BatchSerializer
+    pagination_class = NewestFirst
+    queryset = SampleBatch.objects.none()
+
+    def get_queryset(self) -> QuerySet[SampleBatch]:
+        project = _project(self.request, self.kwargs["slug"], REVIEWERS)
+        return SampleBatch.objects.filter(project=project).select_related("policy")
+
+    def perform_create(self, serializer: Any) -> None:
+        project = _project(self.request, self.kwargs["slug"], ADMINS)
+        pairs = serializer.validated_data["wanted"]
+        serializer.instance = services.request_samples(project=project, pairs=pairs, by=person(self.request))
+
+
+class RunList(generics.ListAPIView[TrainingRun]):
+    """Runs, newest first; POST freezes the triples of now and queues a run."""
+
+    serializer_class = RunSerializer
+    pagination_class = NewestFirst
+    queryset = TrainingRun.objects.none()
+
+    def get_queryset(self) -> QuerySet[TrainingRun]:
+        return _runs(_project(self.request, self.kwargs["slug"], REVIEWERS))
+
+    @extend_schema(request=NewRunSerializer, responses={201: RunSerializer})
+    def post(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug, ADMINS)
+        form = NewRunSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        wanted = dict(form.validated_data.get("recipe", {}))
+        method = str(wanted.get("method", Recipe.method))
+        wanted.setdefault("learning_rate", LEARNING_RATES.get(method, Recipe.learning_rate))
+        run = services.request_run(
+            project=project,
+            recipe=Recipe.from_dict(wanted),
+            reference=_checkpoint(project, form.validated_data.get("reference")),
+            seed=form.validated_data.get("seed"),
+            by=person(request),
+        )
+        return Response(RunSerializer(run).data, status=status.HTTP_201_CREATED)
+
+
+class RunDetail(APIView):
+    """One run: state, progress, recipe, what came out."""
+
+    @extend_schema(responses=RunSerializer)
+    def get(self, request: Request, slug: str, number: int) -> Response:
+        return Response(RunSerializer(_run(_project(request, slug, REVIEWERS), number)).data)
+
+
+class RunCancel(APIView):
+    """Stop a run after its current step; it can be resumed."""
+
+    @extend_schema(request=None, responses={202: RunSerializer})
+    def post(self, request: Request, slug: str, number: int) -> Response:
+        run = _run(_project(request, slug, ADMINS), number)
+        services.cancel_job(job=run)
+        run.refresh_from_db()
+        return Response(RunSerializer(run).data, status=status.HTTP_202_ACCEPTED)
+
+
+class RunResume(APIView):
+    """Queue a cancelled or failed run again, from its last saved step."""
+
+    @extend_schema(request=None, responses={202: RunSerializer})
+    def post(self, request: Request, slug: str, number: int) -> Response:
+        run = _run(_project(request, slug, ADMINS), number)
+        services.resume_job(job=run)
+        run.refresh_from_db()
+        return Response(RunSerializer(run).data, status=status.HTTP_202_ACCEPTED)
+
+
+class CheckpointList(generics.ListAPIView[Checkpoint]):
+    """Checkpoints that the project may use, newest first."""
+
+    serializer_class = CheckpointSerializer
+    pagination_class = NewestFirst
+    queryset = Checkpoint.objects.none()
+
+    def get_queryset(self) -> QuerySet[Checkpoint]:
+        project = _project(self.request, self.kwargs["slug"], REVIEWERS)
+        rows: QuerySet[Checkpoint] = services.usable_checkpoints(project).select_related("base", "parent")
+        return rows
+
+
+class PromotionList(generics.ListCreateAPIView[Promotion]):
+    """What was the policy when, newest first; POST promotes a checkpoint."""
+
+    serializer_class = PromotionSerializer
+    pagination_class = NewestFirst
+    queryset = Promotion.objects.none()
+
+    def get_queryset(self) -> QuerySet[Promotion]:
+        project = _project(self.request, self.kwargs["slug"], REVIEWERS)
+        return Promotion.objects.filter(project=project).select_related("checkpoint")
+
+    def perform_create(self, serializer: Any) -> None:
+        project = _project(self.request, self.kwargs["slug"], ADMINS)
+        data = serializer.validated_data
+        checkpoint = _checkpoint(project, data["checkpoint"]["uuid"])
+        assert checkpoint is not None
+        serializer.instance = services.promote_checkpoint(
+            project=project,
+            checkpoint=checkpoint,
+            by=person(self.request),
+            reason=data.get("reason", ""),
+        )
+
+
+def _project(request: Request, slug: str, roles: tuple[Role, ...]) -> Project:
+    return project_or_404(person(request), slug, roles)
+
+
+def _runs(project: Project) -> QuerySet[TrainingRun]:
+    return TrainingRun.objects.filter(project=project).select_related("snapshot", "reference", "checkpoint")
+
+
+def _run(project: Project, number: int) -> TrainingRun:
+    return get_object_or_404(_runs(project), number=number)
+
+
+def _checkpoint(project: Project, uuid: Any) -> Checkpoint | None:
+    if uuid is None:
+        return None
+    found: Checkpoint = get_object_or_404(services.usable_checkpoints(project), uuid=uuid)
+    return found

@@ -1,0 +1,119 @@
+"""Line charts as numbers for an inline SVG: scaled points, ticks, labels at the line's end. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 640, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 88, 12, 26
+MIN_LABEL_GAP = 14
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``."""
+
+    label: str
+    role: str
+    points: Sequence[tuple[float, float]]  # (x, y)
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point with its value for the pointer and for screen readers."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Line:
+    label: str
+    role: str
+    path: str
+    dots: list[Dot]
+    label_x: float
+    label_y: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    summary: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    zero_y: float | None
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    bottom: int = HEIGHT - BOTTOM
+
+
+def line_chart(title: str, series: Sequence[Series], *, x_max: float, x_name: str = "step") -> Chart | None:
+    """Scale the series into the chart's box; ``None`` without a finite point."""
+    finite = [Series(s.label, s.role, [p for p in s.points if math.isfinite(p[1])]) for s in series]
+    values = [y for one in finite for _, y in one.points]
+    if not values:
+        return None
+    ticks = nice_ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+
+    def x_of(x: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (x / x_max if x_max else 0), 1)
+
+    def y_of(y: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low), 1)
+
+    lines = []
+    for one in finite:
+        if not one.points:
+            continue
+        dots = [Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x:g}: {y:.4g}") for x, y in one.points]
+        path = "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots)
+        lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4))
+    summary = "; ".join(f"{one.label} {one.points[-1][1]:.4g}" for one in finite if one.points)
+    return Chart(
+        title=title,
+        summary=f"{title} at {x_name} {max(s.points[-1][0] for s in finite if s.points):g}: {summary}",
+        lines=_spread(lines),
+        x_ticks=[Tick(x_of(x), f"{x:g}") for x in nice_ticks(0, x_max, whole=True) if x <= x_max],
+        y_ticks=[Tick(y_of(y), f"{y:.6g}".replace("-", "\u2212")) for y in ticks],
+        zero_y=y_of(0) if low < 0 < high else None,
+    )
+
+
+def nice_ticks(low: float, high: float, *, count: int = 4, whole: bool = False) -> list[float]:
+    """Round values that enclose ``low`` to ``high`` in steps of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        spread = abs(low) * 0.1 or 1.0
+        low, high = low - spread, high + spread
+    raw = max((high - low) / count, 1e-12 * max(1.0, abs(low), abs(high)))  # closer values have one label
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    if last == first:
+        last += 1
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def _spread(lines: list[Line]) -> list[Line]:
+    """Move end labels apart so that none covers another."""
+    spread: list[Line] = []
+    for line in sorted(lines, key=lambda line: line.label_y):
+        y = max(line.label_y, spread[-1].label_y + MIN_LABEL_GAP) if spread else line.label_y
+        spread.append(Line(line.label, line.role, line.path, line.dots, line.label_x, y))
+    return spread

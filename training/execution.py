@@ -1,0 +1,232 @@
+"""What each kind of job does: how its run directory is prepared, what its engine reports, what is published."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from labeling.exceptions import LabelingError
+from labeling.models import Prompt
+from labeling.services import NewResponse, add_pair
+from training import registry, store
+from training.exceptions import JobFailed, LeaseLost
+from training.jobspec import MergeJob, PromptLine, Result, SampledPair, SampleJob, TrainJob, write_job
+from training.model_card import render_card
+from training.models import Checkpoint, CheckpointExport, Job, PairOrigin, SampleBatch, SampleRefusal, TrainingRun
+from training.rundir import LineReader, RunDir
+from training.supervision import Work
+
+
+class Training(Work[TrainingRun]):
+    """DPO on a snapshot."""
+
+    module = "train_dpo"
+
+    def __init__(self, job: TrainingRun, run_dir: RunDir) -> None:
+        super().__init__(job, run_dir)
+        self.lines = LineReader(run_dir.metrics)
+        self.progress: dict[str, Any] = {"phase": "starting"}
+
+    def prepare(self) -> bool:
+        snapshot = store.snapshot_path(self.job.snapshot.sha256)
+        if not snapshot.exists() or store.hash_file(snapshot) != self.job.snapshot.sha256:
+            raise JobFailed(
+                "snapshot_damaged",
+                f"The snapshot {self.job.snapshot.short_hash} is missing or was changed on disk, so it is not used.",
+                "Restore the file from a backup, or start a new run: it freezes a new snapshot.",
+            )
+        reference = self.job.reference
+        root = reference.base or reference
+        job = TrainJob(
+            reference=registry.weights_of(reference),
+            seed=self.job.seed,
+            base_name=root.public_name or root.name,
+            threads=settings.ENGINE_THREADS,
+            device=settings.ENGINE_DEVICE,
+            **self.job.recipe,
+        )
+        self.run_dir.dataset.unlink(missing_ok=True)
+        shutil.copyfile(snapshot, self.run_dir.dataset)
+        write_job(self.run_dir.path, job)
+        return True
+
+    def tick(self) -> dict[str, Any]:
+        for line in self.lines.new_lines():
+            self.progress |= line
+        return dict(self.progress)
+
+    def publish(self, result: Result) -> None:
+        run = self.job
+        is_adapter = run.recipe["method"] == "lora"
+        checkpoint = registry.register(
+            staging_name=f"{run.uuid}-{run.fence}",
+            source=self.run_dir.checkpoint,
+            kind=Checkpoint.Kind.DPO,
+            name=f"{run.project.slug}-dpo-{run.number}",
+            project=run.project,
+            base=(run.reference.base or run.reference) if is_adapter else None,
+            parent=run.reference,
+            public_name="" if is_adapter else f"{run.project.slug}-dpo-{run.number}",
+            licence=run.reference.licence,
+            lineage=_lineage(run, result),
+            details=result.details,
+        )
+        try:
+            if is_adapter:
+                archive = store.archive_path(checkpoint.uuid, "adapter")
+                store.write_archive(store.checkpoint_dir(checkpoint.uuid), archive, checkpoint.name)
+            with transaction.atomic():
+                checkpoint.save()
+                if not run.update_held(checkpoint=checkpoint) or not run.finish(Job.State.SUCCEEDED):
+                    raise LeaseLost
+        except LeaseLost:
+            # Only here is it sure that no row names the directory: a commit may succeed and still report an error.
+            store.discard(checkpoint.uuid)
+            raise
+        self.run_dir.drop_resume_state()
+
+
+def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
+    snapshot = run.snapshot
+    counted = ("sha256", "train_triples", "held_out_triples", "ties", "both_bad", "split_votes")
+    return {
+        "reference": {"name": run.reference.name, "content_hash": run.reference.content_hash},
+        "snapshot": {name: getattr(snapshot, name) for name in counted},
+        "recipe": run.recipe,
+        "seed": run.seed,
+        "versions": result.details.get("versions", {}),
+        "created_at": timezone.now().isoformat(timespec="seconds"),
+    }
+
+
+class Sampling(Work[SampleBatch]):
+    """Two responses a prompt; each pair is published as soon as the engine has written it."""
+
+    module = "sample"
+
+    def __init__(self, job: SampleBatch, run_dir: RunDir) -> None:
+        super().__init__(job, run_dir)
+        self.pairs = LineReader(run_dir.samples)
+        self.lines = LineReader(run_dir.metrics)
+        self.progress: dict[str, Any] = {"phase": "starting", "total": job.wanted}
+        self.prompts: dict[int, Prompt] = {}
+
+    def prepare(self) -> bool:
+        self.prompts = Prompt.objects.select_related("project").in_bulk(self.job.prompt_ids)
+        wanted = [self.prompts[pk] for pk in self.job.prompt_ids if pk in self.prompts]
+        lines = (PromptLine(str(prompt.pk), prompt.messages).to_json() + "\n" for prompt in wanted)
+        with self.run_dir.dataset.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        job = SampleJob(
+            model=registry.weights_of(self.job.policy),
+            seed=self.job.seed,
+            threads=settings.ENGINE_THREADS,
+            device=settings.ENGINE_DEVICE,
+            **self.job.decoding,
+        )
+        write_job(self.run_dir.path, job)
+        return bool(wanted)
+
+    def tick(self) -> dict[str, Any]:
+        for line in self.lines.new_lines():
+            self.progress |= line
+        for line in self.pairs.new_lines():
+            self._take(SampledPair.from_dict(line))
+        self.progress["done"] = self.job.pairs_made + self.job.prompts_refused
+        return dict(self.progress)
+
+    def _take(self, sampled: SampledPair) -> None:
+        """Publish one pair, once: an attempt that starts again reads the same lines again."""
+        prompt = self.prompts[int(sampled.prompt_id)]
+        key = {"batch": self.job, "prompt": prompt}
+        if PairOrigin.objects.filter(**key).exists() or SampleRefusal.objects.filter(**key).exists():
+            return
+        with transaction.atomic():
+            if not sampled.refused:
+                sampled = self._add(prompt, sampled)
+            if sampled.refused:
+                SampleRefusal.objects.create(**key, reason=sampled.refused)
+                counted = {"prompts_refused": F("prompts_refused") + 1}
+            else:
+                counted = {"pairs_made": F("pairs_made") + 1}
+            if not self.job.update_held(**counted):
+                raise LeaseLost
+        self.job.refresh_from_db(fields=["pairs_made", "prompts_refused"])
+
+    def _add(self, prompt: Prompt, sampled: SampledPair) -> SampledPair:
+        first, second = sampled.responses
+        try:
+            pair = add_pair(
+                prompt=prompt,
+                responses=(_new_response(first), _new_response(second)),
+                priority=self.job.priority,
+            )
+        except LabelingError as error:
+            return SampledPair(sampled.prompt_id, refused=str(error))
+        PairOrigin.objects.create(
+            pair=pair,
+            batch=self.job,
+            policy=self.job.policy,
+            prompt=prompt,
+            seed_a=first.seed,
+            seed_b=second.seed,
+            attempts=sampled.attempts,
+        )
+        return sampled
+
+    def publish(self, result: Result) -> None:
+        if not self.job.finish(Job.State.SUCCEEDED):
+            raise LeaseLost
+
+
+def _new_response(sampled: Any) -> NewResponse:
+    # PostgreSQL cannot hold a NUL, and a model can write one.
+    return NewResponse(sampled.text.replace("\x00", "\ufffd"), sampled.token_ids, sampled.finish_reason)
+
+
+class Export(Work[CheckpointExport]):
+    """An archive of full weights: the adapter folded into its base, or the directory as it is."""
+
+    module = "merge"
+
+    def prepare(self) -> bool:
+        checkpoint = self.job.checkpoint
+        model = registry.weights_of(checkpoint)
+        if not checkpoint.is_adapter:
+            return False
+        write_job(self.run_dir.path, MergeJob(model=model))
+        return True
+
+    def tick(self) -> dict[str, Any]:
+        return {"phase": "merging the adapter into its base"}
+
+    def publish(self, result: Result) -> None:
+        checkpoint = self.job.checkpoint
+        directory = store.checkpoint_dir(checkpoint.uuid)
+        if checkpoint.is_adapter:
+            directory = _merged_directory(checkpoint, self.run_dir)
+        target = store.archive_path(checkpoint.uuid, "merged")
+        sha256, size = store.write_archive(directory, target, f"{checkpoint.name}-merged")
+        shutil.rmtree(self.run_dir.path, ignore_errors=True)
+        with transaction.atomic():
+            if not self.job.update_held(sha256=sha256, size_bytes=size) or not self.job.finish(Job.State.SUCCEEDED):
+                raise LeaseLost
+
+
+def _merged_directory(checkpoint: Checkpoint, run_dir: RunDir) -> Any:
+    """Describe the merged weights: the adapter's own manifest, with the files of the full model and no base."""
+    files = store.list_files(run_dir.checkpoint)
+    manifest = store.read_manifest(checkpoint.uuid) | {
+        "name": f"{checkpoint.name}-merged",
+        "base": None,
+        "merged_from": checkpoint.content_hash,
+        "content_hash": store.content_hash(files),
+        "files": [vars(file) for file in files],
+    }
+    store.write_manifest(run_dir.checkpoint, manifest, render_card(manifest))
+    return run_dir.checkpoint

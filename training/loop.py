@@ -1,0 +1,98 @@
+"""What the scheduler does for each project: keep pairs open, retrain when the rule says so. Idempotent.
+
+Two schedulers at once ask for one batch and one run: the database allows only one active one of each.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from django.db.models import Q
+from django.utils import timezone
+
+from labeling.models import Project, Slot
+from training.exceptions import Rejected
+from training.models import Job, LoopRule, SampleBatch, TrainingRun
+from training.recipe import Recipe
+from training.services import MAX_PAIRS_PER_BATCH, count_new_triples, current_policy, request_run, request_samples
+
+log = logging.getLogger(__name__)
+
+# After a failed batch the scheduler leaves a person time to look, rather than failing in a circle.
+PAUSE_AFTER_FAILURE = timedelta(minutes=10)
+# Who counts as somebody that pairs must be open for.
+ACTIVE_LATELY = timedelta(days=1)
+
+
+def evaluate_rules() -> None:
+    for rule in LoopRule.objects.filter(project__is_paused=False).select_related("project"):
+        for evaluate in (refill, retrain):
+            try:
+                evaluate(rule)
+            except Rejected as refusal:
+                log.info("%s: %s", rule, refusal)
+            except Exception:
+                # One project in trouble must not stop the others.
+                log.exception("%s could not be evaluated", rule)
+
+
+def refill(rule: LoopRule) -> SampleBatch | None:
+    """Ask for pairs when fewer are open than the rule wants."""
+    project = rule.project
+    if not rule.open_pairs_wanted or current_policy(project) is None or not project.prompts.exists():
+        return None
+    newest = SampleBatch.objects.filter(project=project).first()
+    if newest and (newest.is_active or _stopped_lately(newest)):
+        return None
+    wanted = rule.open_pairs_wanted
+    missing = wanted - _open_for_the_worst_served(project, wanted)
+    if missing <= wanted // 2:
+        return None
+    return request_samples(project=project, pairs=min(missing, MAX_PAIRS_PER_BATCH))
+
+
+def _open_for_the_worst_served(project: Project, wanted: int) -> int:
+    """Slots open to the member who has the fewest, counted no further than ``wanted``.
+
+    A slot may be open and still be nobody's to take: whoever has judged or skipped its pair is not given it again.
+    """
+    open_slots = Slot.objects.filter(project=project, state=Slot.State.OPEN)
+    lately = Q(user__slots__project=project, user__slots__leased_at__gt=timezone.now() - ACTIVE_LATELY)
+    members = project.memberships.filter(lately).values_list("user_id", flat=True).distinct()
+    free = [Slot.objects.filter(project=project).open_for(user_id)[:wanted].count() for user_id in members]
+    return min(free, default=open_slots[:wanted].count())
+
+
+def _stopped_lately(job: Job) -> bool:
+    stopped = job.state in (Job.State.FAILED, Job.State.CANCELLED)
+    return stopped and job.finished_at is not None and timezone.now() - job.finished_at < PAUSE_AFTER_FAILURE
+
+
+def retrain(rule: LoopRule) -> TrainingRun | None:
+    """Start a run if the rule is on and its conditions hold; writes what it saw and decided onto the rule's row."""
+    new = count_new_triples(rule.project, rule.trained_preference_id)
+    reason = _why_not(rule, new)
+    run = None
+    if not reason:
+        try:
+            run = request_run(project=rule.project, recipe=Recipe(), is_automatic=True)
+            reason, new = f"{run} started.", 0
+        except Rejected as refusal:
+            reason = str(refusal)
+    LoopRule.objects.filter(pk=rule.pk).update(new_triples=new, verdict=reason[:300], evaluated_at=timezone.now())
+    return run
+
+
+def _why_not(rule: LoopRule, new: int) -> str:
+    if not rule.retrains:
+        return "Retraining by itself is off."
+    if TrainingRun.objects.active().filter(project=rule.project).exists():
+        return "A run is going on."
+    if new < rule.min_new_triples:
+        return f"{new} of {rule.min_new_triples} new triples."
+    if rule.trained_at and (
+        left := rule.trained_at + timedelta(minutes=rule.min_minutes_between) - timezone.now()
+    ) > timedelta(0):
+        return f"{new} new triples; the next run may start in {left.total_seconds() / 60:.0f} minutes."
+    return ""

@@ -1,0 +1,110 @@
+"""The model card of a checkpoint, written from its manifest alone. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def render_card(manifest: dict[str, Any]) -> str:
+    """Return ``README.md``: front matter, what it is, how to load it, what it was made from, how it scored."""
+    sections = [
+        _front_matter(manifest),
+        f"# {manifest['name']}\n\n{_summary(manifest)}",
+        _loading(manifest),
+        _lineage(manifest),
+        _figures(manifest),
+        _files(manifest),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(manifest: dict[str, Any]) -> str:
+    lines = ["---", "library_name: peft" if manifest["base"] else "library_name: transformers"]
+    if manifest["base"]:
+        lines.append(f"base_model: {json.dumps(manifest['base']['name'])}")
+    if manifest["licence"]:
+        lines.append(f"license: {json.dumps(manifest['licence'].lower())}")
+    tags = ["tiebreak"] + (["dpo", "human-preferences"] if manifest["kind"] == "dpo" else [])
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    if manifest["kind"] != "dpo":
+        return f"Weights that preference training started from. Content hash `{manifest['content_hash']}`."
+    kind = "A LoRA adapter" if manifest["base"] else "Full weights"
+    return (
+        f"{kind}, trained with Direct Preference Optimization (Rafailov et al. 2023) on human judgements of pairs, "
+        f"collected with Tiebreak. Content hash `{manifest['content_hash']}`."
+    )
+
+
+def _loading(manifest: dict[str, Any]) -> str:
+    if manifest["base"]:
+        base = manifest["base"]
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{base["name"]}")  # the weights it was trained on\n'
+            'model = PeftModel.from_pretrained(base, ".")\ntokenizer = AutoTokenizer.from_pretrained(".")'
+        )
+        note = (
+            f"\n\nThe base it was trained on has the content hash `{base['content_hash']}`. Other copies of "
+            f"`{base['name']}` may differ in precision; the merged weights of this checkpoint depend on no base."
+        )
+    else:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")'
+        )
+        note = ""
+    return f"## Load it\n\nIn this directory:\n\n```python\n{code}\n```{note}"
+
+
+def _lineage(manifest: dict[str, Any]) -> str:
+    if "recipe" not in manifest:
+        return ""
+    snapshot = manifest["snapshot"]
+    rows = [
+        ("Reference (frozen)", f"`{manifest['reference']['content_hash']}` ({manifest['reference']['name']})"),
+        ("Snapshot of triples", f"`{snapshot['sha256']}`"),
+        ("Triples", f"{snapshot['train_triples']} for training, {snapshot['held_out_triples']} held out"),
+        ("Left out", f"{snapshot['ties']} ties and {snapshot['both_bad']} both-bad judgements gave no triple"),
+        ("Seed", str(manifest["seed"])),
+        *((name.replace("_", " "), str(value)) for name, value in manifest["recipe"].items()),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())),
+    ]
+    return "## What it was made from\n\n" + _table(("", ""), rows)
+
+
+def _figures(manifest: dict[str, Any]) -> str:
+    held_out = manifest.get("figures", {}).get("held_out") or {}
+    if not held_out.get("pairs"):
+        return "" if "recipe" not in manifest else "## Held-out preferences\n\nNone were labelled before this run."
+    before, after = held_out["before"], held_out["after"]
+    rows = [
+        ("Preference accuracy (implicit reward)", f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}"),
+        ("Reward margin", f"{before['margin']:.3f}", f"{after['margin']:.3f}"),
+        ("Accuracy by log-probability", f"{before['logp_accuracy']:.3f}", f"{after['logp_accuracy']:.3f}"),
+    ]
+    interval = held_out.get("accuracy_interval")
+    note = f" 95% interval of the accuracy after: {interval[0]:.3f} to {interval[1]:.3f}." if interval else ""
+    return (
+        f"## Held-out preferences\n\n{held_out['pairs']} pairs on {held_out['prompts']} prompts that were never "
+        f"trained on; a tie counts as half.{note}\n\n" + _table(("", "before", "after"), rows)
+    )
+
+
+def _files(manifest: dict[str, Any]) -> str:
+    rows = [(f"`{file['path']}`", f"{file['size']:,}", f"`{file['sha256']}`") for file in manifest["files"]]
+    return "## Files\n\n" + _table(("File", "Bytes", "sha256"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    def lines() -> Iterator[str]:
+        yield "| " + " | ".join(head) + " |"
+        yield "|" + " --- |" * len(head)
+        for row in rows:
+            yield "| " + " | ".join(row) + " |"
+
+    return "\n".join(lines())

@@ -1,0 +1,133 @@
+"""An engine process under supervision: a death pipe, a bare environment, output within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from django.conf import settings
+
+from training.jobspec import PARENT_FD_VARIABLE
+from training.rundir import RunDir
+
+# What an engine may know of its surroundings. No secret, no database, no broker is among it.
+ALLOWED_VARIABLES = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HOME", "SSL_CERT_FILE"),
+)
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+MAX_LOG_BYTES = 4 * 2**20
+GRACE_SECONDS = 45.0
+
+_live: set[EngineProcess] = set()
+_lock = threading.Lock()
+_stopping = threading.Event()
+
+
+def stop_all() -> None:
+    """Tell every engine of this worker to save and end, and remember that the worker is on its way out."""
+    _stopping.set()
+    with _lock:
+        processes = list(_live)
+    for process in processes:
+        process.ask_to_stop()
+
+
+def is_stopping() -> bool:
+    return _stopping.is_set()
+
+
+class EngineProcess:
+    """A running ``python -m training.engine.NAME RUN_DIR``.
+
+    The engine reads a pipe of which only this process holds the other end. When this process dies, however it dies, the
+    engine sees end of file and exits, so no training goes on without a supervisor.
+    """
+
+    def __init__(self, module: str, run_dir: RunDir, *, online: bool = False) -> None:
+        read_end, self._write_end = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"training.engine.{module}", str(run_dir.path)],
+                cwd=settings.BASE_DIR,
+                env=_environment(read_end, online=online),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[read_end],
+                start_new_session=True,
+            )
+        finally:
+            os.close(read_end)
+        self._asked_to_stop = False
+        self._reader = threading.Thread(target=_keep_log, args=(self._process.stdout, run_dir.log), daemon=True)
+        self._reader.start()
+        with _lock:
+            _live.add(self)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait up to ``timeout`` seconds; the exit status if the engine has ended (negative: the signal)."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, once: the engine saves its state and exits with ``EXIT_INTERRUPTED``.
+
+        A stopping worker and its supervising thread may both ask; a second signal would hit the engine on its way out.
+        """
+        with _lock:
+            asked, self._asked_to_stop = self._asked_to_stop, True
+        if not asked:
+            self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the engine and whatever it started, and release the pipe."""
+        self.kill()
+        self._process.wait()
+        self._reader.join(timeout=5)
+        os.close(self._write_end)
+        with _lock:
+            _live.discard(self)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The group is the engine's own session, so this reaches its children and nobody else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def _environment(parent_fd: int, *, online: bool) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ALLOWED_VARIABLES if name in os.environ}
+    # The write end must not leak into the engine, or the pipe would never close; close_fds sees to that.
+    own = {PARENT_FD_VARIABLE: str(parent_fd), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Two engines whose idle threads spin on the same cores starve each other; sleeping ones do not.
+    own["OMP_WAIT_POLICY"] = "PASSIVE"
+    return kept | own | ({"HF_HUB_DISABLE_TELEMETRY": "1"} if online else OFFLINE)
+
+
+def _keep_log(stream: IO[bytes], path: Path) -> None:
+    """Copy output to the log; when it has reached its bound, keep the second half and go on."""
+    written = path.stat().st_size if path.exists() else 0
+    with stream, path.open("ab") as log:
+        for line in stream:
+            if written + len(line) > MAX_LOG_BYTES:
+                log.flush()
+                tail = path.read_bytes()[-MAX_LOG_BYTES // 2 :]
+                log.truncate(0)
+                written = log.write(b"[earlier output dropped]\n" + tail)
+            written += log.write(line)
+            log.flush()

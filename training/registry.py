@@ -1,0 +1,81 @@
+"""Checkpoints as rows and as directories held together: registering, and handing weights to an engine, verified."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from labeling.models import Project
+from training import store
+from training.jobspec import ModelRef
+from training.model_card import render_card
+from training.models import Checkpoint
+
+
+def register(
+    *,
+    staging_name: str,
+    source: Any,
+    kind: Checkpoint.Kind,
+    name: str,
+    project: Project | None = None,
+    base: Checkpoint | None = None,
+    parent: Checkpoint | None = None,
+    public_name: str = "",
+    licence: str = "",
+    lineage: dict[str, Any] | None = None,
+    details: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Hash, describe and move an engine's output into the store, and return the unsaved row for it.
+
+    The caller saves the row in the transaction that also checks that it still owns the job; until then the directory is
+    visible to nobody.
+    """
+    staging = store.stage(source, staging_name)
+    files = store.list_files(staging)
+    checkpoint = Checkpoint(
+        uuid=uuid.uuid4(),
+        project=project,
+        kind=kind,
+        name=name,
+        public_name=public_name or (base.public_name if base else ""),
+        licence=licence or (base.licence if base else ""),
+        base=base,
+        parent=parent,
+        content_hash=store.content_hash(files, base.content_hash if base else None),
+        size_bytes=sum(file.size for file in files),
+        details=details or {},
+    )
+    manifest = _manifest(checkpoint, files, lineage or {})
+    store.write_manifest(staging, manifest, render_card(manifest))
+    store.publish(staging, checkpoint.uuid)
+    return checkpoint
+
+
+def _manifest(checkpoint: Checkpoint, files: list[store.StoredFile], lineage: dict[str, Any]) -> dict[str, Any]:
+    base = checkpoint.base
+    return {
+        "name": checkpoint.name,
+        "kind": checkpoint.kind,
+        "content_hash": checkpoint.content_hash,
+        "files": [vars(file) for file in files],
+        "base": {"name": base.public_name or base.name, "content_hash": base.content_hash} if base else None,
+        "parent": checkpoint.parent.content_hash if checkpoint.parent else None,
+        "public_name": checkpoint.public_name,
+        "licence": checkpoint.licence,
+        "figures": checkpoint.details,
+    } | lineage
+
+
+def weights_of(checkpoint: Checkpoint) -> ModelRef:
+    """Verify the checkpoint's files, and its base's, against their hashes and say where they lie."""
+    base = checkpoint.base
+    if base is None:
+        directory = store.verify(checkpoint.uuid, checkpoint.content_hash)
+        return ModelRef(base_dir=str(directory), base_hash=checkpoint.content_hash)
+    return ModelRef(
+        base_dir=str(store.verify(base.uuid, base.content_hash)),
+        base_hash=base.content_hash,
+        adapter_dir=str(store.verify(checkpoint.uuid, checkpoint.content_hash, base.content_hash)),
+        adapter_hash=checkpoint.content_hash,
+    )

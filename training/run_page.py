@@ -1,0 +1,125 @@
+"""What a run's page shows, read from its row and its run directory. Pure reading; nothing is written here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from labeling.models import Prompt
+from training.charts import Chart, Series, line_chart
+from training.jobspec import PairScore, StepMetrics
+from training.models import Job, TrainingRun
+from training.recipe import LABELS
+from training.rundir import RunDir, log_tail, read_steps
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Everything on the page that changes while the run goes on."""
+
+    run: TrainingRun
+    phase: str
+    newest: StepMetrics | None
+    percent: int
+    eta_seconds: int | None
+    charts: list[Chart]
+    log: str
+    held_out: dict[str, Any]
+    recipe: list[tuple[str, Any]]
+
+
+def read_status(run: TrainingRun) -> RunStatus:
+    run_dir = RunDir.of(run.uuid)
+    steps = read_steps(run_dir)
+    newest = steps[-1] if steps else None
+    details = run.checkpoint.details if run.checkpoint else {}
+    return RunStatus(
+        run=run,
+        phase=_phase(run),
+        newest=newest,
+        percent=_percent(run, newest),
+        eta_seconds=eta_seconds(newest) if run.state == Job.State.RUNNING else None,
+        charts=run_charts(steps),
+        log=log_tail(run_dir),
+        held_out=details.get("held_out") or {},
+        recipe=[(LABELS.get(name, name), value) for name, value in run.recipe.items()],
+    )
+
+
+def _phase(run: TrainingRun) -> str:
+    if run.is_cancelling:
+        return "Cancelling: the engine saves its state and stops."
+    if run.state == Job.State.QUEUED:
+        return "Waiting for the training worker." if run.attempt == 0 else "Waiting to go on from the last saved step."
+    if run.state == Job.State.PUBLISHING:
+        return "Hashing and publishing the checkpoint."
+    return str(run.progress.get("phase", "")).capitalize()
+
+
+def _percent(run: TrainingRun, newest: StepMetrics | None) -> int:
+    if run.state == Job.State.SUCCEEDED:
+        return 100
+    return round(100 * newest.step / newest.steps) if newest and newest.steps else 0
+
+
+def eta_seconds(newest: StepMetrics | None) -> int | None:
+    """Seconds that the remaining steps take at the pace so far."""
+    if newest is None or newest.step == 0:
+        return None
+    return round(newest.seconds / newest.step * (newest.steps - newest.step))
+
+
+def run_charts(steps: list[StepMetrics]) -> list[Chart]:
+    """Loss, reward margin, accuracy, and the two log-probabilities, against the optimiser step."""
+    if not steps:
+        return []
+    x_max = float(steps[-1].steps)
+
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(float(step.step), getattr(step, name)) for step in steps]
+
+    charts = [
+        line_chart("Loss", [Series("loss", "main", points("loss"))], x_max=x_max),
+        line_chart("Reward margin", [Series("margin", "main", points("reward_margin"))], x_max=x_max),
+        line_chart("Reward accuracy", [Series("accuracy", "main", points("reward_accuracy"))], x_max=x_max),
+        line_chart(
+            "Log-probability of the responses, nats",
+            [Series("chosen", "main", points("logp_chosen")), Series("rejected", "other", points("logp_rejected"))],
+            x_max=x_max,
+        ),
+    ]
+    return [chart for chart in charts if chart]
+
+
+@dataclass(frozen=True)
+class HeldOutRow:
+    """One held-out triple: how far the policy moved each response, in nats, and the reward margin."""
+
+    pair_id: str
+    prompt: str
+    chosen: float
+    rejected: float
+    margin: float
+
+
+def held_out_rows(run: TrainingRun, limit: int = 200) -> list[HeldOutRow]:
+    """Held-out triples of a finished run with the implicit reward margin of each, the lowest first."""
+    path = RunDir.of(run.uuid).held_out
+    if not path.exists():
+        return []
+    scores = [PairScore.from_dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lowest = sorted(scores, key=_moved_apart)[:limit]
+    prompts = Prompt.objects.in_bulk([int(score.prompt_id) for score in lowest])
+    return [_held_out_row(score, str(prompts.get(int(score.prompt_id), "")), run.beta) for score in lowest]
+
+
+def _moved_apart(score: PairScore) -> float:
+    chosen = score.policy_chosen - score.reference_chosen
+    return chosen - (score.policy_rejected - score.reference_rejected)
+
+
+def _held_out_row(score: PairScore, prompt: str, beta: float) -> HeldOutRow:
+    chosen = score.policy_chosen - score.reference_chosen
+    rejected = score.policy_rejected - score.reference_rejected
+    return HeldOutRow(score.pair_id, prompt, chosen, rejected, beta * _moved_apart(score))

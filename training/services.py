@@ -1,0 +1,390 @@
+"""What people ask of training. Views, API, commands and the scheduler all come through here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import IntegrityError, transaction
+from django.db.models import Count, Max, Q
+from django.utils import timezone
+
+from labeling.models import Choice, Preference, Project, Prompt
+from training import registry, store
+from training.exceptions import Rejected
+from training.jobspec import Completion, TripleLine
+from training.models import (
+    Checkpoint,
+    CheckpointExport,
+    DatasetSnapshot,
+    Job,
+    LoopRule,
+    PairOrigin,
+    Promotion,
+    SampleBatch,
+    SampleRefusal,
+    TrainingRun,
+    new_seed,
+)
+from training.recipe import Decoding, Recipe
+from training.tasks import hint_on_commit
+from training.triples import Judgement, TripleCounts, derive_triples
+
+log = logging.getLogger(__name__)
+
+MIN_TRAIN_TRIPLES = 8
+MIN_TRAIN_PROMPTS = 2
+MAX_PAIRS_PER_BATCH = 2000
+Requester = User | None
+
+
+# Policy
+
+
+def current_policy(project: Project) -> Checkpoint | None:
+    """The checkpoint of the newest promotion."""
+    newest = Promotion.objects.filter(project=project).select_related("checkpoint__base").first()
+    return newest.checkpoint if newest else None
+
+
+def default_reference(project: Project) -> Checkpoint | None:
+    """The project's first policy: the SFT snapshot that everything is measured against."""
+    first = Promotion.objects.filter(project=project).select_related("checkpoint__base").order_by("pk").first()
+    return first.checkpoint if first else None
+
+
+def usable_checkpoints(project: Project) -> Any:
+    """What the project may train from or promote: its own checkpoints and those that belong to no project."""
+    return Checkpoint.objects.filter(Q(project=project) | Q(project__isnull=True))
+
+
+def promote_checkpoint(
+    *, project: Project, checkpoint: Checkpoint, by: Requester = None, reason: str = "", is_rollback: bool = False
+) -> Promotion:
+    """Make the checkpoint the project's policy and ask it for new pairs; they come before older open pairs."""
+    if checkpoint.project_id not in (None, project.pk):
+        raise Rejected(f"{checkpoint} belongs to another project.")
+    registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
+    with transaction.atomic():
+        _lock(project)
+        if current_policy(project) == checkpoint:
+            raise Rejected(f"{checkpoint} is the policy already.")
+        return _promote(project, checkpoint, by, reason, is_rollback)
+
+
+def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: str, is_rollback: bool) -> Promotion:
+    promotion = Promotion.objects.create(
+        project=project, checkpoint=checkpoint, promoted_by=by, reason=reason, is_rollback=is_rollback
+    )
+    for batch in SampleBatch.objects.active().filter(project=project).exclude(policy=checkpoint):
+        with contextlib.suppress(Rejected):  # it has just ended
+            cancel_job(job=batch)
+    if wanted := loop_rule(project).open_pairs_wanted:
+        with contextlib.suppress(Rejected):  # no prompts yet, or it is writing pairs already
+            request_samples(project=project, pairs=min(wanted, MAX_PAIRS_PER_BATCH), by=by)
+    return promotion
+
+
+def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Promotion:
+    """Promote the policy before the current one, as a new row."""
+    newest = Promotion.objects.filter(project=project).first()
+    if newest is None:
+        raise Rejected("Nothing was promoted yet.")
+    earlier = (
+        Promotion.objects.filter(project=project, pk__lt=newest.pk)
+        .exclude(checkpoint=newest.checkpoint)
+        .select_related("checkpoint")
+        .first()
+    )
+    if earlier is None:
+        raise Rejected(f"{newest.checkpoint} is the first policy; there is nothing to roll back to.")
+    return promote_checkpoint(
+        project=project, checkpoint=earlier.checkpoint, by=by, reason=reason or "Rolled back", is_rollback=True
+    )
+
+
+# Sampling
+
+
+@transaction.atomic
+def request_samples(
+    *, project: Project, pairs: int, decoding: Decoding | None = None, seed: int | None = None, by: Requester = None
+) -> SampleBatch:
+    """Ask the current policy for pairs on the prompts that have the fewest from it."""
+    _lock(project)
+    policy = current_policy(project)
+    if policy is None:
+        raise Rejected("The project has no policy yet. Add a model and promote it first.")
+    if not 1 <= pairs <= MAX_PAIRS_PER_BATCH:
+        raise Rejected(f"Ask for 1 to {MAX_PAIRS_PER_BATCH:,} pairs at a time, not {pairs:,}.")
+    if _has_active_batch(project, policy):
+        raise Rejected("This policy is already writing pairs for the project. Wait until it is done, or cancel it.")
+    prompt_ids = _prompts_to_sample(project, policy, pairs)
+    if not prompt_ids:
+        raise Rejected("There is no prompt to sample from. Import prompts first.")
+    batch = SampleBatch.objects.create(
+        project=project,
+        policy=policy,
+        prompt_ids=prompt_ids,
+        decoding=(decoding or Decoding()).to_dict(),
+        seed=new_seed() if seed is None else seed,
+        priority=float(Promotion.objects.filter(project=project).count()),
+        requested_by=by,
+    )
+    hint_on_commit(batch)
+    return batch
+
+
+def _has_active_batch(project: Project, policy: Checkpoint) -> bool:
+    return SampleBatch.objects.active().filter(project=project, policy=policy).exists()
+
+
+def _prompts_to_sample(project: Project, policy: Checkpoint, limit: int) -> list[int]:
+    refused = SampleRefusal.objects.filter(batch__project=project, batch__policy=policy).values("prompt")
+    from_policy = PairOrigin.objects.filter(policy=policy, prompt__project=project)
+    written = dict(from_policy.values_list("prompt").annotate(pairs=Count("pk")))
+    prompts = Prompt.objects.filter(project=project).exclude(pk__in=refused).order_by("?").values_list("pk", flat=True)
+    return sorted(prompts, key=lambda pk: written.get(pk, 0))[:limit]
+
+
+# Triples and snapshots
+
+
+def judgements(project: Project, pair_ids: Sequence[int] | None = None) -> Iterator[Judgement]:
+    """The project's current preferences, or those of some pairs, sorted by pair, in a stream."""
+    current = Preference.objects.filter(pair__project=project, is_current=True)
+    rows = (
+        (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
+        .select_related("pair__prompt", "pair__response_a", "pair__response_b")
+        .order_by("pair_id", "pk")
+    )
+    for preference in rows.iterator(chunk_size=1000):
+        pair = preference.pair
+        yield Judgement(
+            preference_id=preference.pk,
+            pair_id=pair.pk,
+            prompt_id=pair.prompt_id,
+            choice=preference.choice,
+            is_held_out=pair.prompt.is_held_out,
+            messages=pair.prompt.messages,
+            response_a=_completion(pair.response_a),
+            response_b=_completion(pair.response_b),
+        )
+
+
+def _completion(response: Any) -> Completion:
+    return Completion(response.text, response.token_ids, response.finish_reason)
+
+
+def write_triples(*, project: Project, path: Path) -> TripleCounts:
+    """Write the project's triples as JSONL, one a line, through a neighbouring file and a rename."""
+    counts = TripleCounts()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with staging.open("w", encoding="utf-8") as file:
+            for triple in derive_triples(judgements(project), counts):
+                file.write(triple.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    return counts
+
+
+@dataclass(frozen=True)
+class TriplePage:
+    """Some triples, and the pair to go on after; ``None`` at the end."""
+
+    triples: list[TripleLine]
+    next_after: int | None
+
+
+def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
+    """Triples of the next ``size`` judged pairs after a pair."""
+    judged = project.pairs.filter(pk__gt=after_pair_id, judgements_count__gt=0).order_by("pk")
+    pair_ids = list(judged.values_list("pk", flat=True)[:size])
+    triples = list(derive_triples(judgements(project, pair_ids), TripleCounts()))
+    return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
+
+
+def freeze_snapshot(*, project: Project) -> tuple[DatasetSnapshot, TripleCounts]:
+    """Write the triples of now into an immutable file named by its sha256, and record the preferences behind it.
+
+    The same triples give the same file, hence the same snapshot.
+    """
+    newest = Preference.objects.filter(pair__project=project).aggregate(newest=Max("pk"))["newest"] or 0
+    draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
+    counts = write_triples(project=project, path=draft)
+    sha256 = store.hash_file(draft)
+    draft.replace(store.snapshot_path(sha256))
+    with transaction.atomic():
+        snapshot, created = DatasetSnapshot.objects.get_or_create(
+            project=project,
+            sha256=sha256,
+            defaults={
+                "train_triples": counts.train,
+                "held_out_triples": counts.held_out,
+                "ties": counts.ties,
+                "both_bad": counts.both_bad,
+                "split_votes": counts.split_votes,
+                "last_preference_id": newest,
+            },
+        )
+        if created:
+            snapshot.preferences.set(counts.preference_ids)
+        elif snapshot.last_preference_id < newest:
+            snapshot.last_preference_id = newest
+            snapshot.save(update_fields=["last_preference_id"])
+    return snapshot, counts
+
+
+# Runs
+
+
+def request_run(
+    *,
+    project: Project,
+    recipe: Recipe,
+    reference: Checkpoint | None = None,
+    seed: int | None = None,
+    by: Requester = None,
+    is_automatic: bool = False,
+) -> TrainingRun:
+    """Freeze the triples of now and queue a DPO run on them; ``Rejected`` with the reason if it makes no sense."""
+    recipe.check()
+    _refuse_second_run(project)
+    reference = reference or default_reference(project)
+    if reference is None:
+        raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    snapshot, counts = freeze_snapshot(project=project)
+    _refuse_too_little(counts)
+    try:
+        with transaction.atomic():
+            _lock(project)
+            last = TrainingRun.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
+            run = TrainingRun.objects.create(
+                project=project,
+                number=last + 1,
+                snapshot=snapshot,
+                reference=reference,
+                recipe=recipe.to_dict(),
+                seed=new_seed() if seed is None else seed,
+                requested_by=by,
+                is_automatic=is_automatic,
+            )
+            LoopRule.objects.filter(project=project).update(
+                trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0
+            )
+            hint_on_commit(run)
+    except IntegrityError:
+        _refuse_second_run(project)
+        raise
+    return run
+
+
+def _refuse_second_run(project: Project) -> None:
+    if active := TrainingRun.objects.active().filter(project=project).first():
+        raise Rejected(f"{active} is still going on. Wait until it is done, or cancel it.")
+
+
+def _refuse_too_little(counts: TripleCounts) -> None:
+    if counts.train >= MIN_TRAIN_TRIPLES and len(counts.train_prompts) >= MIN_TRAIN_PROMPTS:
+        return
+    raise Rejected(
+        f"There is not enough to train on: {counts.train} triples on {len(counts.train_prompts)} prompts, and at least "
+        f"{MIN_TRAIN_TRIPLES} on {MIN_TRAIN_PROMPTS} are needed. {_where_labels_went(counts)}"
+    )
+
+
+def _where_labels_went(counts: TripleCounts) -> str:
+    parts = [
+        (counts.ties, "ties"),
+        (counts.both_bad, "both-bad judgements"),
+        (counts.split_votes, "pairs with split votes"),
+    ]
+    kept = [f"{number} {name}" for number, name in parts if number]
+    if counts.held_out:
+        kept.append(f"{counts.held_out} triples on held-out prompts, which are only evaluated on")
+    return f"Kept, but not trained on: {', '.join(kept)}." if kept else "Label some pairs first."
+
+
+def cancel_job(*, job: Job) -> None:
+    """Cancel at once what waits; ask the worker of what runs to save and stop."""
+    now = timezone.now()
+    jobs = type(job).objects.filter(pk=job.pk)
+    if jobs.filter(state=Job.State.QUEUED).update(state=Job.State.CANCELLED, finished_at=now, cancel_requested_at=now):
+        return
+    if not jobs.filter(state=Job.State.RUNNING).update(cancel_requested_at=now):
+        job.refresh_from_db()
+        raise Rejected(f"{job} is {job.get_state_display().lower()}, so there is nothing to cancel.")
+
+
+def resume_job(*, job: Job) -> None:
+    """Queue a cancelled or failed job again. It goes on from its last saved step with the same frozen inputs."""
+    stopped = [Job.State.CANCELLED, Job.State.FAILED]
+    try:
+        with transaction.atomic():
+            resumed = (
+                type(job)
+                .objects.filter(pk=job.pk, state__in=stopped)
+                .update(
+                    state=Job.State.QUEUED,
+                    attempt=0,
+                    cancel_requested_at=None,
+                    not_before=None,
+                    hinted_at=None,
+                    finished_at=None,
+                    error_code="",
+                    error="",
+                    hint="",
+                )
+            )
+    except IntegrityError:
+        raise Rejected("Another one is still going on. Wait until it is done, or cancel it.") from None
+    if not resumed:
+        raise Rejected(f"Only what was cancelled or has failed can be resumed, and {job} was not.")
+    hint_on_commit(job)
+
+
+def request_export(*, checkpoint: Checkpoint, by: Requester = None) -> CheckpointExport:
+    """Ask for an archive of full weights, once; asking again after a failure tries again."""
+    export, created = CheckpointExport.objects.get_or_create(checkpoint=checkpoint, defaults={"requested_by": by})
+    if created:
+        hint_on_commit(export)
+    elif export.state == Job.State.SUCCEEDED and not store.archive_path(checkpoint.uuid, "merged").exists():
+        export.delete()  # the downloads were lost or cleared; they can be made again
+        return request_export(checkpoint=checkpoint, by=by)
+    elif export.state in (Job.State.FAILED, Job.State.CANCELLED):
+        resume_job(job=export)
+        export.refresh_from_db()
+    return export
+
+
+# The loop by itself
+
+
+def loop_rule(project: Project) -> LoopRule:
+    rule, _ = LoopRule.objects.get_or_create(project=project)
+    return rule
+
+
+def count_new_triples(project: Project, after_preference_id: int) -> int:
+    """Pairs with a decided preference newer than the watermark. Costs in the number of new preferences, not of all."""
+    decided = Preference.objects.filter(
+        pair__project=project, pk__gt=after_preference_id, is_current=True, choice__in=[Choice.A, Choice.B]
+    )
+    return decided.filter(pair__prompt__is_held_out=False).values("pair").distinct().count()
+
+
+def _lock(project: Project) -> None:
+    Project.objects.select_for_update().get(pk=project.pk)

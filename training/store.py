@@ -1,0 +1,216 @@
+"""The store of immutable checkpoints: manifest, content hash, publishing by rename, verification, archive.
+
+A checkpoint's directory holds its files, a model card (``README.md``) and ``manifest.json``. The content hash covers
+the weights and tokenizer files, and the base for an adapter, so that the same policy has the same hash everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from training.exceptions import CheckpointDamaged
+
+MANIFEST = "manifest.json"
+MODEL_CARD = "README.md"
+FORMAT = 1
+PUBLISHABLE = (".json", ".safetensors", ".jinja", ".txt", ".model", ".md")
+ZIP_DATE = (2000, 1, 1, 0, 0, 0)  # the same bytes give the same archive, whenever it is made
+CHUNK = 2**20
+ORPHAN_PATIENCE_SECONDS = 24 * 3600
+STAGING_PATIENCE_SECONDS = 600  # a model that is being imported belongs to no job
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    path: str
+    size: int
+    sha256: str
+
+
+def checkpoint_dir(checkpoint_uuid: Any) -> Path:
+    return Path(settings.DATA_DIR) / "checkpoints" / str(checkpoint_uuid)
+
+
+def snapshot_path(sha256: str) -> Path:
+    return Path(settings.DATA_DIR) / "snapshots" / f"{sha256}.jsonl"
+
+
+def staging_dir(name: str) -> Path:
+    return Path(settings.DATA_DIR) / "staging" / name
+
+
+def archive_path(checkpoint_uuid: Any, variant: str) -> Path:
+    """``variant``: ``adapter``, or ``merged`` for full weights."""
+    return Path(settings.DATA_DIR) / "downloads" / f"{checkpoint_uuid}-{variant}.zip"
+
+
+def free_megabytes() -> int:
+    return shutil.disk_usage(settings.DATA_DIR).free // 2**20
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_files(directory: Path) -> list[StoredFile]:
+    """The content files of a directory, sorted; refuses links, folders and kinds of files that may carry code."""
+    files = []
+    for path in sorted(directory.iterdir()):
+        if path.name in (MANIFEST, MODEL_CARD):
+            continue
+        if path.is_symlink() or not path.is_file() or path.suffix not in PUBLISHABLE:
+            raise CheckpointDamaged(f"“{path.name}” does not belong in a checkpoint; only {', '.join(PUBLISHABLE)} do.")
+        files.append(StoredFile(path.name, path.stat().st_size, hash_file(path)))
+    return files
+
+
+def content_hash(files: Sequence[StoredFile], base_hash: str | None = None) -> str:
+    """sha256 (hex) over names, sizes and digests of the files, and over the base's hash for an adapter."""
+    content = {"base": base_hash, "files": [asdict(file) for file in files]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def stage(source: Path, name: str) -> Path:
+    """Move an engine's output into the staging area, where nothing looks for checkpoints."""
+    staging = staging_dir(name)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.move(source, staging)
+    return staging
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any], card: str) -> None:
+    (directory / MODEL_CARD).write_text(card, encoding="utf-8")
+    text = json.dumps({"format": FORMAT} | manifest, indent=1, ensure_ascii=False, sort_keys=True)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    for path in directory.iterdir():
+        path.chmod(0o644)
+        _sync(path)
+    _sync(directory)
+
+
+def read_manifest(checkpoint_uuid: Any) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((checkpoint_dir(checkpoint_uuid) / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
+def publish(staging: Path, checkpoint_uuid: Any) -> Path:
+    """Make a complete staged directory a checkpoint by one rename."""
+    target = checkpoint_dir(checkpoint_uuid)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging.rename(target)
+    _sync(target.parent)
+    return target
+
+
+def discard(checkpoint_uuid: Any) -> None:
+    """Remove a published directory and its archives whose row was never written."""
+    shutil.rmtree(checkpoint_dir(checkpoint_uuid), ignore_errors=True)
+    for variant in ("adapter", "merged"):
+        archive_path(checkpoint_uuid, variant).unlink(missing_ok=True)
+
+
+def verify(checkpoint_uuid: Any, expected_hash: str, base_hash: str | None = None) -> Path:
+    """Return the directory if every file is still as published, else raise ``CheckpointDamaged`` naming the file."""
+    directory = checkpoint_dir(checkpoint_uuid)
+    if not directory.is_dir():
+        raise CheckpointDamaged(
+            f"The directory of checkpoint {expected_hash[:12]} is missing. Restore it from a backup."
+        )
+    files = list_files(directory)
+    if content_hash(files, base_hash) != expected_hash:
+        names = _changed(directory, files) or ["a file"]
+        raise CheckpointDamaged(
+            f"Checkpoint {expected_hash[:12]} was changed on disk ({', '.join(names)}), so it is not used. "
+            "Restore its directory from a backup, or train it again."
+        )
+    return directory
+
+
+def _changed(directory: Path, files: Sequence[StoredFile]) -> list[str]:
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        published = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return [MANIFEST]
+    found = {file.path: file.sha256 for file in files}
+    return sorted(name for name in published.keys() | found.keys() if published.get(name) != found.get(name))
+
+
+def write_archive(directory: Path, target: Path, folder: str) -> tuple[str, int]:
+    """Write ``directory`` as an uncompressed zip under ``folder/`` and return its (sha256, size).
+
+    Weights do not compress, and stored entries can be read in place.
+    """
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for path in sorted(directory.iterdir()):
+                entry = zipfile.ZipInfo(f"{folder}/{path.name}", ZIP_DATE)
+                entry.external_attr = 0o644 << 16
+                entry.file_size = path.stat().st_size
+                with path.open("rb") as source, archive.open(entry, "w") as sink:
+                    shutil.copyfileobj(source, sink, CHUNK)
+        _sync(staging)
+        staging.replace(target)
+    finally:
+        staging.unlink(missing_ok=True)
+    return hash_file(target), target.stat().st_size
+
+
+def remove_stale_staging(live_names: set[str]) -> int:
+    """Delete staged directories that no live job owns and nobody has touched for a while; returns how many."""
+    limit = time.time() - STAGING_PATIENCE_SECONDS
+    stale = [path for path in _entries("staging") if path.name not in live_names and path.stat().st_mtime < limit]
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(stale)
+
+
+def remove_orphans(known_uuids: set[str]) -> int:
+    """Delete published directories that no row names, and half-written archives, once they are old; returns how many.
+
+    A worker that was killed between publishing and its commit leaves them behind.
+    """
+    limit = time.time() - ORPHAN_PATIENCE_SECONDS
+    folders = _entries("checkpoints")
+    halves = [path for path in _entries("downloads") if path.name.startswith(".")]
+    orphans = [
+        path for path in [*(f for f in folders if f.name not in known_uuids), *halves] if path.stat().st_mtime < limit
+    ]
+    for path in orphans:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(orphans)
+
+
+def _entries(folder: str) -> list[Path]:
+    root = Path(settings.DATA_DIR) / folder
+    return list(root.iterdir()) if root.is_dir() else []
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
