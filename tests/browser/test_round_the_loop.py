@@ -1,0 +1,146 @@
+"""Once round the loop as a newcomer: label, train, watch, promote, see new pairs, download, load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import sign_in
+from tests.installation import Installation, installed, wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PROJECT = "/p/helpful-answers"
+KEYS = "1234"
+
+LOAD_ADAPTER = """
+import sys
+from pathlib import Path
+from uuid import UUID
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+adapter, merged, base_dir = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+ids = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "Say hello."}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)["input_ids"]
+base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+before = base(ids).logits
+policy = PeftModel.from_pretrained(base, adapter)
+with torch.no_grad():
+    after = policy(ids).logits
+    alone = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(ids).logits
+assert (after - before).abs().max() > 1e-6, "the adapter changes nothing"
+assert torch.allclose(after, alone, atol=1e-3), (after - alone).abs().max()
+print("loaded")
+"""
+
+
+def label(page: Page, installation: Installation, count: int, seconds: float) -> None:
+    """Judge pairs by keyboard as they appear. Shorter left answers win, so that there is something to learn."""
+    page.goto(f"{installation.url}{PROJECT}/annotate/")
+    for number in range(count):
+        page.wait_for_selector("#desk[data-state=pair]", timeout=seconds * 1000)
+        token = page.get_attribute("#desk", "data-token")
+        page.wait_for_timeout(450)  # keys are deaf for a moment after a change
+        lengths = page.eval_on_selector_all(".pane .reading", "panes => panes.map(pane => pane.innerText.length)")
+        page.keyboard.press("3" if number == 5 else "1" if lengths[0] < lengths[1] else "2")
+        page.wait_for_selector(f'#desk:not([data-token="{token}"])')
+
+
+def train(page: Page, installation: Installation, epochs: str, seconds: float) -> None:
+    page.goto(f"{installation.url}{PROJECT}/train/")
+    page.locator("[name=epochs]").fill(epochs)
+    page.locator("main form").get_by_role("button", name="Train").click()
+    page.wait_for_url("**/runs/*/")
+    expect(page.locator("#status svg").first).to_be_visible(timeout=seconds * 1000)
+    expect(page.locator("#status .state-succeeded")).to_be_visible(timeout=seconds * 1000)
+
+
+def promote(page: Page, installation: Installation) -> str:
+    """Promote the newest checkpoint and return its uuid."""
+    newest = installation.query("SELECT uuid FROM training_checkpoint WHERE kind = 'dpo' ORDER BY id DESC")
+    uuid = str(UUID(newest))
+    page.goto(f"{installation.url}{PROJECT}/checkpoints/{uuid}/")
+    page.get_by_role("button", name="Promote").click()
+    expect(page.get_by_text("is the policy now").first).to_be_visible()
+    return uuid
+
+
+def download(page: Page, installation: Installation, uuid: str, target: Path, seconds: float) -> tuple[Path, Path]:
+    page.goto(f"{installation.url}{PROJECT}/checkpoints/{uuid}/")
+    page.get_by_role("button", name="Prepare merged weights").click()
+    expect(page.locator("a[href$='/download/merged.zip']")).to_be_visible(timeout=seconds * 1000)
+    folders = []
+    for variant in ("adapter", "merged"):
+        with page.expect_download() as started:
+            page.locator(f"a[href$='/download/{variant}.zip']").click()
+        archive = target / f"{variant}.zip"
+        started.value.save_as(archive)
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(target)
+            folders.append(target / opened.namelist()[0].split("/")[0])
+    return folders[0], folders[1]
+
+
+def check_download(installation: Installation, adapter: Path, merged: Path) -> None:
+    """The files load with plain transformers and peft in a clean process, and carry nothing of the server."""
+    for path in [*adapter.iterdir(), *merged.iterdir()]:
+        assert path.suffix in (".json", ".safetensors", ".jinja", ".md", ".txt")
+        assert str(installation.data_dir).encode() not in path.read_bytes()
+    base = UUID(installation.query("SELECT uuid FROM training_checkpoint WHERE kind = 'base'"))
+    base_dir = installation.data_dir / "checkpoints" / str(base)
+    command = [sys.executable, "-c", LOAD_ADAPTER, str(adapter), str(merged), str(base_dir)]
+    clean = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=adapter.parent, env=clean, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "loaded", done.stderr
+
+
+def check_accessibility(page: Page, installation: Installation) -> None:
+    """No serious finding of axe on any page, in light and in dark, and no page wider than a phone."""
+    uuid = UUID(installation.query("SELECT uuid FROM training_checkpoint WHERE kind = 'dpo'"))
+    paths = ("", "annotate/", "prompts/", "training/", "train/", "runs/1/", "checkpoints/", f"checkpoints/{uuid}/")
+    for scheme, width in (("light", 1440), ("dark", 390)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 844})
+        for path in paths:
+            page.goto(f"{installation.url}{PROJECT}/{path}")
+            found = Axe().run(page).response["violations"]
+            assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == [], path
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def go_round(page: Page, installation: Installation, target: Path, *, pairs: int, epochs: str, seconds: float) -> None:
+    sign_in(page, installation, "admin")
+    label(page, installation, pairs, seconds)
+    assert installation.query("SELECT count(*) FROM labeling_preference WHERE is_current") == pairs
+    train(page, installation, epochs, seconds)
+    uuid = promote(page, installation)
+    from_new = (
+        "SELECT count(*) FROM training_pairorigin o JOIN training_checkpoint c ON c.id = o.policy_id WHERE c.uuid = ?"
+    )
+    wait_until(lambda: installation.query(from_new, UUID(uuid).hex) > 0, seconds, "pairs from the new policy")
+    label(page, installation, 1, seconds)  # perhaps a pair of the old policy, held since before the promotion
+    page.wait_for_selector("#desk[data-state=pair]", timeout=seconds * 1000)
+    held = "SELECT pair_id FROM labeling_slot WHERE state = 'leased'"
+    assert installation.query(f"{from_new} AND pair_id = ({held})", UUID(uuid).hex) == 1
+    check_download(installation, *download(page, installation, uuid, target, seconds))
+
+
+def test_on_a_tiny_model(page: Page, tiny_installation: Installation, tmp_path: Path) -> None:
+    go_round(page, tiny_installation, tmp_path, pairs=24, epochs="2", seconds=90)
+    check_accessibility(page, tiny_installation)
+
+
+@pytest.mark.timeout(1500)
+def test_on_the_real_model(page: Page, tmp_path: Path) -> None:
+    with installed(tmp_path / "var") as installation:
+        go_round(page, installation, tmp_path, pairs=14, epochs="1", seconds=500)

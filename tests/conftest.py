@@ -1,0 +1,145 @@
+"""Roles and rows as fixtures."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth.models import User
+from django.test import Client
+
+from labeling.models import Membership, Pair, Project, Prompt
+from labeling.prompts import parse_prompt
+from labeling.services import NewResponse, add_member, add_pair, add_prompts, create_project
+from tests.installation import Installation, installed
+
+pytest_plugins = ["tests.checkpoints"]
+
+MakePair = Callable[..., Pair]
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process of its own, with a data directory of its own."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TIEBREAK_", "DJANGO_", "DATABASE"))
+    }
+    return kept | {"TIEBREAK_DATA_DIR": str(tmp_path / "var"), "DJANGO_SETTINGS_MODULE": "config.settings"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    subprocess.run(
+        [sys.executable, "-m", "training.engine.tiny_model", str(path)], cwd=django_settings.BASE_DIR, check=True
+    )
+    return path
+
+
+@pytest.fixture
+def tiny_installation(tiny_model: Path, tmp_path: Path) -> Iterator[Installation]:
+    model = {"TIEBREAK_DEFAULT_MODEL": str(tiny_model), "TIEBREAK_MODEL_DIRECTORIES": str(tiny_model.parent)}
+    with installed(tmp_path / "var", **model) as installation:
+        yield installation
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, settings: Any) -> Path:
+    """A fresh data directory for what this process stores."""
+    settings.DATA_DIR = tmp_path / "data"
+    settings.DATA_DIR.mkdir()
+    return Path(settings.DATA_DIR)
+
+
+@pytest.fixture
+def project(db: None) -> Project:
+    return create_project(name="Helpful answers", slug="helpful")
+
+
+def _member(project: Project, name: str, role: str) -> User:
+    user = User.objects.create_user(name, password="secret-password")
+    add_member(project=project, user=user, role=role)
+    return user
+
+
+@pytest.fixture
+def annotator(project: Project) -> User:
+    return _member(project, "annotator", Membership.Role.ANNOTATOR)
+
+
+@pytest.fixture
+def other_annotator(project: Project) -> User:
+    return _member(project, "other", Membership.Role.ANNOTATOR)
+
+
+@pytest.fixture
+def reviewer(project: Project) -> User:
+    return _member(project, "reviewer", Membership.Role.REVIEWER)
+
+
+@pytest.fixture
+def project_admin(project: Project) -> User:
+    return _member(project, "boss", Membership.Role.ADMIN)
+
+
+@pytest.fixture
+def stranger(db: None) -> User:
+    return User.objects.create_user("stranger", password="secret-password")
+
+
+@pytest.fixture
+def sign_in() -> Callable[[User], Client]:
+    def sign_in(user: User) -> Client:
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return sign_in
+
+
+@pytest.fixture
+def anonymous_client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def make_prompt(project: Project) -> Callable[..., Prompt]:
+    """A prompt of the project; ``held_out`` looks for a text whose hash falls on that side."""
+
+    def make(text: str = "", *, held_out: bool | None = None) -> Prompt:
+        while True:
+            content = text or f"Question number {next(_numbers)}?"
+            add_prompts(project=project, prompts=[parse_prompt(content)])
+            prompt = Prompt.objects.order_by("-pk")[0]
+            if held_out is None or prompt.is_held_out == held_out:
+                return prompt
+            assert not text
+
+    return make
+
+
+@pytest.fixture
+def make_pair(make_prompt: Callable[..., Prompt]) -> MakePair:
+    def make(
+        first: str = "The first answer.",
+        second: str = "The second answer.",
+        *,
+        prompt: Prompt | None = None,
+        held_out: bool | None = None,
+        priority: float = 0.0,
+    ) -> Pair:
+        return add_pair(
+            prompt=prompt or make_prompt(held_out=held_out),
+            responses=(NewResponse(first, [5, 6, 7], "stop"), NewResponse(second, [5, 8], "length")),
+            priority=priority,
+        )
+
+    return make

@@ -1,0 +1,118 @@
+"""A whole installation of its own: data directory, model, web, workers and scheduler, on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+ROOT = Path(settings.BASE_DIR)
+
+
+@dataclass
+class Installation:
+    """A running Tiebreak on a free port of this machine."""
+
+    url: str
+    environment: dict[str, str]
+    passwords: dict[str, str]
+    data_dir: Path
+    server: subprocess.Popen[bytes]
+
+    def manage(self, *arguments: str, check: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def query(self, sql: str, *values: object) -> Any:
+        """The first column of the first row; ``None`` if there is none. Reads only, and costs no process."""
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self.data_dir}/tiebreak.sqlite3?mode=ro", uri=True)
+        ) as connection:
+            row = connection.execute(sql, values).fetchone()
+        return row[0] if row else None
+
+    def processes(self) -> list[int]:
+        """Every living process that carries this installation's data directory in its environment."""
+        mark = f"TIEBREAK_DATA_DIR={self.data_dir}".encode()
+        return [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if mark in _read(f"/proc/{pid}/environ")
+        ]
+
+    def engines(self) -> list[int]:
+        """Living engine processes of this installation: they know their run directory and no setting."""
+        mark = str(self.data_dir / "jobs").encode()
+        lines = {pid: _read(f"/proc/{pid}/cmdline") for pid in _pids()}
+        return [pid for pid, line in lines.items() if mark in line and b"training.engine" in line]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.3)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def installed(data_dir: Path, **environment: str) -> Iterator[Installation]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TIEBREAK_", "DJANGO_", "DATABASE", "CELERY"))}
+    env = kept | {"TIEBREAK_DATA_DIR": str(data_dir), "DJANGO_SETTINGS_MODULE": "config.settings"} | environment
+    port = free_port()
+    for command in (["migrate", "-v0"], ["collectstatic", "--noinput", "-v0"], ["quickstart"]):
+        subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
+    with (data_dir / "serve.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "manage.py", "serve", "--port", str(port)],
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    passwords = dict(line.split("\t") for line in (data_dir / "credentials.txt").read_text().splitlines())
+    installation = Installation(f"http://127.0.0.1:{port}", env, passwords, data_dir, server)
+    try:
+        wait_until(lambda: b"Ready: " in _read(str(data_dir / "serve.log")), 60, "the ready line")
+        yield installation
+    finally:
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
+        server.wait(90)
+    assert installation.processes() == [], "Ctrl-C ends everything"
+    assert installation.engines() == []

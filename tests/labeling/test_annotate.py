@@ -1,0 +1,170 @@
+"""The annotate page over HTTP: one key, one request, the next pair."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+
+from labeling import queue
+from labeling.models import Preference, Prompt, Skip, Slot
+from labeling.services import add_prompts
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture
+def url(project):
+    return lambda name: reverse(f"labeling:{name}", args=[project.slug])
+
+
+@pytest.fixture
+def client(sign_in, annotator):
+    return sign_in(annotator)
+
+
+def _token(response) -> str:
+    return re.search(r'name="token" value="([^"]+)"', response.content.decode()).group(1)
+
+
+def test_the_page_shows_prompt_and_both_answers(client, url, make_pair):
+    pair = make_pair("Answer **one**", "Answer two")
+    page = client.get(url("annotate")).content.decode()
+    assert str(pair.prompt) in page
+    assert "Answer <strong>one</strong>" in page
+    assert "Answer two" in page
+
+
+def test_a_conversation_shows_every_turn_with_its_role(client, url, project, make_pair):
+    chat = [
+        {"role": "system", "content": "Be a pirate."},
+        {"role": "user", "content": "First question"},
+        {"role": "assistant", "content": "First answer"},
+        {"role": "user", "content": "Second question"},
+    ]
+    add_prompts(project=project, prompts=[chat])
+    make_pair(prompt=Prompt.objects.get())
+    page = client.get(url("annotate")).content.decode()
+    places = [page.index(message["content"]) for message in chat]
+    assert places == sorted(places)
+    assert "3 earlier messages" in page
+
+
+@pytest.mark.parametrize(("side", "is_left"), [("left", True), ("right", False)])
+def test_a_vote_by_side_is_stored_by_response(client, url, make_pair, side, is_left):
+    make_pair()
+    response = client.post(url("submit"), {"token": _token(client.get(url("annotate"))), "choice": side}, headers=HTMX)
+    assert response.status_code == 200
+    preference = Preference.objects.get()
+    assert (preference.choice == preference.shown_left) == is_left
+
+
+def test_a_vote_answers_with_the_next_pair_as_a_fragment(client, url, make_pair):
+    make_pair("One", "Two")
+    make_pair("Three", "Four")
+    first = _token(client.get(url("annotate")))
+    response = client.post(url("submit"), {"token": first, "choice": "tie"}, headers=HTMX)
+    assert b"<html" not in response.content
+    assert _token(response) != first
+
+
+def test_without_javascript_a_vote_leads_back_to_the_page(client, url, make_pair):
+    make_pair()
+    response = client.post(url("submit"), {"token": _token(client.get(url("annotate"))), "choice": "both_bad"})
+    assert response.status_code == 302
+    assert Preference.objects.get().choice == "both_bad"
+
+
+def test_a_second_submit_of_the_same_pair_says_so_and_counts_once(client, url, make_pair):
+    make_pair()
+    token = _token(client.get(url("annotate")))
+    for choice in ("left", "right"):
+        response = client.post(url("submit"), {"token": token, "choice": choice}, headers=HTMX)
+    assert "counts once" in response.content.decode()
+    assert Preference.objects.count() == 1
+
+
+def test_a_tampered_token_is_an_error_on_the_page_and_nothing_is_stored(client, url, make_pair):
+    make_pair()
+    response = client.post(url("submit"), {"token": "nonsense", "choice": "left"}, headers=HTMX)
+    assert "could not be recognised" in response.content.decode()
+    assert not Preference.objects.exists()
+
+
+def test_skip_brings_the_next_pair(client, url, make_pair):
+    make_pair()
+    response = client.post(url("skip"), {"token": _token(client.get(url("annotate")))}, headers=HTMX)
+    assert "every pair" in response.content.decode()
+    assert Skip.objects.count() == 1
+
+
+def test_undo_shows_the_old_answer(client, url, make_pair):
+    make_pair()
+    client.post(url("submit"), {"token": _token(client.get(url("annotate"))), "choice": "right"}, headers=HTMX)
+    page = client.post(url("undo"), headers=HTMX).content.decode()
+    assert re.search(r'value="right"[^>]*aria-pressed="true"|aria-pressed="true"[^>]*value="right"', page)
+    assert client.post(url("undo"), headers=HTMX).status_code == 200
+
+
+def test_undo_with_nothing_to_undo_says_so(client, url):
+    assert "no judgement" in client.post(url("undo"), headers=HTMX).content.decode()
+
+
+def test_renewing_a_lease(client, url, project, other_annotator, annotator, make_pair):
+    make_pair()
+    token = _token(client.get(url("annotate")))
+    assert client.post(url("renew"), {"token": token}).status_code == 204
+    Slot.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    queue.lease_next(project, other_annotator.pk)
+    assert client.post(url("renew"), {"token": token}).status_code == 409
+
+
+def test_waiting_says_why(client, url, project, other_annotator, make_pair):
+    assert "first pairs are being written" in client.get(url("annotate")).content.decode()
+    make_pair()
+    queue.lease_next(project, other_annotator.pk)
+    assert "other people" in client.get(url("annotate")).content.decode()
+    project.is_paused = True
+    project.save()
+    assert "paused" in client.get(url("annotate")).content.decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script><img src=x onerror=alert(1)>",
+        "[x](javascript:alert(1)) ![](https://example.org/track.png)",
+        '<div hx-get="/sign-out/" hx-trigger="load">x</div>',
+        "مرحبا بالعالم 👋🏽 日本語",
+        "control \x07 and bidi \u202e characters",
+        "word " * 40_000,
+    ],
+)
+def test_hostile_and_unusual_text_is_shown_safely(client, url, make_pair, text):
+    make_pair(text, "Plain")
+    page = client.get(url("annotate"))
+    assert page.status_code == 200
+    desk = page.content.decode().split('id="desk"', 1)[1]
+    assert "<script>alert" not in desk
+    assert "<img" not in desk
+    assert "javascript:alert" not in re.sub(r"\[x\]\(javascript:alert\(1\)\)", "", desk)
+    assert '<div hx-get="/sign-out/"' not in desk
+    assert "\u202e" not in desk
+    assert "\x07" not in desk
+
+
+def test_access(client, url, sign_in, stranger, anonymous_client, make_pair):
+    make_pair()
+    assert sign_in(stranger).get(url("annotate")).status_code == 404
+    assert anonymous_client.get(url("annotate")).status_code == 302
+    fragment = anonymous_client.get(url("annotate"), headers=HTMX)
+    assert fragment.headers["HX-Redirect"] == reverse("login")
+    assert client.get(url("submit")).status_code == 405
+
+
+def test_pages_are_not_kept_by_caches(client, url, make_pair):
+    make_pair()
+    assert "no-store" in client.get(url("annotate")).headers["Cache-Control"]

@@ -1,0 +1,158 @@
+"""The API: once through labeling and training, its errors, its contract."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.test import Client
+from knox.models import AuthToken
+
+from labeling.models import Preference, Prompt
+from training import store
+from training.models import Promotion, TrainingRun
+
+
+@pytest.fixture
+def api(project):
+    """A client with a token: ``api(user)(method, path, body)``."""
+
+    def of(user):
+        _, token = AuthToken.objects.create(user)
+        client = Client(headers={"Authorization": f"Token {token}"})
+
+        def call(method: str, path: str, body: object = None):
+            data = {} if body is None else {"data": json.dumps(body), "content_type": "application/json"}
+            return getattr(client, method)(f"/api/v1/projects/{path}", **data)
+
+        return call
+
+    return of
+
+
+def test_prompts_are_added_all_or_none(project, project_admin, api):
+    call = api(project_admin)
+    good = ["One", [{"role": "user", "content": "Two"}], "one"]
+    created = call("post", f"{project.slug}/prompts/", {"prompts": good})
+    assert (created.status_code, created.json()) == (201, {"added": 2, "duplicates": 1})
+    bad = call("post", f"{project.slug}/prompts/", {"prompts": ["Three", ""]})
+    assert bad.status_code == 400
+    assert "empty" in bad.json()["detail"]
+    assert Prompt.objects.count() == 2
+    listed = call("get", f"{project.slug}/prompts/").json()["results"]
+    assert [prompt["messages"][0]["content"] for prompt in listed] == ["Two", "One"]
+
+
+def test_lease_and_answer(project, annotator, make_pair, api):
+    pair = make_pair("A text", "B text")
+    call = api(annotator)
+    lease = call("post", f"{project.slug}/lease/").json()
+    assert {lease["left"], lease["right"]} == {"A text", "B text"}
+    answer = {"token": lease["token"], "choice": "left"}
+    first = call("post", f"{project.slug}/preferences/", answer)
+    assert (first.status_code, first.json()["is_repeat"]) == (201, False)
+    assert call("post", f"{project.slug}/preferences/", answer).json()["is_repeat"]
+    preference = Preference.objects.get(pair=pair)
+    assert {"a": "A text", "b": "B text"}[preference.choice] == lease["left"]
+    assert call("post", f"{project.slug}/lease/").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [({}, 400), ({"token": "x", "choice": "left"}, 410), ({"token": "x", "choice": "first"}, 400), ([1], 400)],
+)
+def test_answers_that_are_none(project, annotator, api, body, code):
+    assert api(annotator)("post", f"{project.slug}/preferences/", body).status_code == code
+
+
+def test_triples_page_by_page(project, reviewer, label, api, monkeypatch):
+    monkeypatch.setattr("training.api.TRIPLES_PER_PAGE", 4)
+    label(6)
+    label(2, "tie")
+    call = api(reviewer)
+    seen, after = [], 0
+    while after is not None:
+        page = call("get", f"{project.slug}/triples/?after={after}").json()
+        seen += [triple["pair_id"] for triple in page["results"]]
+        after = page["next_after"]
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_numbers_beyond_any_row_find_nothing(project, project_admin, api):
+    call = api(project_admin)
+    assert call("get", f"{project.slug}/triples/?after={10**30}").json() == {"results": [], "next_after": None}
+    assert call("get", f"{project.slug}/runs/{10**30}/").status_code == 404
+
+
+def test_a_run_and_a_promotion(project, policy, project_admin, label, make_checkpoint, api):
+    call = api(project_admin)
+    refused = call("post", f"{project.slug}/runs/", {})
+    assert refused.status_code == 409
+    assert "not enough to train on" in refused.json()["detail"]
+    label(10)
+    unknown = call("post", f"{project.slug}/runs/", {"recipe": {"speed": 1}})
+    assert "no field “speed”" in unknown.json()["detail"]
+    created = call("post", f"{project.slug}/runs/", {"recipe": {"beta": 0.2, "method": "full"}, "seed": 3})
+    assert created.status_code == 201
+    run = TrainingRun.objects.get()
+    assert (run.recipe["beta"], run.recipe["learning_rate"], run.seed) == (0.2, 1e-6, 3)
+    assert call("get", f"{project.slug}/runs/1/").json()["snapshot"] == run.snapshot.sha256
+    assert call("post", f"{project.slug}/runs/1/cancel/").json()["state"] == "cancelled"
+    assert call("post", f"{project.slug}/runs/1/resume/").json()["state"] == "queued"
+    better = make_checkpoint("better", project=project)
+    promoted = call("post", f"{project.slug}/promotions/", {"checkpoint": str(better.uuid), "reason": "API"})
+    assert promoted.status_code == 201
+    assert Promotion.objects.first().checkpoint == better
+    names = [row["name"] for row in call("get", f"{project.slug}/checkpoints/").json()["results"]]
+    assert names == ["better", "base"]
+
+
+def test_a_damaged_checkpoint_is_a_conflict_with_the_reason(project, policy, project_admin, make_checkpoint, api):
+    damaged = make_checkpoint("damaged", project=project)
+    (store.checkpoint_dir(damaged.uuid) / "model.safetensors").unlink()
+    answer = api(project_admin)("post", f"{project.slug}/promotions/", {"checkpoint": str(damaged.uuid)})
+    assert answer.status_code == 409
+    assert "model.safetensors" in answer.json()["detail"]
+
+
+def test_sampling_is_asked_for_once(project, policy, project_admin, make_prompt, api):
+    make_prompt()
+    call = api(project_admin)
+    assert call("post", f"{project.slug}/batches/", {"pairs": 1}).status_code == 201
+    again = call("post", f"{project.slug}/batches/", {"pairs": 1})
+    assert (again.status_code, "already writing" in again.json()["detail"]) == (409, True)
+
+
+def test_a_revoked_token_is_no_token(project, annotator, api):
+    call = api(annotator)
+    assert call("get", "").status_code == 200
+    AuthToken.objects.all().delete()
+    assert call("get", "").status_code == 401
+
+
+def test_the_schema_describes_every_route_without_a_warning(annotator, sign_in, capsys):
+    from django.core.management import call_command
+
+    call_command("spectacular", "--validate", "--fail-on-warn", "--file", "/dev/null")
+    schema = sign_in(annotator).get("/api/v1/schema/", headers={"Accept": "application/json"})
+    assert schema.status_code == 200
+    assert b"/api/v1/projects/{slug}/lease/" in schema.content
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("post", "preferences/", "[" * 100_000),
+        ("post", "runs/", {"recipe": {"method": ["lora"]}}),
+        ("post", "runs/", {"recipe": {"method": {}}}),
+        ("post", "runs/", {"recipe": {"beta": 10**400}}),
+        ("get", "runs/?cursor=cD1hYmM=", None),
+        ("get", "prompts/?cursor=%00", None),
+        ("get", f"triples/?after={'9' * 3000}", None),
+    ],
+)
+def test_nonsense_is_never_a_server_error(project, policy, project_admin, method, path, body, sign_in):
+    client = sign_in(project_admin)
+    data = {} if body is None else {"data": body, "content_type": "application/json"}
+    response = getattr(client, method)(f"/api/v1/projects/{project.slug}/{path}", **data)
+    assert response.status_code in (200, 400, 404, 409)

@@ -1,0 +1,172 @@
+"""What people ask for: what is refused and why, what is queued, what a promotion changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from training import services, store
+from training.exceptions import CheckpointDamaged, Rejected
+from training.models import Job, LoopRule, Promotion, SampleBatch, TrainingRun
+from training.recipe import Recipe
+
+
+def _request(project, **values) -> TrainingRun:
+    return services.request_run(project=project, recipe=Recipe(), **values)
+
+
+def test_a_run_freezes_its_inputs(project, policy, label, django_capture_on_commit_callbacks):
+    label(10)
+    with django_capture_on_commit_callbacks() as callbacks:
+        run = _request(project, seed=7)
+    assert (run.number, run.state, run.seed, run.reference) == (1, "queued", 7, policy)
+    assert run.snapshot.train_triples == 10
+    assert run.recipe == Recipe().to_dict()
+    assert len(callbacks) == 1, "the worker hears of it once the row is there"
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"), [("tie", "12 ties"), ("both_bad", "12 both-bad"), (None, "Label some pairs first")]
+)
+def test_too_little_to_train_on_is_refused_with_the_reason(project, policy, label, choice, reason):
+    if choice:
+        label(12, choice)
+    with pytest.raises(Rejected, match=f"not enough to train on: 0 triples.*{reason}"):
+        _request(project)
+    assert not TrainingRun.objects.exists()
+
+
+def test_labels_on_held_out_prompts_do_not_train(project, policy, label):
+    label(12, held_out=True)
+    with pytest.raises(Rejected, match="12 triples on held-out prompts"):
+        _request(project)
+
+
+def test_one_prompt_is_not_enough(project, policy, label, make_prompt):
+    label(10, prompt=make_prompt(held_out=False))
+    with pytest.raises(Rejected, match="10 triples on 1 prompts"):
+        _request(project)
+
+
+def test_without_a_model_there_is_no_run_and_no_sampling(project, label, make_prompt):
+    make_prompt()
+    with pytest.raises(Rejected, match="no reference model"):
+        _request(project)
+    with pytest.raises(Rejected, match="no policy"):
+        services.request_samples(project=project, pairs=4)
+
+
+def test_one_run_at_a_time(project, policy, label):
+    label(10)
+    _request(project)
+    with pytest.raises(Rejected, match="Run 1 is still going on"):
+        _request(project)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"beta": -1.0}, "beta is -1"),
+        ({"epochs": 1000}, "epochs is 1000"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"pairs_per_step": 8, "micro_batch": 3}, "cannot be split"),
+        ({"method": "magic"}, "no method “magic”"),
+        ({"speed": 1}, "no field “speed”"),
+        ({"beta": "high"}, "beta must be a number"),
+        ({"lora_rank": True}, "lora_rank must be a number"),
+        ({"lora_rank": 16.5}, "must be a whole number"),
+    ],
+)
+def test_a_recipe_out_of_bounds_is_refused(values, reason):
+    with pytest.raises(Rejected, match=reason):
+        Recipe.from_dict(values)
+
+
+def test_cancel_before_a_worker_took_it_and_resume(project, policy, label):
+    label(10)
+    run = _request(project)
+    services.cancel_job(job=run)
+    run.refresh_from_db()
+    assert run.state == Job.State.CANCELLED
+    with pytest.raises(Rejected, match="nothing to cancel"):
+        services.cancel_job(job=run)
+    services.resume_job(job=run)
+    run.refresh_from_db()
+    assert (run.state, run.cancel_requested_at) == ("queued", None)
+    with pytest.raises(Rejected, match="Only what was cancelled"):
+        services.resume_job(job=run)
+
+
+def test_resuming_while_another_run_is_active_is_refused(project, policy, label):
+    label(10)
+    first = _request(project)
+    services.cancel_job(job=first)
+    _request(project)
+    with pytest.raises(Rejected, match="still going on"):
+        services.resume_job(job=first)
+
+
+def test_promotion_and_roll_back_are_rows_and_new_pairs_come_from_the_new_policy(
+    project, policy, make_checkpoint, make_prompt, project_admin
+):
+    for _ in range(3):
+        make_prompt()
+    old_batch = services.request_samples(project=project, pairs=3)
+    better = make_checkpoint("better", project=project, kind="dpo", parent=policy)
+    services.promote_checkpoint(project=project, checkpoint=better, by=project_admin, reason="wins")
+    assert services.current_policy(project) == better
+    old_batch.refresh_from_db()
+    assert old_batch.state == Job.State.CANCELLED
+    batch = SampleBatch.objects.get(policy=better)
+    assert batch.priority > old_batch.priority, "its pairs come first"
+    services.roll_back(project=project, by=project_admin)
+    assert services.current_policy(project) == policy
+    assert list(Promotion.objects.values_list("is_rollback", flat=True)) == [True, False, False]
+    assert services.default_reference(project) == policy
+
+
+def test_promotions_that_make_no_sense_are_refused(project, policy, make_checkpoint):
+    with pytest.raises(Rejected, match="is the policy already"):
+        services.promote_checkpoint(project=project, checkpoint=policy)
+    with pytest.raises(Rejected, match="nothing to roll back"):
+        services.roll_back(project=project)
+
+
+def test_a_checkpoint_of_another_project_cannot_be_promoted(project, make_checkpoint):
+    from labeling.services import create_project
+
+    other = create_project(name="Other", slug="other")
+    foreign = make_checkpoint("foreign", project=other)
+    with pytest.raises(Rejected, match="another project"):
+        services.promote_checkpoint(project=project, checkpoint=foreign)
+
+
+def test_a_damaged_checkpoint_cannot_be_promoted(project, policy, make_checkpoint):
+    damaged = make_checkpoint("damaged", project=project)
+    (store.checkpoint_dir(damaged.uuid) / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(CheckpointDamaged, match=r"changed on disk \(model\.safetensors\)"):
+        services.promote_checkpoint(project=project, checkpoint=damaged)
+    assert services.current_policy(project) == policy
+
+
+def test_sampling_asks_for_the_prompts_with_the_fewest_pairs(project, policy, make_prompt):
+    prompts = [make_prompt() for _ in range(4)]
+    batch = services.request_samples(project=project, pairs=10)
+    assert sorted(batch.prompt_ids) == sorted(prompt.pk for prompt in prompts)
+    with pytest.raises(Rejected, match="already writing pairs"):
+        services.request_samples(project=project, pairs=1)
+
+
+@pytest.mark.parametrize("pairs", [0, -3, 5000])
+def test_the_number_of_pairs_is_bounded(project, policy, make_prompt, pairs):
+    make_prompt()
+    with pytest.raises(Rejected, match="1 to 2,000"):
+        services.request_samples(project=project, pairs=pairs)
+
+
+def test_a_run_moves_the_watermark(project, policy, label):
+    rule = services.loop_rule(project)
+    label(10)
+    assert services.count_new_triples(project, rule.trained_preference_id) == 10
+    _request(project)
+    rule = LoopRule.objects.get(pk=rule.pk)
+    assert services.count_new_triples(project, rule.trained_preference_id) == 0
