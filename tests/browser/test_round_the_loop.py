@@ -127,7 +127,8 @@ def go_round(page: Page, installation: Installation, target: Path, *, pairs: int
     from_new = (
         "SELECT count(*) FROM training_pairorigin o JOIN training_checkpoint c ON c.id = o.policy_id WHERE c.uuid = ?"
     )
-    wait_until(lambda: installation.query(from_new, UUID(uuid).hex) > 0, seconds, "pairs from the new policy")
+    # Pairs arrive one by one. The next label may use one up, so wait for more than it could.
+    wait_until(lambda: installation.query(from_new, UUID(uuid).hex) > 2, seconds, "pairs from the new policy")
     label(page, installation, 1, seconds)  # perhaps a pair of the old policy, held since before the promotion
     page.wait_for_selector("#desk[data-state=pair]", timeout=seconds * 1000)
     held = "SELECT pair_id FROM labeling_slot WHERE state = 'leased'"
