@@ -23,11 +23,20 @@ def import_prompts(*, project: Project, file: IO[bytes]) -> ImportReport:
     numbers if any line is bad; nothing is stored then.
     """
     problems: list[LineProblem] = []
-    deque(read_prompts(file, problems), maxlen=0)
+    deque(read_prompts(_bounded_lines(file), problems), maxlen=0)
     if problems:
         raise ImportRejected(problems[:MAX_PROBLEMS], more=len(problems) > MAX_PROBLEMS)
     file.seek(0)
-    return add_prompts(project=project, prompts=read_prompts(file, []))
+    return add_prompts(project=project, prompts=read_prompts(_bounded_lines(file), []))
+
+
+def _bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines; of one that is too long only the beginning, so that no file can fill the memory."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES + 1)
+        yield line
 
 
 def read_prompts(lines: Iterable[bytes], problems: list[LineProblem]) -> Iterator[list[Message]]:

@@ -94,9 +94,9 @@ def free_port() -> int:
 def installed(data_dir: Path, **environment: str) -> Iterator[Installation]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TIEBREAK_", "DJANGO_", "DATABASE", "CELERY"))}
     env = kept | {"TIEBREAK_DATA_DIR": str(data_dir), "DJANGO_SETTINGS_MODULE": "config.settings"} | environment
-    port = free_port()
     for command in (["migrate", "-v0"], ["collectstatic", "--noinput", "-v0"], ["quickstart"]):
         subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
+    port = free_port()  # as late as can be: until it is bound, any outgoing connection may take it
     with (data_dir / "serve.log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "manage.py", "serve", "--port", str(port)],

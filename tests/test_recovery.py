@@ -75,7 +75,7 @@ class Run:
         assert len(folders) == runs + 1, "the base, and one for each run"
         assert list((self.installation.data_dir / "staging").iterdir()) == []
         assert self.steps() == list(range(1, self.step() + 1)), "every step once"
-        wait_until(lambda: not self.installation.engines(), 10, "no engine left")
+        wait_until(lambda: not self.installation.engines(), 30, "no engine left")
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_engine_is_killed(run: Run) -> None:
     engine = run.engine()
     os.kill(engine, signal.SIGKILL)
     wait_until(lambda: run.installation.engines() not in ([], [engine]), 60, "another engine within a minute")
-    wait_until(lambda: run.column("attempt") == 2, 5, "a second attempt")
+    wait_until(lambda: run.column("attempt") == 2, 30, "a second attempt")
     run.check_the_end(attempts=2)
     log = run.installation.data_dir / "jobs" / str(UUID(str(run.column("uuid")))) / "train.log"
     assert "Traceback" not in log.read_text()
@@ -100,7 +100,7 @@ def test_the_engine_is_killed(run: Run) -> None:
 def test_the_worker_is_killed(run: Run) -> None:
     engine = run.engine()
     os.kill(run.trainer(), signal.SIGKILL)
-    wait_until(lambda: engine not in run.installation.engines(), 5, "the engine sees that its worker is gone")
+    wait_until(lambda: engine not in run.installation.engines(), 30, "the engine sees that its worker is gone")
     wait_until(run.installation.engines, 60, "another engine within a minute")
     assert len(run.installation.engines()) == 1
     run.check_the_end(attempts=2)
@@ -112,7 +112,7 @@ def test_cancel_and_resume(run: Run) -> None:
         "from training.services import {0}; from training.models import *; {0}(job=TrainingRun.objects.get(number={1}))"
     )
     run.installation.manage("shell", "--no-imports", "-c", act.format("cancel_job", number))
-    wait_until(lambda: run.column("state") == "cancelled", 30, "cancelled")
+    wait_until(lambda: run.column("state") == "cancelled", 60, "cancelled")
     assert run.installation.engines() == []
     stopped_at = run.step()
     run.installation.manage("shell", "--no-imports", "-c", act.format("resume_job", number))
@@ -122,7 +122,7 @@ def test_cancel_and_resume(run: Run) -> None:
 
 def test_a_worker_that_is_told_to_stop_lets_its_engine_save(run: Run) -> None:
     os.kill(run.trainer(), signal.SIGTERM)
-    wait_until(lambda: run.installation.engines() == [], 30, "the engine saved and stopped")
+    wait_until(lambda: run.installation.engines() == [], 60, "the engine saved and stopped")
     stopped_at = run.step()
     wait_until(lambda: run.step() > stopped_at, 60, "the restarted worker goes on")
     run.check_the_end(attempts=1)

@@ -14,7 +14,8 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import Count, Max, Q
+from django.db.models import Count, Max, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
@@ -149,10 +150,10 @@ def _has_active_batch(project: Project, policy: Checkpoint) -> bool:
 
 def _prompts_to_sample(project: Project, policy: Checkpoint, limit: int) -> list[int]:
     refused = SampleRefusal.objects.filter(batch__project=project, batch__policy=policy).values("prompt")
-    from_policy = PairOrigin.objects.filter(policy=policy, prompt__project=project)
-    written = dict(from_policy.values_list("prompt").annotate(pairs=Count("pk")))
-    prompts = Prompt.objects.filter(project=project).exclude(pk__in=refused).order_by("?").values_list("pk", flat=True)
-    return sorted(prompts, key=lambda pk: written.get(pk, 0))[:limit]
+    from_policy = PairOrigin.objects.filter(policy=policy, prompt=OuterRef("pk")).order_by()
+    written = Coalesce(Subquery(from_policy.values("prompt").annotate(pairs=Count("pk")).values("pairs")), 0)
+    prompts = Prompt.objects.filter(project=project).exclude(pk__in=refused).order_by(written, "?")
+    return list(prompts.values_list("pk", flat=True)[:limit])
 
 
 # Triples and snapshots

@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.urls import reverse
 
 from labeling.exceptions import ImportRejected
-from labeling.importers import import_prompts
+from labeling.importers import MAX_LINE_BYTES, import_prompts
 from labeling.models import Prompt
 
 
@@ -49,6 +49,21 @@ def test_one_bad_line_imports_nothing_and_is_named(project):
 def test_bytes_that_are_not_text_are_named(project):
     with pytest.raises(ImportRejected, match="Line 2: not UTF-8 text"):
         _import(project, '"fine"', b'"\xff"')
+
+
+def test_a_line_without_end_is_refused_without_reading_it_into_memory(project):
+    class Counting(io.BytesIO):
+        longest = 0
+
+        def readline(self, size: int | None = -1) -> bytes:
+            line = super().readline(size)
+            self.longest = max(self.longest, len(line))
+            return line
+
+    file = Counting(b'"One"\n' + b"x" * (5 * MAX_LINE_BYTES) + b"\noops\n")
+    with pytest.raises(ImportRejected, match=r"Line 2: longer than 2 MiB.*\nLine 3: not JSON"):
+        import_prompts(project=project, file=file)
+    assert file.longest == MAX_LINE_BYTES + 1
 
 
 def test_an_empty_file_is_refused(project):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 
 import pytest
+from django.db import connection, connections
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from tests.installation import wait_until
 from training import services, tasks
 from training.models import Job, SampleBatch
-from training.supervision import recover_expired
+from training.supervision import _LeaseKeeper, _renewing, recover_expired
 
 
 @pytest.fixture
@@ -131,16 +132,30 @@ def test_a_damaged_policy_is_refused_by_hash_with_a_reason(batch, policy):
 
 @pytest.mark.django_db(transaction=True)
 def test_the_lease_is_kept_while_gigabytes_are_hashed(batch, settings):
-    from training.supervision import _renewing
-
-    settings.JOB_LEASE_SECONDS = 1
+    settings.JOB_LEASE_SECONDS = 3
     batch.claim("one")
     first = batch.lease_until
     with _renewing(batch):
-        time.sleep(1.5)
-        assert recover_expired() == 0
+        wait_until(lambda: SampleBatch.objects.get(pk=batch.pk).lease_until > first, 30, "a renewal")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.postgresql
+def test_a_database_connection_that_drops_costs_no_job(batch, caplog):
+    batch.claim("one")
+    keeper = _LeaseKeeper(batch)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (backend,) = cursor.fetchone()
+    other = connections.create_connection("default")
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [backend])
+    other.close()
+    keeper.keep(lambda: {"step": 1}, now=True)
+    assert "the database does not answer" in caplog.text
+    keeper.keep(lambda: {"step": 2}, now=True)
     batch.refresh_from_db()
-    assert batch.lease_until > first
+    assert (batch.state, batch.progress) == ("running", {"step": 2})
 
 
 def test_a_job_that_is_cancelled_while_it_is_queued_again_ends_cancelled(batch):
