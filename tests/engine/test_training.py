@@ -16,6 +16,7 @@ import trl.trainer.dpo_trainer as trl_dpo
 import trl.trainer.utils as trl_utils
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.engine.runs import adapter_bytes, do, question, steps, succeed, triple
 from training import jobspec
@@ -25,8 +26,13 @@ from training.engine.compute import Compute
 from training.engine.journal import MetricsJournal
 from training.engine.preference_data import TokenTriple
 from training.jobspec import Completion, ModelRef, TrainJob
+from training.modelfiles import ALLOWED_MODEL_TYPES
 
 MakeRun = Callable[..., Path]
+SMALL: dict[str, Any] = {
+    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 50, "pad_token_id": 0},
+    **{"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2},
+}
 CPU = Compute(torch.device("cpu"), torch.float32)
 
 
@@ -118,6 +124,20 @@ def test_loss_and_gradient_equal_the_definition(train_run: MakeRun, tmp_path: Pa
     for name, tensor in policy.named_parameters():
         if tensor.requires_grad:
             torch.testing.assert_close(gradients[name], tensor.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_every_pair_of_a_step_counts_the_same(train_run: MakeRun) -> None:
+    """However a step is cut into micro-batches; here the last one of each epoch is smaller than the others."""
+    logged = []
+    for micro_batch in (1, 2, 4):
+        fields: dict[str, Any] = {"pairs_per_step": 4, "micro_batch": micro_batch, "epochs": 3.0}
+        run_dir = train_run(7, name=f"micro-{micro_batch}", **fields)
+        succeed("train_dpo", run_dir)
+        logged.append(steps(run_dir))
+    for other in logged[1:]:
+        for one, two in zip(logged[0], other, strict=True):
+            for name in ("loss", "grad_norm", "reward_margin", "logp_chosen"):
+                assert two[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), (name, one["step"])
 
 
 def ready_trainer(run_dir: Path) -> tuple[Any, Any, Any]:
@@ -353,6 +373,20 @@ def test_a_checkpoint_holds_what_may_leave_the_machine_and_nothing_else(
             "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj",
         ]  # fmt: skip
         loading.load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize("model_type", sorted(ALLOWED_MODEL_TYPES))
+def test_lora_finds_the_layers_of_every_model_that_may_be_added(model_type: str) -> None:
+    from peft import get_peft_model
+
+    config = AutoConfig.for_model(model_type, **SMALL)
+    model = AutoModelForCausalLM.from_config(config)
+    policy = get_peft_model(model, reference_module.fresh_adapter(model, TrainJob(ModelRef("", ""), 0)))
+    policy(torch.tensor([[1, 2, 3]]))
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in policy.named_parameters() if "lora_" in name}
+    assert len(adapted) >= 3, adapted
+    assert "lm_head" not in adapted
+    assert "embed_out" not in adapted
 
 
 def test_lora_names_mean_all_linear(tiny_model_dir: Path) -> None:

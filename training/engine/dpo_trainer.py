@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category
 # are then the same arithmetic. A wrong reference is off by nats.
 REFERENCE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
+SHOWN_METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+
 
 def score_completions_only() -> None:
     """Keep TRL from computing the output head for prompts and padding on a CPU.
@@ -42,6 +45,7 @@ class TokenDPOTrainer(DPOTrainer):
     """``DPOTrainer`` on a dataset of ``prompt_ids``, ``chosen_ids``, ``rejected_ids``."""
 
     reference_tolerance: float
+    mean_pairs = 0.0  # pairs a micro-batch of the current step; zero outside of steps
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # Re-tokenising text would not give back what was sampled, and TRL would add a newline after the end of turn.
@@ -50,13 +54,26 @@ class TokenDPOTrainer(DPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL's card of a saved state would name paths of this machine."""
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self.mean_pairs = sum(map(pairs_in, batches)) / len(batches)
+        return batches, items
+
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs, return_outputs)
         if not torch.isfinite(loss):
             raise diverged(self.state.global_step + 1)
         if self.state.global_step == 0:
             self.check_reference()
-        return loss
+        # Trainer averages over micro-batches. The last one of an epoch may be smaller, and its pairs count no more.
+        share = pairs_in(inputs) / self.mean_pairs if self.mean_pairs else 1.0
+        if share != 1.0:
+            for name in SHOWN_METRICS:
+                self._metrics["train"][name][-1] *= share
+        return loss * share
 
     def check_reference(self) -> None:
         """Before the first update policy and reference must agree on both completions, not only on the difference."""
@@ -71,6 +88,10 @@ class TokenDPOTrainer(DPOTrainer):
                 raise EngineError(
                     "wrong_reference", message, "Report this: the run would have trained against a wrong model."
                 )
+
+
+def pairs_in(batch: dict[str, Any]) -> int:
+    return len(batch["input_ids"]) // 2  # chosen rows, then rejected rows
 
 
 def diverged(step: int) -> EngineError:
@@ -94,7 +115,16 @@ class StepRecorder(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if process.stop.requested:
-            control.should_save = True
+            control.should_save = not resume.is_whole(state_dir(args, state))
+            control.should_training_stop = True
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A step of many pairs takes minutes, and nobody waits so long for a stop. The gradient so far is dropped; the
+        # weights are still those of the last step.
+        if process.stop.requested:
+            control.should_save = state.global_step > 0 and not resume.is_whole(state_dir(args, state))
             control.should_training_stop = True
 
     def on_log(
@@ -113,11 +143,15 @@ class StepRecorder(TrainerCallback):
         self.metrics.step(self.last)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        resume.seal(Path(str(args.output_dir)) / f"{resume.PREFIX}{state.global_step}")
+        resume.seal(state_dir(args, state))
 
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
+
+
+def state_dir(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{resume.PREFIX}{state.global_step}"
 
 
 def step_metrics(logs: dict[str, float], state: TrainerState, seconds: float) -> StepMetrics:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from training.engine import loading
 from training.engine.compute import Compute
@@ -46,18 +47,24 @@ def prepare(job: TrainJob, compute: Compute) -> Start:
 
 def fresh_adapter(base: PreTrainedModel, job: TrainJob) -> LoraConfig:
     """LoRA (Hu et al. 2021) on every linear layer but the output head. With B = 0 the policy starts as the base."""
+    names = linear_layer_names(base)
     return LoraConfig(
         r=job.lora_rank,
         lora_alpha=job.lora_alpha,
         lora_dropout=0.0,
-        target_modules=linear_layer_names(base),
+        target_modules=names,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in base.modules()),
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
 def linear_layer_names(model: PreTrainedModel) -> list[str]:
-    """The last parts of the names, such as q_proj. PEFT's "all-linear" means the same and would list every layer's."""
+    """The last parts of the names, such as q_proj. PEFT's "all-linear" means the same and would list every layer's.
+
+    GPT-2's ``Conv1D`` is a linear layer whose weight is stored transposed.
+    """
     head = model.get_output_embeddings()
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+    kinds = (torch.nn.Linear, Conv1D)
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head]
     return sorted({name.rpartition(".")[2] for name in linear})
