@@ -30,8 +30,15 @@ from training.modelfiles import ALLOWED_MODEL_TYPES
 
 MakeRun = Callable[..., Path]
 SMALL: dict[str, Any] = {
-    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 50, "pad_token_id": 0},
-    **{"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2},
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 CPU = Compute(torch.device("cpu"), torch.float32)
 
