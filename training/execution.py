@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from typing import Any
+from uuid import UUID, uuid5
 
 from django.conf import settings
 from django.db import transaction
@@ -33,6 +34,7 @@ class Training(Work[TrainingRun]):
         self.progress: dict[str, Any] = {"phase": "starting"}
 
     def prepare(self) -> bool:
+        self._discard_leftovers()
         snapshot = store.snapshot_path(self.job.snapshot.sha256)
         if not snapshot.exists() or store.hash_file(snapshot) != self.job.snapshot.sha256:
             raise JobFailed(
@@ -55,6 +57,13 @@ class Training(Work[TrainingRun]):
         write_job(self.run_dir.path, job)
         return True
 
+    def _discard_leftovers(self) -> None:
+        """A worker that died between publishing its checkpoint and committing the row left the directory behind."""
+        for fence in range(1, self.job.fence):
+            leftover = _checkpoint_uuid(self.job, fence)
+            if not Checkpoint.objects.filter(uuid=leftover).exists():
+                store.discard(leftover)
+
     def tick(self) -> dict[str, Any]:
         for line in self.lines.new_lines():
             self.progress |= line
@@ -62,6 +71,8 @@ class Training(Work[TrainingRun]):
 
     def publish(self, result: Result) -> None:
         run = self.job
+        if not run.renew():  # or the directory may be that of the worker who has the run now
+            raise LeaseLost
         is_adapter = run.recipe["method"] == "lora"
         checkpoint = registry.register(
             staging_name=f"{run.uuid}-{run.fence}",
@@ -75,6 +86,7 @@ class Training(Work[TrainingRun]):
             licence=run.reference.licence,
             lineage=_lineage(run, result),
             details=result.details,
+            checkpoint_uuid=_checkpoint_uuid(run, run.fence),
         )
         try:
             if is_adapter:
@@ -88,7 +100,11 @@ class Training(Work[TrainingRun]):
             # Only here is it sure that no row names the directory: a commit may succeed and still report an error.
             store.discard(checkpoint.uuid)
             raise
-        self.run_dir.drop_resume_state()
+        self.run_dir.drop_inputs()
+
+
+def _checkpoint_uuid(run: TrainingRun, fence: int) -> UUID:
+    return uuid5(run.uuid, str(fence))
 
 
 def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
@@ -182,6 +198,7 @@ class Sampling(Work[SampleBatch]):
     def publish(self, result: Result) -> None:
         if not self.job.finish(Job.State.SUCCEEDED):
             raise LeaseLost
+        self.run_dir.remove()  # all of it is in the database
 
 
 def _new_response(sampled: Any) -> NewResponse:
@@ -212,10 +229,10 @@ class Export(Work[CheckpointExport]):
             directory = _merged_directory(checkpoint, self.run_dir)
         target = store.archive_path(checkpoint.uuid, "merged")
         sha256, size = store.write_archive(directory, target, f"{checkpoint.name}-merged")
-        shutil.rmtree(self.run_dir.path, ignore_errors=True)
         with transaction.atomic():
             if not self.job.update_held(sha256=sha256, size_bytes=size) or not self.job.finish(Job.State.SUCCEEDED):
                 raise LeaseLost
+        self.run_dir.remove()
 
 
 def _merged_directory(checkpoint: Checkpoint, run_dir: RunDir) -> Any:

@@ -76,7 +76,7 @@ def retrain(rule: LoopRule) -> TrainingRun | None:
     run = None
     if not reason:
         try:
-            run = request_run(project=rule.project, recipe=Recipe(), is_automatic=True)
+            run = request_run(project=rule.project, recipe=Recipe(), rule=rule)
             reason, new = f"{run} started.", 0
         except Rejected as refusal:
             reason = str(refusal)

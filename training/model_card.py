@@ -69,6 +69,7 @@ def _lineage(manifest: dict[str, Any]) -> str:
         ("Reference (frozen)", f"`{manifest['reference']['content_hash']}` ({manifest['reference']['name']})"),
         ("Snapshot of triples", f"`{snapshot['sha256']}`"),
         ("Triples", f"{snapshot['train_triples']} for training, {snapshot['held_out_triples']} held out"),
+        *_unused(manifest),
         ("Left out", f"{snapshot['ties']} ties and {snapshot['both_bad']} both-bad judgements gave no triple"),
         ("Seed", str(manifest["seed"])),
         *((name.replace("_", " "), str(value)) for name, value in manifest["recipe"].items()),
@@ -77,10 +78,17 @@ def _lineage(manifest: dict[str, Any]) -> str:
     return "## What it was made from\n\n" + _table(("", ""), rows)
 
 
+def _unused(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    unused = manifest.get("figures", {}).get("left_out_by_split") or {}
+    if unused:
+        train, held_out = unused.get("train", 0), unused.get("held_out", 0)
+        yield "Of these not used", f"{train} for training, {held_out} held out: too long, or the same when cut"
+
+
 def _figures(manifest: dict[str, Any]) -> str:
     held_out = manifest.get("figures", {}).get("held_out") or {}
     if not held_out.get("pairs"):
-        return "" if "recipe" not in manifest else "## Held-out preferences\n\nNone were labelled before this run."
+        return _no_figures(manifest)
     before, after = held_out["before"], held_out["after"]
     rows = [
         ("Preference accuracy (implicit reward)", f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}"),
@@ -93,6 +101,14 @@ def _figures(manifest: dict[str, Any]) -> str:
         f"## Held-out preferences\n\n{held_out['pairs']} pairs on {held_out['prompts']} prompts that were never "
         f"trained on; a tie counts as half.{note}\n\n" + _table(("", "before", "after"), rows)
     )
+
+
+def _no_figures(manifest: dict[str, Any]) -> str:
+    if "recipe" not in manifest:
+        return ""
+    labelled = manifest["snapshot"]["held_out_triples"]
+    why = "None could be scored within the maximum length." if labelled else "None were labelled before this run."
+    return f"## Held-out preferences\n\n{why}"
 
 
 def _files(manifest: dict[str, Any]) -> str:

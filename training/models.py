@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator
@@ -163,6 +163,7 @@ class Job(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = JobQuerySet.as_manager()
+    again: ClassVar[str]  # what a person does to have it tried again, as the end of a sentence
 
     class Meta:
         abstract = True
@@ -214,7 +215,17 @@ class Job(models.Model):
         values: dict[str, Any] = {"lease_until": timezone.now() + timedelta(seconds=settings.JOB_LEASE_SECONDS)}
         if progress is not None:
             values["progress"] = progress
-        return self.update_held(**values)
+        return self.update_held(**values) or self._take_back(**values)
+
+    def _take_back(self, **values: Any) -> bool:
+        """Hold a job again that was put back in line because its lease ran out, if nobody has claimed it since.
+
+        A machine that slept wakes up with expired leases and healthy engines; nothing of their work is wrong.
+        """
+        waiting = type(self).objects.filter(
+            pk=self.pk, fence=self.fence, state=self.State.QUEUED, cancel_requested_at__isnull=True
+        )
+        return waiting.update(state=self.State.RUNNING, not_before=None, **values) == 1
 
     def finish(self, state: State, *, code: str = "", error: str = "", hint: str = "") -> bool:
         return self.update_held(
@@ -239,6 +250,8 @@ class Job(models.Model):
 
 class TrainingRun(Job):
     """One DPO run: a recipe on frozen inputs. Its checkpoint exists exactly when it succeeded."""
+
+    again = "press Resume"
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="runs")
     number = models.PositiveIntegerField(help_text="Counts the runs of the project from 1.")
@@ -276,6 +289,8 @@ class TrainingRun(Job):
 
 class SampleBatch(Job):
     """A job that writes pairs: which policy, which prompts, which seed and decoding."""
+
+    again = "ask for pairs again"
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="batches")
     policy = models.ForeignKey(Checkpoint, on_delete=models.PROTECT, related_name="batches")
@@ -388,6 +403,8 @@ class LoopRule(models.Model):
 
 class CheckpointExport(Job):
     """Merged weights of an adapter checkpoint, made on demand and kept for download."""
+
+    again = "prepare the weights again"
 
     checkpoint = models.OneToOneField(Checkpoint, on_delete=models.CASCADE, related_name="merged_export")
     sha256 = models.CharField(max_length=64, blank=True)

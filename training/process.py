@@ -21,8 +21,14 @@ ALLOWED_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HOME", "SSL_CERT_FILE"),
 )
+# A download from the Hub needs a way out and, for some models, a token. No other engine gets them.
+ONLINE_VARIABLES = (
+    *("HF_TOKEN", "HF_ENDPOINT", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+    *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+)
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 MAX_LOG_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**16
 GRACE_SECONDS = 45.0
 
 _live: set[EngineProcess] = set()
@@ -111,7 +117,8 @@ class EngineProcess:
 
 
 def _environment(parent_fd: int, *, online: bool) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ALLOWED_VARIABLES if name in os.environ}
+    allowed = ALLOWED_VARIABLES + ONLINE_VARIABLES if online else ALLOWED_VARIABLES
+    kept = {name: os.environ[name] for name in allowed if name in os.environ}
     # The write end must not leak into the engine, or the pipe would never close; close_fds sees to that.
     own = {PARENT_FD_VARIABLE: str(parent_fd), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Two engines whose idle threads spin on the same cores starve each other; sleeping ones do not.
@@ -120,14 +127,22 @@ def _environment(parent_fd: int, *, online: bool) -> dict[str, str]:
 
 
 def _keep_log(stream: IO[bytes], path: Path) -> None:
-    """Copy output to the log; when it has reached its bound, keep the second half and go on."""
-    written = path.stat().st_size if path.exists() else 0
-    with stream, path.open("ab") as log:
-        for line in stream:
-            if written + len(line) > MAX_LOG_BYTES:
-                log.flush()
-                tail = path.read_bytes()[-MAX_LOG_BYTES // 2 :]
-                log.truncate(0)
-                written = log.write(b"[earlier output dropped]\n" + tail)
-            written += log.write(line)
-            log.flush()
+    """Copy output to the log until the engine ends.
+
+    Where the log cannot be written, output is read and dropped: an engine whose pipe is full or closed would die before
+    it could say that the disk is full.
+    """
+    with stream:
+        while chunk := os.read(stream.fileno(), CHUNK_BYTES):
+            with contextlib.suppress(OSError):
+                _append(path, chunk)
+
+
+def _append(path: Path, chunk: bytes) -> None:
+    """Append to the log; when it has reached its bound, keep its second half and go on."""
+    with path.open("ab") as log:
+        if log.tell() + len(chunk) > MAX_LOG_BYTES:
+            tail = path.read_bytes()[-MAX_LOG_BYTES // 2 :]
+            log.truncate(0)
+            log.write(b"[earlier output dropped]\n" + tail)
+        log.write(chunk)

@@ -25,6 +25,7 @@ def register(
     licence: str = "",
     lineage: dict[str, Any] | None = None,
     details: dict[str, Any] | None = None,
+    checkpoint_uuid: uuid.UUID | None = None,
 ) -> Checkpoint:
     """Hash, describe and move an engine's output into the store, and return the unsaved row for it.
 
@@ -34,7 +35,7 @@ def register(
     staging = store.stage(source, staging_name)
     files = store.list_files(staging)
     checkpoint = Checkpoint(
-        uuid=uuid.uuid4(),
+        uuid=checkpoint_uuid or uuid.uuid4(),
         project=project,
         kind=kind,
         name=name,

@@ -63,6 +63,14 @@ class RunDir:
     def drop_resume_state(self) -> None:
         shutil.rmtree(self.path / "trainer", ignore_errors=True)
 
+    def drop_inputs(self) -> None:
+        """Remove what only a run that goes on would need, and keep its record: metrics, scores and log."""
+        self.drop_resume_state()
+        self.dataset.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
 
 @dataclass
 class LineReader:
@@ -88,8 +96,8 @@ class LineReader:
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # still being written
-                self.offset += len(line)
                 yield json.loads(line)
+                self.offset += len(line)  # not before: a reader that fails on a line is given it again
 
 
 def read_steps(run_dir: RunDir) -> list[StepMetrics]:

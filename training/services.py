@@ -7,14 +7,14 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import Count, Max, OuterRef, Q, Subquery
+from django.db.models import Case, Count, Max, OuterRef, Q, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -95,21 +95,29 @@ def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: st
 
 
 def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Promotion:
-    """Promote the policy before the current one, as a new row."""
-    newest = Promotion.objects.filter(project=project).first()
-    if newest is None:
+    """Promote the policy before the current one, as a new row. Rolling back twice goes two policies back."""
+    policies = _policies_behind(project)
+    if not policies:
         raise Rejected("Nothing was promoted yet.")
-    earlier = (
-        Promotion.objects.filter(project=project, pk__lt=newest.pk)
-        .exclude(checkpoint=newest.checkpoint)
-        .select_related("checkpoint")
-        .first()
-    )
-    if earlier is None:
-        raise Rejected(f"{newest.checkpoint} is the first policy; there is nothing to roll back to.")
+    if len(policies) == 1:
+        raise Rejected(f"{current_policy(project)} is the first policy; there is nothing to roll back to.")
+    earlier = Checkpoint.objects.get(pk=policies[-2])
     return promote_checkpoint(
-        project=project, checkpoint=earlier.checkpoint, by=by, reason=reason or "Rolled back", is_rollback=True
+        project=project, checkpoint=earlier, by=by, reason=reason or "Rolled back", is_rollback=True
     )
+
+
+def _policies_behind(project: Project) -> list[int]:
+    """The checkpoints one behind the other, the current policy last: a rollback takes away what it rolled back."""
+    policies: list[int] = []
+    promotions = Promotion.objects.filter(project=project).order_by("pk")
+    for checkpoint_id, is_rollback in promotions.values_list("checkpoint_id", "is_rollback"):
+        if is_rollback:
+            while policies and policies[-1] != checkpoint_id:
+                policies.pop()
+        if not policies or policies[-1] != checkpoint_id:
+            policies.append(checkpoint_id)
+    return policies
 
 
 # Sampling
@@ -128,14 +136,15 @@ def request_samples(
         raise Rejected(f"Ask for 1 to {MAX_PAIRS_PER_BATCH:,} pairs at a time, not {pairs:,}.")
     if _has_active_batch(project, policy):
         raise Rejected("This policy is already writing pairs for the project. Wait until it is done, or cancel it.")
-    prompt_ids = _prompts_to_sample(project, policy, pairs)
+    decoding = decoding or Decoding()
+    prompt_ids = _prompts_to_sample(project, policy, decoding, pairs)
     if not prompt_ids:
-        raise Rejected("There is no prompt to sample from. Import prompts first.")
+        raise Rejected(_why_no_prompt(project, policy))
     batch = SampleBatch.objects.create(
         project=project,
         policy=policy,
         prompt_ids=prompt_ids,
-        decoding=(decoding or Decoding()).to_dict(),
+        decoding=decoding.to_dict(),
         seed=new_seed() if seed is None else seed,
         priority=float(Promotion.objects.filter(project=project).count()),
         requested_by=by,
@@ -148,8 +157,18 @@ def _has_active_batch(project: Project, policy: Checkpoint) -> bool:
     return SampleBatch.objects.active().filter(project=project, policy=policy).exists()
 
 
-def _prompts_to_sample(project: Project, policy: Checkpoint, limit: int) -> list[int]:
-    refused = SampleRefusal.objects.filter(batch__project=project, batch__policy=policy).values("prompt")
+def _why_no_prompt(project: Project, policy: Checkpoint) -> str:
+    if not project.prompts.exists():
+        return "There is no prompt to sample from. Import prompts first."
+    return (
+        f"{policy} could write no pair for any prompt of the project with these settings; the last batch says why. "
+        "Import other prompts, or sample with another temperature or length."
+    )
+
+
+def _prompts_to_sample(project: Project, policy: Checkpoint, decoding: Decoding, limit: int) -> list[int]:
+    same = SampleBatch.objects.filter(project=project, policy=policy, decoding=decoding.to_dict())
+    refused = SampleRefusal.objects.filter(batch__in=same).values("prompt")
     from_policy = PairOrigin.objects.filter(policy=policy, prompt=OuterRef("pk")).order_by()
     written = Coalesce(Subquery(from_policy.values("prompt").annotate(pairs=Count("pk")).values("pairs")), 0)
     prompts = Prompt.objects.filter(project=project).exclude(pk__in=refused).order_by(written, "?")
@@ -243,9 +262,10 @@ def freeze_snapshot(*, project: Project) -> tuple[DatasetSnapshot, TripleCounts]
         )
         if created:
             snapshot.preferences.set(counts.preference_ids)
-        elif snapshot.last_preference_id < newest:
+        elif snapshot.last_preference_id < newest:  # the same triples; only what gives no triple has become more
             snapshot.last_preference_id = newest
-            snapshot.save(update_fields=["last_preference_id"])
+            snapshot.ties, snapshot.both_bad, snapshot.split_votes = counts.ties, counts.both_bad, counts.split_votes
+            snapshot.save(update_fields=["last_preference_id", "ties", "both_bad", "split_votes"])
     return snapshot, counts
 
 
@@ -259,19 +279,25 @@ def request_run(
     reference: Checkpoint | None = None,
     seed: int | None = None,
     by: Requester = None,
-    is_automatic: bool = False,
+    rule: LoopRule | None = None,
 ) -> TrainingRun:
-    """Freeze the triples of now and queue a DPO run on them; ``Rejected`` with the reason if it makes no sense."""
+    """Freeze the triples of now and queue a DPO run on them; ``Rejected`` with the reason if it makes no sense.
+
+    ``rule``: the retrain rule that asks, as it was when it was found to hold. Of two schedulers one is refused.
+    """
     recipe.check()
     _refuse_second_run(project)
     reference = reference or default_reference(project)
     if reference is None:
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    recipe = _continued(recipe, reference)
     snapshot, counts = freeze_snapshot(project=project)
     _refuse_too_little(counts)
     try:
         with transaction.atomic():
             _lock(project)
+            if rule is not None:
+                _refuse_stale(rule)
             last = TrainingRun.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
             run = TrainingRun.objects.create(
                 project=project,
@@ -281,7 +307,7 @@ def request_run(
                 recipe=recipe.to_dict(),
                 seed=new_seed() if seed is None else seed,
                 requested_by=by,
-                is_automatic=is_automatic,
+                is_automatic=rule is not None,
             )
             LoopRule.objects.filter(project=project).update(
                 trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0
@@ -291,6 +317,20 @@ def request_run(
         _refuse_second_run(project)
         raise
     return run
+
+
+def _continued(recipe: Recipe, reference: Checkpoint) -> Recipe:
+    """An adapter is trained on at its own rank, so that is what the recipe of the run says."""
+    earlier = TrainingRun.objects.filter(checkpoint=reference).first()
+    if recipe.method != "lora" or not reference.is_adapter or earlier is None:
+        return recipe
+    return replace(recipe, lora_rank=earlier.recipe["lora_rank"], lora_alpha=earlier.recipe["lora_alpha"])
+
+
+def _refuse_stale(rule: LoopRule) -> None:
+    now = LoopRule.objects.get(pk=rule.pk)
+    if now.trained_preference_id != rule.trained_preference_id or not now.retrains:
+        raise Rejected("The rule was changed, or has just been acted on.")
 
 
 def _refuse_second_run(project: Project) -> None:
@@ -354,6 +394,7 @@ def resume_job(*, job: Job) -> None:
         raise Rejected("Another one is still going on. Wait until it is done, or cancel it.") from None
     if not resumed:
         raise Rejected(f"Only what was cancelled or has failed can be resumed, and {job} was not.")
+    job.refresh_from_db()
     hint_on_commit(job)
 
 
@@ -371,6 +412,15 @@ def request_export(*, checkpoint: Checkpoint, by: Requester = None) -> Checkpoin
     return export
 
 
+def adapter_archive(checkpoint: Checkpoint) -> Path:
+    """The archive of an adapter, made again from verified files where it was lost."""
+    path = store.archive_path(checkpoint.uuid, "adapter")
+    if not path.exists():
+        registry.weights_of(checkpoint)
+        store.write_archive(store.checkpoint_dir(checkpoint.uuid), path, checkpoint.name)
+    return path
+
+
 # The loop by itself
 
 
@@ -379,12 +429,18 @@ def loop_rule(project: Project) -> LoopRule:
     return rule
 
 
+def change_rule(*, project: Project, **values: Any) -> None:
+    """Write what people decide about the loop, and nothing of what the scheduler keeps on the same row."""
+    LoopRule.objects.filter(pk=loop_rule(project).pk).update(**values)
+
+
 def count_new_triples(project: Project, after_preference_id: int) -> int:
-    """Pairs with a decided preference newer than the watermark. Costs in the number of new preferences, not of all."""
-    decided = Preference.objects.filter(
-        pair__project=project, pk__gt=after_preference_id, is_current=True, choice__in=[Choice.A, Choice.B]
-    )
-    return decided.filter(pair__prompt__is_held_out=False).values("pair").distinct().count()
+    """Triples of pairs with a preference newer than the watermark. Costs in the number of new preferences alone."""
+    decided = Preference.objects.filter(is_current=True, choice__in=[Choice.A, Choice.B])
+    new = decided.filter(pair__project=project, pk__gt=after_preference_id, pair__prompt__is_held_out=False)
+    votes = decided.filter(pair__in=new.values("pair")).values("pair").order_by()
+    lead = Sum(Case(When(choice=Choice.A, then=1), default=-1))
+    return votes.annotate(lead=lead).exclude(lead=0).count()
 
 
 def _lock(project: Project) -> None:

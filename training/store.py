@@ -28,8 +28,8 @@ FORMAT = 1
 PUBLISHABLE = (".json", ".safetensors", ".jinja", ".txt", ".model", ".md")
 ZIP_DATE = (2000, 1, 1, 0, 0, 0)  # the same bytes give the same archive, whenever it is made
 CHUNK = 2**20
-ORPHAN_PATIENCE_SECONDS = 24 * 3600
-STAGING_PATIENCE_SECONDS = 600  # a model that is being imported belongs to no job
+HALF_ARCHIVE_PATIENCE_SECONDS = 24 * 3600
+STAGING_PATIENCE_SECONDS = 6 * 3600  # a model that is being imported belongs to no job, and hashing takes a while
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def stage(source: Path, name: str) -> Path:
     shutil.rmtree(staging, ignore_errors=True)
     staging.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.move(source, staging)
+    os.utime(staging)  # a rename keeps the old time, and staging is cleaned by age
     return staging
 
 
@@ -184,23 +185,16 @@ def remove_stale_staging(live_names: set[str]) -> int:
     return len(stale)
 
 
-def remove_orphans(known_uuids: set[str]) -> int:
-    """Delete published directories that no row names, and half-written archives, once they are old; returns how many.
+def remove_half_archives() -> int:
+    """Delete archives whose writer died, once they are old; returns how many.
 
-    A worker that was killed between publishing and its commit leaves them behind.
+    Nothing under ``checkpoints/`` is ever deleted for being unknown: the database may be the one that is wrong.
     """
-    limit = time.time() - ORPHAN_PATIENCE_SECONDS
-    folders = _entries("checkpoints")
-    halves = [path for path in _entries("downloads") if path.name.startswith(".")]
-    orphans = [
-        path for path in [*(f for f in folders if f.name not in known_uuids), *halves] if path.stat().st_mtime < limit
-    ]
-    for path in orphans:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    return len(orphans)
+    limit = time.time() - HALF_ARCHIVE_PATIENCE_SECONDS
+    halves = [p for p in _entries("downloads") if p.name.startswith(".") and p.stat().st_mtime < limit]
+    for path in halves:
+        path.unlink(missing_ok=True)
+    return len(halves)
 
 
 def _entries(folder: str) -> list[Path]:

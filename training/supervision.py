@@ -17,7 +17,8 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.utils import timezone
 
 from training import store
 from training.exceptions import JobFailed, LeaseLost, Rejected
@@ -28,7 +29,6 @@ from training.jobspec import (
     read_result,
 )
 from training.models import (
-    Checkpoint,
     CheckpointExport,
     Job,
     SampleBatch,
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 RETRY_SECONDS = 5
+RESUME_PERIOD = timedelta(days=14)
+FORGET_WITHIN = timedelta(days=60)  # so that the reconciler does not look at every job there ever was
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
@@ -76,6 +78,9 @@ def execute(job: AnyJob, work_type: type[Work[AnyJob]]) -> None:
         _carry_out(job, work_type(job, RunDir.of(job.uuid)))
     except LeaseLost:
         log.warning("%s: lost to another worker; stopped here", job)
+    except (OperationalError, InterfaceError):
+        log.exception("%s: the database does not answer; it is tried again", job)
+        _requeue_if_possible(job)
     except JobFailed as failure:
         job.finish(Job.State.FAILED, code=failure.code, error=str(failure), hint=failure.hint)
         log.error("%s failed (%s): %s", job, failure.code, failure)
@@ -83,7 +88,7 @@ def execute(job: AnyJob, work_type: type[Work[AnyJob]]) -> None:
         job.finish(Job.State.FAILED, code="refused", error=str(refusal))
         log.error("%s refused: %s", job, refusal)
     except OSError as error:
-        job.finish(Job.State.FAILED, code="disk", error=f"The file system refused: {error}.", hint=_disk_hint())
+        job.finish(Job.State.FAILED, code="disk", error=f"The file system refused: {error}.", hint=_disk_hint(job))
         log.exception("%s failed", job)
     except Exception as error:
         job.finish(
@@ -92,8 +97,19 @@ def execute(job: AnyJob, work_type: type[Work[AnyJob]]) -> None:
         log.exception("%s failed", job)
 
 
+def _requeue_if_possible(job: Job) -> None:
+    connection.close_if_unusable_or_obsolete()
+    # If this fails too, the lease runs out and the reconciler does it.
+    with contextlib.suppress(DatabaseError, InterfaceError):
+        if job.attempt < settings.JOB_MAX_ATTEMPTS:
+            job.requeue(delay=timedelta(seconds=RETRY_SECONDS))
+        else:
+            error = "The database did not answer while the outcome was written."
+            job.finish(Job.State.FAILED, code="database", error=error, hint=f"When it does, {job.again}.")
+
+
 def _carry_out(job: Job, work: Work[Any]) -> None:
-    _need_disk()
+    _need_disk(job)
     work.run_dir.make()
     work.run_dir.forget_outcome()
     with _renewing(job):
@@ -173,7 +189,7 @@ class _LeaseKeeper:
     def keep(self, tick: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         try:
             self._renew(tick, now)
-        except (DatabaseError, InterfaceError):
+        except (OperationalError, InterfaceError):
             log.exception("%s: the database does not answer", self.job)
             connection.close_if_unusable_or_obsolete()
         if time.monotonic() - self.last_success > settings.JOB_LEASE_SECONDS * 0.75:
@@ -200,8 +216,8 @@ def _judge(job: Job, status: int, result: Result | None) -> Result | None:
     if type(job).objects.filter(pk=job.pk, cancel_requested_at__isnull=False).exists():
         job.finish(Job.State.CANCELLED)
         return None
-    if status == EXIT_INTERRUPTED:
-        job.requeue(free=True)
+    if status == EXIT_INTERRUPTED or (is_stopping() and result is None):
+        job.requeue(free=True)  # whatever way an engine ends while its worker stops, it is not the job's fault
         return None
     if status == EXIT_FAILED and result is not None:
         raise JobFailed(result.error_code, result.error, result.hint)
@@ -223,17 +239,17 @@ def _retry_or_fail(job: Job, status: int) -> None:
     )
 
 
-def _need_disk() -> None:
+def _need_disk(job: Job) -> None:
     if (free := store.free_megabytes()) < settings.MINIMUM_FREE_DISK_MB:
         raise JobFailed(
             "disk_full",
             f"Only {free:,} MB are free in {settings.DATA_DIR}; {settings.MINIMUM_FREE_DISK_MB:,} are needed.",
-            "Free some space and press Resume. Nothing was lost.",
+            f"Free some space, then {job.again}. Nothing was lost.",
         )
 
 
-def _disk_hint() -> str:
-    return f"{store.free_megabytes():,} MB are free. Free some space and press Resume. Nothing was lost."
+def _disk_hint(job: Job) -> str:
+    return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
 JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport], ...] = (
@@ -265,11 +281,22 @@ def _recover(job: Job) -> bool:
         Job.State.FAILED,
         code="worker_lost",
         error=f"The worker disappeared {job.attempt} times while it ran this job.",
-        hint="Look at the machine: memory and the worker's log. Then press Resume.",
+        hint=f"Look at the machine: memory and the worker's log. Then {job.again}.",
     )
 
 
 def clean_staging() -> int:
     live = {f"{job.uuid}-{job.fence}" for job_type in JOB_TYPES for job in job_type.objects.active()}
-    known = {str(uuid) for uuid in Checkpoint.objects.values_list("uuid", flat=True)}
-    return store.remove_stale_staging(live) + store.remove_orphans(known)
+    return store.remove_stale_staging(live) + store.remove_half_archives()
+
+
+def forget_stopped_jobs() -> None:
+    """Drop the saved steps of runs that nobody has resumed, and the directories of other jobs that came to nothing."""
+    until = timezone.now() - RESUME_PERIOD
+    for job_type in JOB_TYPES:
+        stopped = job_type.objects.filter(
+            state__in=[Job.State.CANCELLED, Job.State.FAILED], finished_at__range=(until - FORGET_WITHIN, until)
+        )
+        for job in stopped:
+            run_dir = RunDir.of(job.uuid)
+            run_dir.drop_resume_state() if job_type is TrainingRun else run_dir.remove()

@@ -8,7 +8,6 @@ from typing import Any
 
 from celery import shared_task
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -19,6 +18,7 @@ from training.models import CheckpointExport, Job, SampleBatch, TrainingRun
 log = logging.getLogger(__name__)
 
 HINT_AGAIN_AFTER = timedelta(seconds=20)
+HINT_AGAIN_AT_MOST_AFTER = timedelta(minutes=5)
 
 
 @shared_task
@@ -49,10 +49,19 @@ def reconcile() -> None:
     """Bring rows and workers together again, whatever was lost between them. Harmless to run twice or at once."""
     supervision.recover_expired()
     supervision.clean_staging()
+    supervision.forget_stopped_jobs()
     for job_type in supervision.JOB_TYPES:
-        stale = Q(hinted_at__isnull=True) | Q(hinted_at__lt=timezone.now() - HINT_AGAIN_AFTER)
-        for job in job_type.objects.due().filter(stale):
-            send_hint(job)
+        for job in job_type.objects.due():
+            if _is_hint_stale(job):
+                send_hint(job)
+
+
+def _is_hint_stale(job: Job) -> bool:
+    """Whether the message may be lost. A job that waits behind a long one is asked after more and more rarely."""
+    if job.hinted_at is None:
+        return True
+    patience = HINT_AGAIN_AFTER + (job.hinted_at - job.created_at) / 2
+    return timezone.now() - job.hinted_at > min(patience, HINT_AGAIN_AT_MOST_AFTER)
 
 
 TASKS: dict[type[Job], Any] = {TrainingRun: run_training, SampleBatch: run_sampling, CheckpointExport: run_export}
@@ -70,4 +79,5 @@ def send_hint(job: Job) -> None:
     except (OperationalError, OSError) as error:
         log.error("The broker cannot be reached, so %s waits: %s", job, error)
         return
-    type(job).objects.filter(pk=job.pk).update(hinted_at=timezone.now())
+    job.hinted_at = timezone.now()
+    type(job).objects.filter(pk=job.pk).update(hinted_at=job.hinted_at)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
-from django.http import FileResponse, Http404, HttpResponse
+from django.http import FileResponse, Http404, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseStopPolling
@@ -18,7 +19,7 @@ from labeling.models import Project, Slot
 from training import services, store
 from training.exceptions import Rejected
 from training.forms import LoopRuleForm, PromoteForm, SampleForm, TrainForm
-from training.models import Checkpoint, CheckpointExport, Promotion, SampleBatch, TrainingRun
+from training.models import Checkpoint, CheckpointExport, Job, Promotion, SampleBatch, TrainingRun
 from training.run_page import held_out_rows, read_status
 
 RUNS_PER_PAGE = 25
@@ -95,7 +96,7 @@ def save_rule(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, ADMINS)
     form = LoopRuleForm(request.POST, instance=services.loop_rule(project))
     if form.is_valid():
-        form.save()
+        services.change_rule(project=project, **form.cleaned_data)
         messages.success(request, "Saved. The scheduler looks at it every ten seconds.")
     else:
         messages.error(
@@ -126,6 +127,7 @@ def train(request: SignedInRequest, slug: str) -> HttpResponse:
         except Rejected as refusal:
             form.add_error(None, str(refusal))
         else:
+            _tell_if_unheard(request, run)
             return redirect(run)
     context = _frame(request, project) | {"form": form, "rule": services.loop_rule(project)}
     return render(request, "training/train.html", context, status=400 if form.errors else 200)
@@ -156,7 +158,11 @@ def run_status(request: SignedInRequest, slug: str, number: int) -> HttpResponse
 def cancel_run(request: SignedInRequest, slug: str, number: int) -> HttpResponse:
     project = project_or_404(request.user, slug, ADMINS)
     run = _run_or_404(project, number)
-    _say(request, lambda: services.cancel_job(job=run), "The run stops after its current step. It can be resumed.")
+    _say(
+        request,
+        lambda: services.cancel_job(job=run),
+        "The run stops and keeps the steps it has done. It can be resumed.",
+    )
     return redirect(run)
 
 
@@ -235,15 +241,21 @@ def prepare_merged(request: SignedInRequest, slug: str, uuid: UUID) -> HttpRespo
 
 @require_GET
 @login_required
-def download(request: SignedInRequest, slug: str, uuid: UUID, variant: str) -> FileResponse:
+def download(request: SignedInRequest, slug: str, uuid: UUID, variant: str) -> HttpResponseBase:
     project = project_or_404(request.user, slug, REVIEWERS)
     checkpoint = _checkpoint_or_404(project, uuid)
-    path = store.archive_path(checkpoint.uuid, variant)
-    if variant == "adapter" and checkpoint.is_adapter and not path.exists():
-        store.write_archive(store.checkpoint_dir(checkpoint.uuid), path, checkpoint.name)
-    if not path.exists():
-        raise Http404("This archive has not been made yet.")
-    response = FileResponse(path.open("rb"), as_attachment=True, filename=f"{checkpoint.name}-{variant}.zip")
+    try:
+        if variant == "adapter" and checkpoint.is_adapter:
+            path = services.adapter_archive(checkpoint)
+        else:
+            path = store.archive_path(checkpoint.uuid, variant)
+        file = path.open("rb")
+    except Rejected as refusal:
+        messages.error(request, str(refusal))
+        return redirect("training:checkpoint", slug=slug, uuid=uuid)
+    except FileNotFoundError:
+        raise Http404("This archive has not been made yet.") from None
+    response = FileResponse(file, as_attachment=True, filename=f"{checkpoint.name}-{variant}.zip")
     response["Content-Type"] = "application/zip"
     return response
 
@@ -295,12 +307,23 @@ def _checkpoint_or_404(project: Project, uuid: UUID) -> Checkpoint:
     return found
 
 
-def _say(request: SignedInRequest, act: Any, success: str) -> None:
+def _say(request: SignedInRequest, act: Callable[[], Any], success: str) -> None:
     """Do it, and tell the person how it went."""
     try:
-        act()
+        outcome = act()
     except Rejected as refusal:
         messages.error(request, str(refusal))
-    else:
-        if success:
-            messages.success(request, success)
+        return
+    if success:
+        messages.success(request, success)
+    if isinstance(outcome, Job):
+        _tell_if_unheard(request, outcome)
+
+
+def _tell_if_unheard(request: SignedInRequest, job: Job) -> None:
+    if job.is_active and job.hinted_at is None:
+        messages.error(
+            request,
+            f"{job} is kept, but the message broker cannot be reached, so no worker knows of it. "
+            "It starts by itself once the broker is back.",
+        )

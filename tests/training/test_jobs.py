@@ -90,6 +90,18 @@ def test_the_reconciler_sends_a_lost_message_again_and_not_twice(batch, monkeypa
     assert sent == [[batch.pk]]
 
 
+def test_a_job_that_waits_long_is_asked_after_more_rarely(batch, monkeypatch):
+    sent: list[list[int]] = []
+    monkeypatch.setattr(tasks.run_sampling, "apply_async", lambda args: sent.append(args))
+    now = timezone.now()
+    seconds_since_hint = {30: 1, 120: 1, 290: 1, 310: 2}
+    created = now - timedelta(hours=3)
+    for seconds, expected in seconds_since_hint.items():
+        SampleBatch.objects.update(created_at=created, hinted_at=now - timedelta(seconds=seconds))
+        tasks.reconcile()
+        assert len(sent) == expected - 1, seconds
+
+
 def test_a_broker_that_is_down_loses_nothing(batch, monkeypatch, caplog):
     def refuse(args: list[int]) -> None:
         raise OperationalError("connection refused")

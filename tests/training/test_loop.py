@@ -46,6 +46,25 @@ def test_it_waits_between_runs(rule, label):
     assert _verdict(rule) == "Run 2 started."
 
 
+def test_of_two_schedulers_one_is_refused(rule, label):
+    """The second has read the rule before the first has started a run, and decides when that run has ended."""
+    label(10)
+    stale = LoopRule.objects.select_related("project").get()
+    assert loop.retrain(rule) is not None
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED)
+    label(1)
+    assert loop.retrain(stale) is None
+    assert TrainingRun.objects.count() == 1
+
+
+def test_a_person_who_saves_the_rule_while_a_run_starts_does_not_start_another(rule, label, project):
+    label(10)
+    before = LoopRule.objects.get()
+    loop.evaluate_rules()
+    services.change_rule(project=project, retrains=True, min_new_triples=before.min_new_triples)
+    assert LoopRule.objects.get().trained_preference_id > before.trained_preference_id
+
+
 def test_off_means_off(rule, label):
     LoopRule.objects.update(retrains=False)
     label(12)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 
 import pytest
 from django.urls import reverse
+from kombu.exceptions import OperationalError
 
-from training import services, store
+from training import services, store, tasks
 from training.jobspec import StepMetrics
 from training.models import CheckpointExport, Job, LoopRule, TrainingRun
 from training.recipe import Recipe
@@ -180,6 +182,43 @@ def test_sampling_progress_ends_its_own_polling(client, url, project, policy, ma
     assert client.get(url("sampling-status")).status_code == 286
     page = client.post(url("sample"), {"pairs": 0}, follow=True).content.decode()
     assert "1 to 2,000" in page
+
+
+def test_a_damaged_adapter_is_not_packed_again(client, url, project, policy, make_checkpoint):
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    (store.checkpoint_dir(adapter.uuid) / "model.safetensors").write_bytes(b"other")
+    page = client.get(url("download-adapter", uuid=adapter.uuid), follow=True).content.decode()
+    assert "was changed on disk (model.safetensors)" in page
+    shutil.rmtree(store.checkpoint_dir(adapter.uuid))
+    page = client.get(url("download-adapter", uuid=adapter.uuid), follow=True).content.decode()
+    assert "is missing" in page
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_broker_that_is_away_is_said_to_the_person_who_asked(client, url, policy, make_prompt, label, monkeypatch):
+    def refuse(args: list[int]) -> None:
+        raise OperationalError("connection refused")
+
+    for task in tasks.TASKS.values():
+        monkeypatch.setattr(task, "apply_async", refuse)
+    make_prompt()
+    assert "broker cannot be reached" in client.post(url("sample"), {"pairs": 1}, follow=True).content.decode()
+    label(10)
+    values = {name: value for name, value in Recipe().to_dict().items() if name != "learning_rate"}
+    page = client.post(url("train"), values | {"reference": policy.pk}, follow=True).content.decode()
+    assert "broker cannot be reached" in page
+
+
+def test_triples_that_were_not_used_are_shown(client, url, project, policy, make_checkpoint, run):
+    reason = {"pair_id": "3", "split": "train", "reason": "The prompt has 900 tokens."}
+    details = {"left_out_by_split": {"train": 1, "held_out": 2}, "left_out": [reason], "held_out": {"pairs": 0}}
+    checkpoint = make_checkpoint("dpo", project=project, kind="dpo", base=policy, parent=policy, details=details)
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED, checkpoint=checkpoint)
+    for page in (client.get(run.get_absolute_url()), client.get(url("checkpoint", uuid=checkpoint.uuid))):
+        text = " ".join(page.content.decode().split())
+        assert "Not used: 1 triple to train on, 2 held out" in text
+        assert "Pair 3: The prompt has 900 tokens." in text
+        assert "None of the 2 held-out triples could be scored" in text
 
 
 def test_lost_downloads_are_made_again(client, url, project, policy, make_checkpoint):

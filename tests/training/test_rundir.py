@@ -24,6 +24,16 @@ def test_only_complete_lines_are_read_and_each_once(tmp_path):
     assert list(reader.new_lines()) == []
 
 
+def test_a_line_that_its_reader_failed_on_is_given_again(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text(_line(step=1) + _line(step=2))
+    reader = LineReader(path)
+    for line in reader.new_lines():
+        assert line["step"] == 1
+        break
+    assert [line["step"] for line in reader.new_lines()] == [1, 2]
+
+
 def test_a_file_that_was_replaced_by_a_shorter_one_is_read_from_its_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(_line(step=step, loss=0.6931471824645996) for step in range(20)))

@@ -6,8 +6,8 @@ import pytest
 
 from training import services, store
 from training.exceptions import CheckpointDamaged, Rejected
-from training.models import Job, LoopRule, Promotion, SampleBatch, TrainingRun
-from training.recipe import Recipe
+from training.models import Job, LoopRule, Promotion, SampleBatch, SampleRefusal, TrainingRun
+from training.recipe import Decoding, Recipe
 
 
 def _request(project, **values) -> TrainingRun:
@@ -124,6 +124,20 @@ def test_promotion_and_roll_back_are_rows_and_new_pairs_come_from_the_new_policy
     assert services.default_reference(project) == policy
 
 
+def test_rolling_back_twice_goes_two_policies_back(project, policy, make_checkpoint):
+    second, third = (make_checkpoint(name, project=project) for name in ("second", "third"))
+    for checkpoint in (second, third):
+        services.promote_checkpoint(project=project, checkpoint=checkpoint)
+    for expected in (second, policy):
+        services.roll_back(project=project)
+        assert services.current_policy(project) == expected
+    with pytest.raises(Rejected, match="base is the first policy"):
+        services.roll_back(project=project)
+    services.promote_checkpoint(project=project, checkpoint=third)
+    services.roll_back(project=project)
+    assert services.current_policy(project) == policy
+
+
 def test_promotions_that_make_no_sense_are_refused(project, policy, make_checkpoint):
     with pytest.raises(Rejected, match="is the policy already"):
         services.promote_checkpoint(project=project, checkpoint=policy)
@@ -154,6 +168,45 @@ def test_sampling_asks_for_the_prompts_with_the_fewest_pairs(project, policy, ma
     assert sorted(batch.prompt_ids) == sorted(prompt.pk for prompt in prompts)
     with pytest.raises(Rejected, match="already writing pairs"):
         services.request_samples(project=project, pairs=1)
+
+
+def test_a_prompt_that_was_refused_is_asked_again_with_another_decoding(project, policy, make_prompt):
+    prompt = make_prompt()
+    narrow = Decoding(temperature=0.05, max_new_tokens=1)
+    batch = services.request_samples(project=project, pairs=1, decoding=narrow)
+    SampleRefusal.objects.create(batch=batch, prompt=prompt, reason="Always the same answer.")
+    SampleBatch.objects.update(state=Job.State.SUCCEEDED)
+    with pytest.raises(Rejected, match="base could write no pair for any prompt"):
+        services.request_samples(project=project, pairs=1, decoding=narrow)
+    assert services.request_samples(project=project, pairs=1).prompt_ids == [prompt.pk]
+
+
+def test_the_counts_of_a_snapshot_follow_what_gives_no_triple(project, policy, label):
+    label(10)
+    snapshot, _ = services.freeze_snapshot(project=project)
+    label(7, choice="tie")
+    again, _ = services.freeze_snapshot(project=project)
+    assert again == snapshot
+    assert (snapshot.ties, again.ties) == (0, 7)
+
+
+def test_split_votes_are_not_new_triples(project, policy, label, judge, other_annotator):
+    project.judgements_per_pair = 2
+    project.save()
+    pairs = label(4)
+    for pair in pairs[:3]:
+        pair.project.judgements_per_pair = 2
+        judge(pair, other_annotator, "b")
+    assert services.count_new_triples(project, 0) == 1
+
+
+def test_continuing_an_adapter_records_the_rank_it_is_trained_at(project, policy, label, make_checkpoint):
+    label(10)
+    first = services.request_run(project=project, recipe=Recipe(lora_rank=4, lora_alpha=8))
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    TrainingRun.objects.filter(pk=first.pk).update(state=Job.State.SUCCEEDED, checkpoint=adapter)
+    second = services.request_run(project=project, recipe=Recipe(), reference=adapter)
+    assert (second.recipe["lora_rank"], second.recipe["lora_alpha"]) == (4, 8)
 
 
 @pytest.mark.parametrize("pairs", [0, -3, 5000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 
 import pytest
@@ -89,14 +90,21 @@ def test_old_staging_without_a_job_is_removed_and_the_rest_kept(data_dir, monkey
     assert store.staging_dir("live").exists()
 
 
-def test_directories_that_no_row_names_are_removed_when_they_are_old(base, data_dir, monkeypatch):
-    orphan = store.checkpoint_dir("0000")
-    orphan.mkdir()
+def test_half_archives_are_removed_when_they_are_old(base, data_dir, monkeypatch):
     half = store.archive_path("0000", "merged").with_name(".half.zip")
     half.parent.mkdir()
     half.write_bytes(b"x")
-    assert store.remove_orphans({str(base.uuid)}) == 0, "a worker may be about to commit"
-    monkeypatch.setattr(store, "ORPHAN_PATIENCE_SECONDS", -1)
-    assert store.remove_orphans({str(base.uuid)}) == 2
-    assert not orphan.exists()
-    registry.weights_of(base)
+    whole = store.archive_path("0000", "adapter")
+    whole.write_bytes(b"x")
+    assert store.remove_half_archives() == 0, "a worker may be writing it"
+    monkeypatch.setattr(store, "HALF_ARCHIVE_PATIENCE_SECONDS", -1)
+    assert store.remove_half_archives() == 1
+    assert whole.exists()
+
+
+def test_what_was_converted_long_ago_is_new_in_staging(data_dir):
+    source = data_dir / "source"
+    source.mkdir()
+    os.utime(source, (0, 0))
+    store.stage(source, "import")
+    assert store.remove_stale_staging(set()) == 0

@@ -1,0 +1,40 @@
+"""The engine's surroundings: its environment and its log."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from training import process
+
+
+def _pour(path: Path, *chunks: bytes) -> None:
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as sink:
+        sink.write(b"".join(chunks))
+    process._keep_log(os.fdopen(read_end, "rb"), path)
+
+
+def test_the_log_is_bounded_and_keeps_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(process, "CHUNK_BYTES", 100)
+    _pour(tmp_path / "log", b"early\n" * 200, b"the end")
+    kept = (tmp_path / "log").read_bytes()
+    assert kept.startswith(b"[earlier output dropped]\n")
+    assert kept.endswith(b"early\nthe end")
+    assert len(kept) < 1100
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_engine():
+    _pour(Path("/dev/full"), b"x" * 10_000)
+
+
+def test_only_an_import_from_the_hub_gets_a_token_and_a_way_out(monkeypatch):
+    for name in ("HF_TOKEN", "HTTPS_PROXY", "TIEBREAK_SECRET_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(name, "secret")
+    alone = process._environment(3, online=False)
+    assert "secret" not in alone.values()
+    assert alone["HF_HUB_OFFLINE"] == "1"
+    online = process._environment(3, online=True)
+    assert {name for name, value in online.items() if value == "secret"} == {"HF_TOKEN", "HTTPS_PROXY"}
+    assert "HF_HUB_OFFLINE" not in online
