@@ -1,4 +1,8 @@
-"""The Celery application. Queues: ``default`` for chores, ``sampling`` and ``training`` to supervise engines."""
+"""The Celery application.
+
+Queues: ``default`` for chores, which must not wait; ``sampling``, ``training`` and ``exports`` to supervise engines,
+each with a worker of its own.
+"""
 
 from __future__ import annotations
 

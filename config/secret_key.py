@@ -10,8 +10,8 @@ from pathlib import Path
 def read_or_create_secret_key(data_dir: Path) -> str:
     """Return the key in ``data_dir/secret_key``, making directory (0700) and file (0600) where they are missing.
 
-    The file is created with ``O_EXCL`` after its content is complete, so that of several processes that start at once
-    all end up with the same key.
+    The file gets its name only when its content is complete, and only if there is none of that name, so of several
+    processes that start at once, on one machine or many, all end up with the same key.
     """
     path = data_dir / "secret_key"
     if not path.exists():
@@ -21,8 +21,9 @@ def read_or_create_secret_key(data_dir: Path) -> str:
 
 
 def _create_exclusively(path: Path, content: str) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # A random name: in two containers on one volume the process ids are often the same.
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(content)
     try:

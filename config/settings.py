@@ -1,4 +1,4 @@
-"""Django settings. Every value comes from the environment or ``.env``; the defaults run on one machine with SQLite.
+"""Django settings. Every value comes from the environment or a file; the defaults run on one machine with SQLite.
 
 ``docs/settings.md`` describes each variable; a test holds the two together.
 """
@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from environs import Env
 
 from config.secret_key import read_or_create_secret_key
@@ -17,7 +18,11 @@ from config.secret_key import read_or_create_secret_key
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = Env()
-env.read_env(BASE_DIR / ".env", recurse=False)
+ENV_FILE = env.str("TIEBREAK_ENV_FILE", ".env")
+# The one beside manage.py may be missing. One that somebody has named may not: the defaults in its place would be
+# another database.
+if ENV_FILE and not env.read_env(BASE_DIR / ENV_FILE, recurse=False) and "TIEBREAK_ENV_FILE" in os.environ:
+    raise ImproperlyConfigured(f"TIEBREAK_ENV_FILE names {BASE_DIR / ENV_FILE}, which does not exist.")
 
 # Where everything that is not code lies: database, keys, queue, logs, job directories, checkpoints.
 DATA_DIR = Path(env.str("TIEBREAK_DATA_DIR", "") or BASE_DIR / "var").resolve()
@@ -55,6 +60,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "config.health.HealthMiddleware",  # first: it answers whatever the name or the scheme of the request
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
@@ -87,8 +93,11 @@ TEMPLATES = [
     },
 ]
 
+# The path of the SQLite file never passes through a URL, in which `#`, `?` and `%` would mean something else.
 DATABASES: dict[str, dict[str, Any]] = {
-    "default": env.dj_db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'tiebreak.sqlite3'}", conn_max_age=60)
+    "default": env.dj_db_url("DATABASE_URL", conn_max_age=60)
+    if env.str("DATABASE_URL", "")
+    else {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "tiebreak.sqlite3"), "CONN_MAX_AGE": 60}
 }
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"]["OPTIONS"] = {
@@ -144,7 +153,6 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 SECURE_CONTENT_TYPE_NOSNIFF = True
-SECURE_REDIRECT_EXEMPT = [r"^(livez|readyz)$"]  # asked over plain HTTP on the machine itself
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_HTTPONLY = True
@@ -165,7 +173,7 @@ FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "knox.auth.TokenAuthentication",
+        "labeling.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
@@ -182,6 +190,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "DESCRIPTION": "Blind A/B labels in, better checkpoints out.",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "SCHEMA_PATH_PREFIX": "/api/v1",
 }
 
@@ -203,6 +212,10 @@ else:
         "global_keyprefix": "tiebreak:",
         "socket_timeout": 10,
         "socket_keepalive": True,
+        # Somebody who presses a button waits this long for an unreachable Redis, and once: the row is there, and the
+        # reconciler sends the message again. Workers and scheduler have their own, patient, way to reconnect.
+        "socket_connect_timeout": 2,
+        "max_retries": 0,
     }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_ACKS_LATE = False
@@ -213,6 +226,7 @@ CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_ROUTES = {
     "training.tasks.run_training": {"queue": "training"},
     "training.tasks.run_sampling": {"queue": "sampling"},
+    "training.tasks.run_export": {"queue": "exports"},
 }
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
@@ -221,6 +235,7 @@ CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "training.tasks.reconcile", "schedule": 10.0, "options": {"expires": 10}},
     "turn-the-loop": {"task": "config.tasks.turn_the_loop", "schedule": 10.0, "options": {"expires": 10}},
     "sweep-leases": {"task": "training.tasks.sweep_leases", "schedule": 60.0, "options": {"expires": 60}},
+    "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
 # Models and jobs
@@ -228,7 +243,7 @@ MODEL_DIRECTORIES = [Path(str(path)).resolve() for path in env.list("TIEBREAK_MO
 MODEL_HUB_IDS: list[str] = env.list("TIEBREAK_MODEL_HUB_IDS", [])
 # What a fresh installation starts with: empty for SmolLM2-135M-Instruct, or what add_model takes.
 DEFAULT_MODEL = env.str("TIEBREAK_DEFAULT_MODEL", "")
-JOB_LEASE_SECONDS = env.int("TIEBREAK_JOB_LEASE_SECONDS", 30)
+JOB_LEASE_SECONDS = env.int("TIEBREAK_JOB_LEASE_SECONDS", 20)
 JOB_MAX_ATTEMPTS = env.int("TIEBREAK_JOB_MAX_ATTEMPTS", 3)
 ENGINE_THREADS = env.int("TIEBREAK_ENGINE_THREADS", 0)
 ENGINE_DEVICE = env.str("TIEBREAK_DEVICE", "auto")

@@ -14,6 +14,7 @@ urlpatterns = [
     path("", home, name="home"),
     path("sign-in/", LoginView.as_view(template_name="sign_in.html", redirect_authenticated_user=True), name="login"),
     path("sign-out/", LogoutView.as_view(), name="logout"),
+    # Answered by HealthMiddleware before they come here; this gives them names.
     path("livez", livez, name="livez"),
     path("readyz", readyz, name="readyz"),
     path("admin/", admin.site.urls),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth.models import User
@@ -18,9 +18,12 @@ from django.test import Client
 from labeling.models import Membership, Pair, Project, Prompt
 from labeling.prompts import parse_prompt
 from labeling.services import NewResponse, add_member, add_pair, add_prompts, create_project
-from tests.installation import Installation, installed
+from tests.installation import Installation, bare_environment, installed
 
 pytest_plugins = ["tests.checkpoints"]
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 MakePair = Callable[..., Pair]
 _numbers = itertools.count(1)
@@ -37,10 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """The environment of a process of its own, with a data directory of its own."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TIEBREAK_", "DJANGO_", "DATABASE"))
-    }
-    return kept | {"TIEBREAK_DATA_DIR": str(tmp_path / "var"), "DJANGO_SETTINGS_MODULE": "config.settings"}
+    return bare_environment(tmp_path / "var")
 
 
 @pytest.fixture(scope="session")

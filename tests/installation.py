@@ -45,7 +45,7 @@ class Installation:
     def query(self, sql: str, *values: object) -> Any:
         """The first column of the first row; ``None`` if there is none. Reads only, and costs no process."""
         with contextlib.closing(
-            sqlite3.connect(f"file:{self.data_dir}/tiebreak.sqlite3?mode=ro", uri=True)
+            sqlite3.connect(f"{(self.data_dir / 'tiebreak.sqlite3').as_uri()}?mode=ro", uri=True)
         ) as connection:
             row = connection.execute(sql, values).fetchone()
         return row[0] if row else None
@@ -90,29 +90,45 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def bare_environment(data_dir: Path) -> dict[str, str]:
+    """The environment of a process of its own: nothing that is set on this machine, and no ``.env``, reaches it."""
+    settings_of_this_machine = ("TIEBREAK_", "DJANGO_", "DATABASE", "CELERY_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings_of_this_machine)}
+    own = {"TIEBREAK_DATA_DIR": str(data_dir), "TIEBREAK_ENV_FILE": "", "DJANGO_SETTINGS_MODULE": "config.settings"}
+    return kept | own
+
+
 @contextlib.contextmanager
 def installed(data_dir: Path, **environment: str) -> Iterator[Installation]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TIEBREAK_", "DJANGO_", "DATABASE", "CELERY"))}
-    env = kept | {"TIEBREAK_DATA_DIR": str(data_dir), "DJANGO_SETTINGS_MODULE": "config.settings"} | environment
+    env = bare_environment(data_dir) | environment
     for command in (["migrate", "-v0"], ["collectstatic", "--noinput", "-v0"], ["quickstart"]):
         subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
+    with serving(data_dir, env) as installation:
+        lines = (data_dir / "credentials.txt").read_text().splitlines()
+        installation.passwords.update(line.split("\t") for line in lines)
+        yield installation
+
+
+@contextlib.contextmanager
+def serving(data_dir: Path, environment: dict[str, str]) -> Iterator[Installation]:
+    """``serve`` with a database that is there; ended by Ctrl-C, unless it has ended by then."""
     port = free_port()  # as late as can be: until it is bound, any outgoing connection may take it
     with (data_dir / "serve.log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "manage.py", "serve", "--port", str(port)],
             cwd=ROOT,
-            env=env,
+            env=environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    passwords = dict(line.split("\t") for line in (data_dir / "credentials.txt").read_text().splitlines())
-    installation = Installation(f"http://127.0.0.1:{port}", env, passwords, data_dir, server)
+    installation = Installation(f"http://127.0.0.1:{port}", environment, {}, data_dir, server)
     try:
         wait_until(lambda: b"Ready: " in _read(str(data_dir / "serve.log")), 60, "the ready line")
         yield installation
     finally:
-        os.killpg(server.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
         server.wait(90)
-    assert installation.processes() == [], "Ctrl-C ends everything"
+    assert installation.processes() == [], "it ends everything"
     assert installation.engines() == []

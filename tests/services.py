@@ -1,7 +1,7 @@
 """Optional services for tests: what is installed, and private servers on a free socket that end with their test.
 
-``python -m tests.services`` says what is there. ``python -m tests.services postgres COMMAND …`` runs a command with
-``DATABASE_URL`` pointing at a private PostgreSQL.
+``python -m tests.services`` says what is there. ``python -m tests.services postgres COMMAND …`` runs a command whose
+tests use a private PostgreSQL.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REDIS = shutil.which("redis-server")
+# The only way to give tests a database: what DATABASE_URL names may be a real one.
+DATABASE_VARIABLE = "TESTS_DATABASE_URL"
 REQUIRED = os.environ.get("REQUIRE_SERVICES") == "1"
 
 
@@ -79,8 +81,10 @@ def private_redis() -> Iterator[str]:
         command = [REDIS, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 10
-            while not socket.exists() and time.monotonic() < deadline:
+            deadline = time.monotonic() + 30
+            while not socket.exists():
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{REDIS} did not come up (exit status {server.poll()})")
                 time.sleep(0.05)
             yield f"redis+socket://{socket}"
         finally:
@@ -96,7 +100,7 @@ def main(arguments: list[str]) -> int:
         print("PostgreSQL is not installed; its tests are skipped.")
         return 1 if REQUIRED else 0
     with private_postgres() as url:
-        return subprocess.run(arguments[1:], env=os.environ | {"DATABASE_URL": url}, check=False).returncode
+        return subprocess.run(arguments[1:], env=os.environ | {DATABASE_VARIABLE: url}, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""The product's settings over a data directory of the tests' own."""
+"""The product's settings over a data directory of the tests' own.
+
+Nothing that is set on this machine, in the environment or in ``.env``, reaches a test: it might be a real database.
+"""
 
 import atexit
 import os
 import shutil
 import tempfile
 
+from tests.services import DATABASE_VARIABLE
+
 _DATA_DIR = tempfile.mkdtemp(prefix="tiebreak-test-")
 atexit.register(shutil.rmtree, _DATA_DIR, ignore_errors=True)
 
-for _name in [name for name in os.environ if name.startswith(("TIEBREAK_", "CELERY_"))]:
+for _name in [name for name in os.environ if name.startswith(("TIEBREAK_", "CELERY_", "DATABASE_URL"))]:
     del os.environ[_name]
-os.environ["TIEBREAK_DATA_DIR"] = _DATA_DIR
+os.environ |= {"TIEBREAK_DATA_DIR": _DATA_DIR, "TIEBREAK_ENV_FILE": ""}
+if DATABASE_VARIABLE in os.environ:
+    os.environ["DATABASE_URL"] = os.environ[DATABASE_VARIABLE]
 
 os.mkdir(f"{_DATA_DIR}/static")  # whitenoise warns without it
 

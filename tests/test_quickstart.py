@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from django.contrib.auth import authenticate
-from django.core.management import call_command
+from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
 
 from config import quickstart
 from labeling.models import Membership, Project, Prompt
 from labeling.prompts import content_hash, parse_prompt
+from training.exceptions import Rejected
 from training.models import Promotion, SampleBatch
 
 STARTERS = Path(quickstart.__file__).parent / "starter_prompts.jsonl"
@@ -51,6 +53,57 @@ def test_the_passwords_work_and_are_the_owners_alone(installation):
     for name, password in words.items():
         assert authenticate(username=name, password=password) is not None
     assert len(set(words.values())) == 3
+
+
+def test_what_was_removed_stays_removed(installation, capsys):
+    call_command("quickstart")
+    capsys.readouterr()
+    User.objects.get(username="ada").delete()
+    Prompt.objects.all()[0].delete()
+    left = Prompt.objects.count()
+    call_command("quickstart")
+    assert capsys.readouterr().out == ""
+    assert not User.objects.filter(username="ada").exists()
+    assert Prompt.objects.count() == left
+    assert quickstart.people_with_passwords() == ["admin", "ben"]
+
+
+def test_a_removed_project_stays_removed(db, data_dir):
+    assert set(quickstart.make_project(print)) == {"admin", "ada", "ben"}
+    Project.objects.all().delete()
+    assert quickstart.make_project(print) == {}
+    quickstart.choose_first_policy(print)
+    assert not Project.objects.exists()
+
+
+def test_an_installation_with_projects_of_its_own_gets_no_demo(project, data_dir):
+    assert quickstart.make_project(print) == {}
+    assert list(Project.objects.all()) == [project]
+    assert not User.objects.exists()
+    assert quickstart.people_with_passwords() == []
+
+
+def test_a_database_that_was_made_anew_starts_again(db, data_dir):
+    quickstart.make_project(print)
+    Project.objects.all().delete()
+    User.objects.all().delete()
+    passwords = quickstart.make_project(print)
+    assert quickstart.people_with_passwords() == ["admin", "ada", "ben"]
+    assert authenticate(username="ada", password=passwords["ada"]) is not None
+
+
+def test_a_first_start_without_a_model_is_brought_to_its_end(installation, monkeypatch, capsys):
+    def fail(say: object) -> None:
+        raise Rejected("No connection.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(quickstart, "ensure_default_model", fail)
+        with pytest.raises(CommandError, match="No connection"):
+            call_command("quickstart")
+    assert "ada" in capsys.readouterr().out, "the passwords are said all the same"
+    assert Promotion.objects.count() == 0
+    call_command("quickstart")
+    assert Promotion.objects.count() == 1
 
 
 def test_the_starter_prompts_are_valid_varied_and_different():

@@ -14,7 +14,7 @@ import pytest
 
 from tests.installation import Installation, installed, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recovery")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("recovery")]
 
 LABEL = """
 from django.contrib.auth.models import User
@@ -33,7 +33,7 @@ def installation(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     model = {"TIEBREAK_DEFAULT_MODEL": str(tiny_model), "TIEBREAK_MODEL_DIRECTORIES": str(tiny_model.parent)}
     with installed(tmp_path_factory.mktemp("recovery") / "var", TIEBREAK_ENGINE_THREADS="1", **model) as installation:
         succeeded = "SELECT count(*) FROM training_samplebatch WHERE state = 'succeeded'"
-        wait_until(lambda: installation.query(succeeded), 120, "pairs")
+        wait_until(lambda: installation.query(succeeded), 180, "pairs")
         installation.manage("shell", "--no-imports", "-c", LABEL)
         yield installation
 
@@ -67,7 +67,7 @@ class Run:
         return pid
 
     def check_the_end(self, *, attempts: int) -> None:
-        wait_until(lambda: self.column("state") not in ("queued", "running", "publishing"), 150, "the end of the run")
+        wait_until(lambda: self.column("state") not in ("queued", "running", "publishing"), 300, "the end of the run")
         assert (self.column("state"), self.column("attempt")) == ("succeeded", attempts), self.column("error")
         runs = self.installation.query("SELECT count(*) FROM training_trainingrun")
         assert self.installation.query("SELECT count(*) FROM training_checkpoint WHERE kind = 'dpo'") == runs
@@ -81,9 +81,9 @@ class Run:
 @pytest.fixture
 def run(installation: Installation) -> Run:
     """A run in its middle."""
-    installation.manage("train", "helpful-answers", "--epochs", "14", "--pairs-per-step", "2", "--seed", "1")
+    installation.manage("train", "helpful-answers", "--epochs", "40", "--pairs-per-step", "2", "--seed", "1")
     run = Run(installation)
-    wait_until(lambda: run.step() >= 12, 90, "the twelfth step")
+    wait_until(lambda: run.step() >= 12, 150, "the twelfth step")
     return run
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 
 from tests.installation import installed, wait_until
 from tests.services import REDIS, REQUIRED, private_redis
@@ -23,11 +29,6 @@ def test_pairs_are_sampled_through_redis(tiny_model: Path, tmp_path: Path) -> No
 
 
 def test_a_redis_that_is_not_there_is_an_error_that_people_see(environment: dict[str, str]) -> None:
-    import subprocess
-    import sys
-
-    from django.conf import settings
-
     code = (
         "import django; django.setup()\n"
         "from config.celery import app\n"
@@ -38,3 +39,32 @@ def test_a_redis_that_is_not_there_is_an_error_that_people_see(environment: dict
     done = subprocess.run(command, cwd=settings.BASE_DIR, env=away, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Connection refused" in done.stderr
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that answers nothing, like that of a host that is switched off: its queue of connections is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_a_redis_that_does_not_answer_costs_two_seconds(environment: dict[str, str]) -> None:
+    code = (
+        "import django; django.setup()\n"
+        "import time; from kombu.exceptions import OperationalError; from config.celery import app\n"
+        "start = time.monotonic()\n"
+        "try: app.send_task('training.tasks.reconcile')\n"
+        "except OperationalError: print(time.monotonic() - start)"
+    )
+    with silent_port() as port:
+        away = environment | {"CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=settings.BASE_DIR, env=away, capture_output=True, text=True, check=False)
+    assert 1.5 < float(done.stdout) < 3.5, done.stderr

@@ -43,7 +43,7 @@ POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 RETRY_SECONDS = 5
 RESUME_PERIOD = timedelta(days=14)
-FORGET_WITHIN = timedelta(days=60)  # so that the reconciler does not look at every job there ever was
+FORGET_WITHIN = timedelta(days=60)  # so that nobody looks at every job there ever was
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
@@ -290,13 +290,16 @@ def clean_staging() -> int:
     return store.remove_stale_staging(live) + store.remove_half_archives()
 
 
-def forget_stopped_jobs() -> None:
-    """Drop the saved steps of runs that nobody has resumed, and the directories of other jobs that came to nothing."""
+def forget_ended_jobs() -> None:
+    """Drop the saved steps of runs that nobody has resumed, and what is left of the directories of other jobs."""
     until = timezone.now() - RESUME_PERIOD
     for job_type in JOB_TYPES:
-        stopped = job_type.objects.filter(
-            state__in=[Job.State.CANCELLED, Job.State.FAILED], finished_at__range=(until - FORGET_WITHIN, until)
+        ended = job_type.objects.filter(
+            state__in=Job.State.terminal(), finished_at__range=(until - FORGET_WITHIN, until)
         )
-        for job in stopped:
-            run_dir = RunDir.of(job.uuid)
-            run_dir.drop_resume_state() if job_type is TrainingRun else run_dir.remove()
+        for job_uuid in ended.values_list("uuid", flat=True):
+            run_dir = RunDir.of(job_uuid)
+            if job_type is TrainingRun:
+                run_dir.drop_resume_state()
+            else:
+                run_dir.remove()

@@ -49,7 +49,6 @@ def reconcile() -> None:
     """Bring rows and workers together again, whatever was lost between them. Harmless to run twice or at once."""
     supervision.recover_expired()
     supervision.clean_staging()
-    supervision.forget_stopped_jobs()
     for job_type in supervision.JOB_TYPES:
         for job in job_type.objects.due():
             if _is_hint_stale(job):
@@ -62,6 +61,11 @@ def _is_hint_stale(job: Job) -> bool:
         return True
     patience = HINT_AGAIN_AFTER + (job.hinted_at - job.created_at) / 2
     return timezone.now() - job.hinted_at > min(patience, HINT_AGAIN_AT_MOST_AFTER)
+
+
+@shared_task
+def forget_ended_jobs() -> None:
+    supervision.forget_ended_jobs()
 
 
 TASKS: dict[type[Job], Any] = {TrainingRun: run_training, SampleBatch: run_sampling, CheckpointExport: run_export}
