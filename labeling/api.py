@@ -28,6 +28,8 @@ from labeling.serializers import (
 )
 from labeling.services import add_prompts
 
+MAX_POSITION_DIGITS = 18  # what any database's big integer can hold
+
 
 class NewestFirst(CursorPagination):
     ordering = "-pk"
@@ -35,7 +37,8 @@ class NewestFirst(CursorPagination):
 
     def decode_cursor(self, request: Request) -> Any:
         cursor = super().decode_cursor(request)
-        if cursor is not None and not str(cursor.position or 0).isdecimal():
+        position = str((cursor and cursor.position) or 0)
+        if not (position.isascii() and position.isdecimal() and len(position) <= MAX_POSITION_DIGITS):
             raise NotFound(self.invalid_cursor_message)
         return cursor
 

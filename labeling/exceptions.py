@@ -13,6 +13,10 @@ class LeaseGone(LabelingError):
     """The lease is not this person's, was tampered with, or belongs to a pair that no longer exists."""
 
 
+class AlreadyAnswered(LabelingError):
+    """The annotator has answered this pair from another page since this one was opened; that answer stays."""
+
+
 class NothingToUndo(LabelingError):
     """The annotator has no judgement in this project that could be reopened."""
 

@@ -9,11 +9,17 @@ import random
 from typing import Self
 
 from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.urls import reverse
 
 from labeling.prompts import Message
+
+MAX_JUDGEMENTS_PER_PAIR = 100
+# An open page renews its lease every minute, so a shorter one would run out under its reader's eyes. A day is longer
+# than any sitting; beyond it a closed laptop would keep a pair from everybody else.
+MIN_LEASE_MINUTES, MAX_LEASE_MINUTES = 2, 24 * 60
 
 
 def new_random_key() -> float:
@@ -33,8 +39,16 @@ class Project(models.Model):
     name = models.CharField(max_length=120)
     slug = models.SlugField(max_length=60, unique=True)
     guidelines = models.TextField(blank=True, help_text="Markdown, shown beside the work.")
-    judgements_per_pair = models.PositiveSmallIntegerField(default=1, help_text="People who judge each new pair.")
-    lease_minutes = models.PositiveSmallIntegerField(default=15, help_text="How long a pair stays with one person.")
+    judgements_per_pair = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(MAX_JUDGEMENTS_PER_PAIR)],
+        help_text="People who judge each new pair.",
+    )
+    lease_minutes = models.PositiveSmallIntegerField(
+        default=15,
+        validators=[MinValueValidator(MIN_LEASE_MINUTES), MaxValueValidator(MAX_LEASE_MINUTES)],
+        help_text="How long a pair stays with one person who does not have its page open.",
+    )
     is_paused = models.BooleanField(default=False, help_text="While paused nobody is given a pair.")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -43,7 +57,14 @@ class Project(models.Model):
     class Meta:
         ordering = ["name"]
         constraints = [
-            models.CheckConstraint(condition=Q(judgements_per_pair__gte=1), name="project_needs_a_judgement_per_pair")
+            models.CheckConstraint(
+                condition=Q(judgements_per_pair__range=(1, MAX_JUDGEMENTS_PER_PAIR)),
+                name="project_judgements_per_pair_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(lease_minutes__range=(MIN_LEASE_MINUTES, MAX_LEASE_MINUTES)),
+                name="project_lease_minutes_in_range",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -126,6 +147,7 @@ class Pair(models.Model):
         constraints = [
             models.CheckConstraint(condition=~Q(response_a=F("response_b")), name="pair_of_two_responses"),
             models.UniqueConstraint(fields=["response_a", "response_b"], name="pair_once"),
+            models.CheckConstraint(condition=Q(judgements_wanted__gte=1), name="pair_wants_a_judgement"),
         ]
 
     def __str__(self) -> str:
@@ -133,11 +155,15 @@ class Pair(models.Model):
 
 
 class SlotQuerySet(models.QuerySet["Slot"]):
-    def open_for(self, annotator_id: int) -> Self:
-        """Open slots of pairs that this person has neither held, judged nor skipped."""
+    def new_to(self, annotator_id: int) -> Self:
+        """Slots of pairs that this person neither holds, nor has judged or skipped."""
         held = Slot.objects.filter(pair=models.OuterRef("pair"), annotator_id=annotator_id)
         skipped = Skip.objects.filter(pair=models.OuterRef("pair"), annotator_id=annotator_id)
-        return self.filter(~models.Exists(held), ~models.Exists(skipped), state=Slot.State.OPEN)
+        return self.filter(~models.Exists(held), ~models.Exists(skipped))
+
+    def open_for(self, annotator_id: int) -> Self:
+        """Slots that this person may be given."""
+        return self.new_to(annotator_id).filter(state=Slot.State.OPEN)
 
 
 class Slot(models.Model):
@@ -175,6 +201,7 @@ class Slot(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["pair", "place"], name="slot_place_once"),
+            models.CheckConstraint(condition=Q(place__gte=1), name="slot_places_count_from_one"),
             models.UniqueConstraint(
                 fields=["pair", "annotator"],
                 condition=Q(annotator__isnull=False),
@@ -189,7 +216,10 @@ class Slot(models.Model):
             models.Index(
                 F("project"), F("priority").desc(), F("random_key"), name="slot_next", condition=Q(state="open")
             ),
+            # Leased slots are few, done ones many: what asks for the former must not read the project's slots.
             models.Index(fields=["lease_until"], name="slot_expiring", condition=Q(state="leased")),
+            models.Index(fields=["project", "lease_until"], name="slot_expiring_here", condition=Q(state="leased")),
+            models.Index(fields=["project", "annotator", "lease_until"], name="slot_held", condition=Q(state="leased")),
         ]
 
     def __str__(self) -> str:
@@ -224,6 +254,8 @@ class Preference(models.Model):
             ),
             models.UniqueConstraint(fields=["slot", "version"], name="preference_version_once"),
             models.CheckConstraint(condition=Q(choice__in=Choice.values), name="preference_choice_is_known"),
+            models.CheckConstraint(condition=Q(version__gte=1), name="preference_versions_count_from_one"),
+            models.CheckConstraint(condition=Q(seconds__gte=0), name="preference_took_no_negative_time"),
         ]
         indexes = [models.Index(fields=["annotator", "created_at"], name="preference_by_day")]
 

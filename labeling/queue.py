@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.core import signing
-from django.db import connection, transaction
+from django.db import connection, models, transaction
 from django.db.models import Exists, F, Max, OuterRef
 from django.utils import timezone
 
-from labeling.exceptions import LabelingError, LeaseGone, NothingToUndo
+from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
 from labeling.models import Choice, Pair, Preference, Project, Skip, Slot
 
 TOKEN_SALT = "labeling.lease"  # noqa: S105  (a namespace, not a secret)
@@ -44,6 +44,19 @@ class Submission:
     is_repeat: bool = False
 
 
+class Standing(models.TextChoices):
+    """How a pair stands with the person whose page shows it; the label is what the page says."""
+
+    KEPT = "kept", ""
+    OPEN = (
+        "open",
+        "Another tab of yours holds another pair, so this one may go to somebody else. An answer will still be saved.",
+    )
+    TAKEN = "taken", "Somebody else has this pair now. An answer will still be saved, as an extra vote."
+    ANSWERED = "answered", "You have answered this pair in another tab; that answer counts. Reload the page to go on."
+    SKIPPED = "skipped", "You have skipped this pair in another tab. Reload the page to go on, or answer it after all."
+
+
 def lease_next(project: Project, annotator_id: int) -> Lease | None:
     """Return the pair this person works on, or lease the next one; ``None`` if nothing is open for them.
 
@@ -64,17 +77,30 @@ def lease_next(project: Project, annotator_id: int) -> Lease | None:
     return Lease(slot, make_token(slot))
 
 
-def renew(project: Project, token: str, annotator_id: int) -> bool:
-    """Keep a lease alive while its page is looked at; ``False`` if it has gone to somebody else."""
-    lease = read_token(token, annotator_id)
-    live = Slot.objects.filter(
-        project=project,
-        pk=lease.slot_id,
-        annotator_id=annotator_id,
-        lease_number=lease.number,
-        state=Slot.State.LEASED,
-    )
-    return live.update(lease_until=timezone.now() + timedelta(minutes=project.lease_minutes)) == 1
+@transaction.atomic
+def renew(project: Project, token: str, annotator_id: int) -> Standing:
+    """Keep a lease alive while its page is looked at, and say how the pair stands with this person.
+
+    A lease that ran out is taken back if nobody has the slot, unless this person has moved on to another pair: nobody
+    holds two by leaving pages open. Raises ``LeaseGone`` for a foreign or damaged token.
+    """
+    _lock_annotator(annotator_id)
+    slot, lease = _slot_of_token(project, token, annotator_id)
+    if _answer_after(lease, _current(slot, annotator_id)):
+        return Standing.ANSWERED
+    if Skip.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id).exists():
+        return Standing.SKIPPED
+    until = timezone.now() + timedelta(minutes=project.lease_minutes)
+    if mine := _own_slot(slot, annotator_id):
+        # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
+        Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=until)
+        return Standing.KEPT
+    if slot.state != Slot.State.OPEN:
+        return Standing.TAKEN
+    if _held_slot(project, annotator_id, timezone.now()):
+        return Standing.OPEN
+    _take_back(slot, lease, annotator_id, until)
+    return Standing.KEPT
 
 
 @transaction.atomic
@@ -88,9 +114,9 @@ def submit(project: Project, token: str, annotator_id: int, choice: str) -> Subm
         raise LabelingError(f"“{choice[:40]}” is not a choice; use one of {', '.join(Choice.values)}.")
     _lock_annotator(annotator_id)
     slot, lease = _slot_of_token(project, token, annotator_id)
-    current = Preference.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id, is_current=True).first()
-    if current and current.lease_number >= lease.number:
-        return Submission(current, is_extra=slot.annotator_id != annotator_id, is_repeat=True)
+    current = _current(slot, annotator_id)
+    if repeated := _answer_after(lease, current):
+        return Submission(repeated, is_extra=repeated.slot.is_extra, is_repeat=True)
     slot = _slot_to_fill(slot, annotator_id)
     slot.lease_number = max(slot.lease_number, lease.number)
     slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
@@ -100,15 +126,23 @@ def submit(project: Project, token: str, annotator_id: int, choice: str) -> Subm
 
 @transaction.atomic
 def skip(project: Project, token: str, annotator_id: int, reason: str = "") -> None:
-    """Give a pair back for good. A judgement that was reopened by undo is withdrawn."""
+    """Give a pair back for good. A judgement that was reopened by undo is withdrawn.
+
+    A page that is older than the answer withdraws nothing: ``AlreadyAnswered``.
+    """
     _lock_annotator(annotator_id)
-    slot, _ = _slot_of_token(project, token, annotator_id)
+    slot, lease = _slot_of_token(project, token, annotator_id)
+    current = _current(slot, annotator_id)
+    if _answer_after(lease, current):
+        raise AlreadyAnswered(
+            "You have answered that pair already, so it is not skipped. Use Undo to change the answer."
+        )
     Skip.objects.get_or_create(pair_id=slot.pair_id, annotator_id=annotator_id, defaults={"reason": reason[:200]})
-    if slot.annotator_id != annotator_id or slot.state != Slot.State.LEASED:
-        return
-    if Preference.objects.filter(slot=slot, is_current=True).update(is_current=False):
+    if current:
+        Preference.objects.filter(pk=current.pk).update(is_current=False)
         Pair.objects.filter(pk=slot.pair_id).update(judgements_count=F("judgements_count") - 1)
-    _reopen(slot)
+    if mine := _own_slot(slot, annotator_id):
+        _give_back(mine)
 
 
 @transaction.atomic
@@ -140,9 +174,9 @@ def open_slots_for(project: Project, annotator_id: int) -> int:
     return Slot.objects.filter(project=project).open_for(annotator_id)[:MAX_COUNTED].count()
 
 
-def next_lease_to_expire(project: Project) -> datetime | None:
-    """When the first pair that is with somebody else may come back."""
-    leased = Slot.objects.filter(project=project, state=Slot.State.LEASED)
+def next_lease_to_expire(project: Project, annotator_id: int) -> datetime | None:
+    """When the first pair that is with somebody else may come to this person."""
+    leased = Slot.objects.filter(project=project, state=Slot.State.LEASED).new_to(annotator_id)
     until: datetime | None = leased.order_by("lease_until").values_list("lease_until", flat=True).first()
     return until
 
@@ -196,6 +230,7 @@ def _lock_annotator(annotator_id: int) -> None:
 
 def _held_slot(project: Project, annotator_id: int, now: datetime) -> Slot | None:
     held = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, lease_until__gt=now)
+    held = held.select_for_update(of=("self",))  # a sweep on another host may be ending this very lease
     return held.select_related("pair__prompt", "pair__response_a", "pair__response_b").order_by("-leased_at").first()
 
 
@@ -222,23 +257,55 @@ def _take(slot: Slot, annotator_id: int, project: Project, now: datetime) -> Non
     slot.save()
 
 
+def _take_back(slot: Slot, lease: TokenContent, annotator_id: int, until: datetime) -> None:
+    """Lease a slot again under the token its holder still has: the time counts from when the page was opened."""
+    slot.state = Slot.State.LEASED
+    slot.annotator_id = annotator_id
+    slot.lease_number = max(slot.lease_number, lease.number)
+    slot.leased_at, slot.lease_until = lease.began, until
+    slot.shown_left = side_shown_left(annotator_id, slot.pair_id)
+    slot.save()
+
+
 def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slot, TokenContent]:
+    """The slot and the token's content, with the pair locked first: two people's slots of it may have changed hands."""
     lease = read_token(token, annotator_id)
-    slot = Slot.objects.select_for_update().filter(project=project, pk=lease.slot_id).first()
+    pairs = Pair.objects.filter(project=project, slots=lease.slot_id).order_by()
+    pair = pairs.select_for_update(no_key=True, of=("self",)).first()
+    slot = Slot.objects.select_for_update().filter(pair=pair, pk=lease.slot_id).first() if pair else None
     if slot is None:
         raise LeaseGone("This pair is no longer part of the project. Reload the page to go on.")
     return slot, lease
 
 
-def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
-    """The slot an answer goes to: its own, this person's other slot of the pair, the reopened one, or an extra one."""
+def _current(slot: Slot, annotator_id: int) -> Preference | None:
+    mine = Preference.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id, is_current=True)
+    return mine.select_related("slot").first()
+
+
+def _answer_after(lease: TokenContent, current: Preference | None) -> Preference | None:
+    """The current answer, if it was given under this lease or a later one; an undo gives a lease later than its answer.
+
+    Nobody is given a second slot of a pair they have answered, so an answer in another slot is later than this lease.
+    """
+    if current and (current.slot_id != lease.slot_id or current.lease_number >= lease.number):
+        return current
+    return None
+
+
+def _own_slot(slot: Slot, annotator_id: int) -> Slot | None:
+    """This person's slot of the pair: the one given or another one, for instance leased in another tab since."""
     if slot.annotator_id == annotator_id:
         return slot
-    if mine := Slot.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id).first():
+    return Slot.objects.select_for_update().filter(pair_id=slot.pair_id, annotator_id=annotator_id).first()
+
+
+def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
+    """The slot an answer goes to: its own, this person's other slot of the pair, the reopened one, or an extra one."""
+    if mine := _own_slot(slot, annotator_id):
         return mine
     if slot.state == Slot.State.OPEN:
         return slot
-    Pair.objects.select_for_update().get(pk=slot.pair_id)  # two late answers at once must not take one place
     last = Slot.objects.filter(pair_id=slot.pair_id).aggregate(last=Max("place"))["last"]
     return Slot(
         project_id=slot.project_id, pair_id=slot.pair_id, place=last + 1, leased_at=slot.leased_at, is_extra=True
@@ -264,7 +331,8 @@ def _new_version(slot: Slot, annotator_id: int, choice: str, current: Preference
         annotator_id=annotator_id,
         choice=choice,
         shown_left=slot.shown_left,
-        seconds=(now - slot.leased_at).total_seconds() if slot.leased_at else 0.0,
+        # Two hosts' clocks may disagree about which came first.
+        seconds=max(0.0, (now - slot.leased_at).total_seconds()) if slot.leased_at else 0.0,
         version=(versions["last"] or 0) + 1,
         lease_number=slot.lease_number,
     )
@@ -285,5 +353,9 @@ def _reopen_expired(slots: Any, now: datetime, limit: int = SWEEP_LIMIT) -> int:
     return len(expired)
 
 
-def _reopen(slot: Slot) -> None:
-    Slot.objects.filter(pk=slot.pk).update(state=Slot.State.OPEN, annotator=None, lease_until=None, shown_left="")
+def _give_back(slot: Slot) -> None:
+    """Open a slot for the others. An extra one was never asked for, so nobody else has to fill it."""
+    if slot.is_extra:
+        Slot.objects.filter(pk=slot.pk).update(state=Slot.State.DONE, lease_until=None)
+    else:
+        Slot.objects.filter(pk=slot.pk).update(state=Slot.State.OPEN, annotator=None, lease_until=None, shown_left="")

@@ -12,6 +12,8 @@ from markdown_it import MarkdownIt
 
 # Hostile Markdown costs more than linear time; longer text is shown as it is.
 MAX_MARKDOWN_CHARACTERS = 64_000
+# A look back and a second annotator find a text rendered. Long ones are rare and would fill the memory.
+CACHED_TEXTS, MAX_CACHED_CHARACTERS = 512, 4_000
 TAGS = {
     *("p", "br", "hr", "em", "strong", "del", "code", "pre", "blockquote", "ul", "ol", "li", "a"),
     *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
@@ -24,9 +26,12 @@ INVISIBLE = re.compile(
 _markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
 
 
-@lru_cache(maxsize=512)
 def render_text(text: str) -> SafeString:
     """Return ``text``, read as Markdown, as HTML without images, scripts, styles or raw markup."""
+    return _render_cached(text) if len(text) <= MAX_CACHED_CHARACTERS else _render(text)
+
+
+def _render(text: str) -> SafeString:
     visible = show_controls(text)
     if len(visible) > MAX_MARKDOWN_CHARACTERS:
         return format_html('<pre class="plain">{}</pre>', visible)
@@ -38,6 +43,9 @@ def render_text(text: str) -> SafeString:
         link_rel="noopener noreferrer nofollow ugc",
     )
     return mark_safe(html)  # noqa: S308  (nh3 has just removed everything outside the allowlist)
+
+
+_render_cached = lru_cache(maxsize=CACHED_TEXTS)(_render)
 
 
 def show_controls(text: str) -> str:

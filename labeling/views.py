@@ -82,9 +82,12 @@ def _submit(project: Project, form: VoteForm, annotator_id: int) -> str:
 def skip_pair(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug)
     form = TokenForm(request.POST)
+    if not form.is_valid():
+        return _desk_with_error(
+            request, project, "Nothing was skipped: the page did not say which pair. Please try again."
+        )
     try:
-        if form.is_valid():
-            queue.skip(project, form.cleaned_data["token"], request.user.pk, form.cleaned_data["reason"])
+        queue.skip(project, form.cleaned_data["token"], request.user.pk, form.cleaned_data["reason"])
     except LabelingError as error:
         return _desk_with_error(request, project, str(error))
     return _desk(request, project, queue.lease_next(project, request.user.pk))
@@ -104,14 +107,15 @@ def undo_preference(request: SignedInRequest, slug: str) -> HttpResponse:
 @require_POST
 @login_required
 def renew_lease(request: SignedInRequest, slug: str) -> HttpResponse:
-    """204 while the pair is still this person's, 409 when it has gone to somebody else."""
+    """204 while the pair is this person's; else 409, or 410 for no pair at all, with a sentence for the page."""
     project = project_or_404(request.user, slug)
-    form = TokenForm(request.POST)
     try:
-        alive = form.is_valid() and queue.renew(project, form.cleaned_data["token"], request.user.pk)
-    except LabelingError:
-        alive = False
-    return HttpResponse(status=204 if alive else 409)
+        standing = queue.renew(project, request.POST.get("token", ""), request.user.pk)
+    except LabelingError as error:
+        return HttpResponse(str(error), status=410, content_type="text/plain; charset=utf-8")
+    if standing == queue.Standing.KEPT:
+        return HttpResponse(status=204)
+    return HttpResponse(standing.label, status=409, content_type="text/plain; charset=utf-8")
 
 
 @require_http_methods(["GET", "POST"])
@@ -186,12 +190,14 @@ def _why_nothing(request: SignedInRequest, project: Project) -> dict[str, Any]:
     """Why there is no pair for this person, and when there may be one."""
     if project.is_paused:
         return {"title": "Paused", "text": "An admin has paused this project. Your judgements are safe."}
+    if not project.prompts.exists():
+        return {"title": "No prompts yet", "text": "Pairs appear here after an admin has imported prompts."}
     if not project.pairs.exists():
         return {
-            "title": "The first pairs are being written",
-            "text": "They appear here by themselves, usually in a minute.",
+            "title": "No pairs yet",
+            "text": "None has been written for this project's prompts so far. They appear here by themselves.",
         }
-    if until := queue.next_lease_to_expire(project):
+    if until := queue.next_lease_to_expire(project, request.user.pk):
         minutes = max(1, round((until - timezone.now()).total_seconds() / 60))
         text = f"The last open pairs are with other people. The first may come back in about {minutes} min."
         return {"title": "Nothing for you right now", "text": text}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from urllib.parse import quote
 
 import pytest
 from django.test import Client
@@ -140,6 +142,20 @@ def test_the_schema_describes_every_route_without_a_warning(annotator, sign_in, 
 
 
 @pytest.mark.parametrize(
+    "credentials", [b"\xff", b"tb_\xff\xfe", b"\x00", "tb_\u00e9".encode(), b"a b", b"x" * 5000, b""]
+)
+def test_a_token_of_any_bytes_is_a_wrong_token(project, credentials):
+    header = (b"Token " + credentials).decode("latin-1")  # as a WSGI server hands it over
+    response = Client().get("/api/v1/projects/", headers={"Authorization": header})
+    assert response.status_code == 401
+    assert set(response.json()) == {"detail"}
+
+
+def _cursor(position: str) -> str:
+    return quote(b64encode(f"p={quote(position)}".encode()).decode())
+
+
+@pytest.mark.parametrize(
     ("method", "path", "body"),
     [
         ("post", "preferences/", "[" * 100_000),
@@ -148,6 +164,10 @@ def test_the_schema_describes_every_route_without_a_warning(annotator, sign_in, 
         ("post", "runs/", {"recipe": {"beta": 10**400}}),
         ("get", "runs/?cursor=cD1hYmM=", None),
         ("get", "prompts/?cursor=%00", None),
+        ("get", f"prompts/?cursor={_cursor('9' * 5000)}", None),
+        ("get", f"prompts/?cursor={_cursor('9' * 19)}", None),
+        ("get", f"runs/?cursor={_cursor('²')}", None),
+        ("get", f"runs/?cursor={_cursor('-1')}", None),
         ("get", f"triples/?after={'9' * 3000}", None),
     ],
 )

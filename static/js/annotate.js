@@ -5,7 +5,9 @@
   const QUIET_MS = 400; // a held key or a double click must not vote on a pair that nobody has read
   const RENEW_MS = 60_000;
   const FAILED = "Could not save. Your choice is still here; press the key again.";
-  const LOST = "This pair went to somebody else; your answer will still be saved as an extra vote.";
+  const STALE = "Nothing was saved: this page was open across a sign-in or sign-out. Reload it and answer again.";
+  const REFUSED = "Nothing was saved: the server no longer takes answers from this page. Reload it to see why.";
+  const SIGNED_OUT = "You are signed out. Reload the page to sign in again.";
 
   let busy = false; // one answer at a time
   let quietUntil = 0;
@@ -16,6 +18,14 @@
     const line = document.getElementById(id);
     if (line) line.textContent = text;
   };
+
+  function sayReload(id, text) {
+    say(id, text);
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "button", textContent: "Reload" });
+    button.addEventListener("click", () => location.reload());
+    document.getElementById(id)?.append(" ", button);
+  }
 
   // Keys
 
@@ -74,9 +84,13 @@
     if (!event.detail.elt.closest?.("#desk")) return;
     const wasAnswer = busy;
     busy = isAnswer = false;
-    if (wasAnswer) say("desk-alert", FAILED);
+    if (!wasAnswer) return;
+    // What the server refuses it will refuse again: the token against forgery is older than the sign-in, for example.
+    const status = event.detail.xhr?.status ?? 0;
+    if (status >= 400 && status < 500) sayReload("desk-alert", status === 403 ? STALE : REFUSED);
+    else say("desk-alert", FAILED);
   }
-  for (const name of ["htmx:sendError", "htmx:responseError", "htmx:timeout", "htmx:sendAbort"]) {
+  for (const name of ["htmx:sendError", "htmx:responseError", "htmx:timeout", "htmx:sendAbort", "htmx:swapError"]) {
     document.addEventListener(name, failed);
   }
 
@@ -101,7 +115,7 @@
     if (window.scrollY > top) window.scrollTo({ top, behavior: "instant" });
     document.getElementById("desk-title").focus({ preventScroll: true });
     say("announcer", desk().dataset.says);
-    setTimeout(ready, QUIET_MS);
+    setTimeout(ready, QUIET_MS + 5);
   }
 
   function prepare() {
@@ -114,9 +128,8 @@
   }
 
   function ready() {
-    // Counts the desks that were ready for an answer; tests wait for it.
-    const root = document.documentElement;
-    root.dataset.deskReady = Number(root.dataset.deskReady || 0) + 1;
+    // Names the pair that takes keys now, for whoever drives the page; a newer desk has a timer of its own.
+    if (performance.now() >= quietUntil) document.documentElement.dataset.ready = desk().dataset.token ?? "";
   }
 
   // The lease
@@ -127,11 +140,20 @@
     const headers = JSON.parse(document.body.getAttribute("hx-headers"));
     try {
       const response = await fetch(renewUrl, { method: "POST", headers, body: new URLSearchParams({ token }) });
-      if (desk().dataset.token === token) say("desk-lease", response.status === 409 ? LOST : "");
+      const text = await response.text();
+      if (desk().dataset.token === token) sayStanding(response, text);
     } catch {
       // Offline for a moment: the lease is longer than a minute, and the next try is near.
     }
   }
+
+  function sayStanding({ status, redirected }, text) {
+    if (redirected) sayReload("desk-lease", SIGNED_OUT);
+    else if (status === 403) sayReload("desk-lease", STALE);
+    else if (status === 409 || status === 410) say("desk-lease", text);
+    else if (status === 204) say("desk-lease", "");
+  }
+
   setInterval(renew, RENEW_MS);
   document.addEventListener("visibilitychange", renew);
 

@@ -50,7 +50,7 @@ def label(page: Page, installation: Installation, count: int, seconds: float) ->
     for number in range(count):
         page.wait_for_selector("#desk[data-state=pair]", timeout=seconds * 1000)
         token = page.get_attribute("#desk", "data-token")
-        page.wait_for_timeout(450)  # keys are deaf for a moment after a change
+        page.wait_for_selector(f'html[data-ready="{token}"]')  # keys are deaf for a moment after a change
         lengths = page.eval_on_selector_all(".pane .reading", "panes => panes.map(pane => pane.innerText.length)")
         page.keyboard.press("3" if number == 5 else "1" if lengths[0] < lengths[1] else "2")
         page.wait_for_selector(f'#desk:not([data-token="{token}"])')
@@ -65,13 +65,13 @@ def train(page: Page, installation: Installation, epochs: str, seconds: float) -
     expect(page.locator("#status .state-succeeded")).to_be_visible(timeout=seconds * 1000)
 
 
-def promote(page: Page, installation: Installation) -> str:
+def promote(page: Page, installation: Installation, seconds: float) -> str:
     """Promote the newest checkpoint and return its uuid."""
     newest = installation.query("SELECT uuid FROM training_checkpoint WHERE kind = 'dpo' ORDER BY id DESC")
     uuid = str(UUID(newest))
     page.goto(f"{installation.url}{PROJECT}/checkpoints/{uuid}/")
     page.get_by_role("button", name="Promote").click()
-    expect(page.get_by_text("is the policy now").first).to_be_visible()
+    expect(page.get_by_text("is the policy now").first).to_be_visible(timeout=seconds * 1000)
     return uuid
 
 
@@ -123,7 +123,7 @@ def go_round(page: Page, installation: Installation, target: Path, *, pairs: int
     label(page, installation, pairs, seconds)
     assert installation.query("SELECT count(*) FROM labeling_preference WHERE is_current") == pairs
     train(page, installation, epochs, seconds)
-    uuid = promote(page, installation)
+    uuid = promote(page, installation, seconds)
     from_new = (
         "SELECT count(*) FROM training_pairorigin o JOIN training_checkpoint c ON c.id = o.policy_id WHERE c.uuid = ?"
     )
@@ -136,6 +136,7 @@ def go_round(page: Page, installation: Installation, target: Path, *, pairs: int
     check_download(installation, *download(page, installation, uuid, target, seconds))
 
 
+@pytest.mark.timeout(900)
 def test_on_a_tiny_model(page: Page, tiny_installation: Installation, tmp_path: Path) -> None:
     go_round(page, tiny_installation, tmp_path, pairs=24, epochs="2", seconds=90)
     check_accessibility(page, tiny_installation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 
@@ -101,6 +102,23 @@ def test_skip_brings_the_next_pair(client, url, make_pair):
     assert Skip.objects.count() == 1
 
 
+def test_skip_in_an_old_tab_keeps_the_answer_and_says_so(client, url, make_pair):
+    make_pair()
+    token = _token(client.get(url("annotate")))
+    client.post(url("submit"), {"token": token, "choice": "left"}, headers=HTMX)
+    assert "answered that pair already" in client.post(url("skip"), {"token": token}, headers=HTMX).content.decode()
+    assert "Nothing was skipped" in client.post(url("skip"), headers=HTMX).content.decode()
+    assert Preference.objects.filter(is_current=True).count() == 1
+    assert not Skip.objects.exists()
+
+
+def test_waiting_does_not_promise_a_pair_that_was_skipped(client, url, project, other_annotator, make_pair):
+    make_pair()
+    client.post(url("skip"), {"token": _token(client.get(url("annotate")))}, headers=HTMX)
+    queue.lease_next(project, other_annotator.pk)
+    assert "every pair" in client.get(url("annotate")).content.decode()
+
+
 def test_undo_shows_the_old_answer(client, url, make_pair):
     make_pair()
     client.post(url("submit"), {"token": _token(client.get(url("annotate"))), "choice": "right"}, headers=HTMX)
@@ -119,11 +137,25 @@ def test_renewing_a_lease(client, url, project, other_annotator, annotator, make
     assert client.post(url("renew"), {"token": token}).status_code == 204
     Slot.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
     queue.lease_next(project, other_annotator.pk)
-    assert client.post(url("renew"), {"token": token}).status_code == 409
+    taken = client.post(url("renew"), {"token": token})
+    assert (taken.status_code, "Somebody else has this pair" in taken.content.decode()) == (409, True)
+    assert client.post(url("renew"), {"token": "nonsense"}).status_code == 410
+    assert client.post(url("renew")).status_code == 410
 
 
-def test_waiting_says_why(client, url, project, other_annotator, make_pair):
-    assert "first pairs are being written" in client.get(url("annotate")).content.decode()
+def test_renewing_says_that_another_tab_has_answered(client, url, make_pair):
+    make_pair()
+    token = _token(client.get(url("annotate")))
+    client.post(url("submit"), {"token": token, "choice": "tie"}, headers=HTMX)
+    renewed = client.post(url("renew"), {"token": token})
+    assert (renewed.status_code, "in another tab" in renewed.content.decode()) == (409, True)
+    assert renewed.headers["Content-Type"].startswith("text/plain")
+
+
+def test_waiting_says_why(client, url, project, other_annotator, make_prompt, make_pair):
+    assert "No prompts yet" in client.get(url("annotate")).content.decode()
+    make_prompt()
+    assert "No pairs yet" in client.get(url("annotate")).content.decode()
     make_pair()
     queue.lease_next(project, other_annotator.pk)
     assert "other people" in client.get(url("annotate")).content.decode()
@@ -163,6 +195,18 @@ def test_access(client, url, sign_in, stranger, anonymous_client, make_pair):
     fragment = anonymous_client.get(url("annotate"), headers=HTMX)
     assert fragment.headers["HX-Redirect"] == reverse("login")
     assert client.get(url("submit")).status_code == 405
+
+
+def test_what_stays_on_the_desk_while_it_waits_keeps_the_keyboard_focus(client, url):
+    desk = client.get(url("annotate"), headers=HTMX).content.decode()
+    buttons = re.findall(r"<button[^>]*>", desk)
+    assert len(buttons) == 3
+    assert all(" id=" in button for button in buttons), "htmx gives the focus back by id"
+
+
+def test_a_request_that_hangs_ends(client, url):
+    config = re.search(r"name=\"htmx-config\"\s+content='([^']+)'", client.get(url("annotate")).content.decode())
+    assert 5_000 <= json.loads(config.group(1))["timeout"] <= 60_000
 
 
 def test_pages_are_not_kept_by_caches(client, url, make_pair):

@@ -1,7 +1,7 @@
 """What counts as a prompt, and which side of the split it falls on."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labeling.prompts import (
@@ -65,7 +65,11 @@ def test_the_roles_are_part_of_the_hash():
     assert content_hash(system) != content_hash([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
 
 
+@settings(deadline=None)
 @given(st.text())
+@example("\u1c82\u0308")
+@example("\u00df\u0301")
+@example("\u1e9e\u0323 \u0130")
 def test_normalising_twice_changes_nothing(text):
     assert normalise(normalise(text)) == normalise(text)
 

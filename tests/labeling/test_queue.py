@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from labeling import queue
-from labeling.exceptions import LabelingError, LeaseGone, NothingToUndo
-from labeling.models import Preference, Project, Skip, Slot
+from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
+from labeling.models import Pair, Preference, Project, Skip, Slot
+from labeling.queue import Standing
 from labeling.services import create_project
 
 
@@ -140,10 +144,79 @@ def test_an_expired_lease_goes_to_the_next_person_without_a_sweep(project, annot
 def test_renewing_works_until_somebody_else_has_the_pair(project, annotator, other_annotator, make_pair):
     make_pair()
     lease = _lease(project, annotator)
-    assert queue.renew(project, lease.token, annotator.pk)
+    _expire(lease.slot)
+    assert queue.renew(project, lease.token, annotator.pk) == Standing.KEPT
+    assert queue.lease_next(project, other_annotator.pk) is None
     _expire(lease.slot)
     _lease(project, other_annotator)
-    assert not queue.renew(project, lease.token, annotator.pk)
+    assert queue.renew(project, lease.token, annotator.pk) == Standing.TAKEN
+    assert queue.submit(project, lease.token, annotator.pk, "a").is_extra, "as the page was told"
+
+
+def test_a_lease_that_ran_out_is_taken_back_if_nobody_has_the_pair(project, annotator, other_annotator, make_pair):
+    make_pair()
+    lease = _lease(project, annotator)
+    _expire(lease.slot)
+    queue.sweep_expired()
+    assert queue.renew(project, lease.token, annotator.pk) == Standing.KEPT
+    assert queue.lease_next(project, other_annotator.pk) is None
+    assert _lease(project, annotator).token == lease.token
+    assert not queue.submit(project, lease.token, annotator.pk, "a").is_extra
+
+
+def test_a_pair_that_came_back_from_somebody_else_is_taken_back_too(project, annotator, other_annotator, make_pair):
+    make_pair()
+    lease = _lease(project, annotator)
+    _expire(lease.slot)
+    queue.skip(project, _lease(project, other_annotator).token, other_annotator.pk)
+    assert queue.renew(project, lease.token, annotator.pk) == Standing.KEPT
+    assert not queue.submit(project, lease.token, annotator.pk, "a").is_extra
+    assert queue.renew(project, lease.token, annotator.pk) == Standing.ANSWERED
+
+
+def test_nobody_holds_two_pairs_by_leaving_pages_open(project, annotator, other_annotator, make_pair):
+    make_pair(priority=2)
+    make_pair(priority=1)
+    old = _lease(project, annotator)
+    _expire(old.slot)
+    assert _lease(project, other_annotator).slot == old.slot
+    _lease(project, annotator)
+    Slot.objects.filter(pk=old.slot.pk).update(state=Slot.State.OPEN, annotator=None)
+    assert queue.renew(project, old.token, annotator.pk) == Standing.OPEN
+    old.slot.refresh_from_db()
+    assert old.slot.state == Slot.State.OPEN
+
+
+def test_an_old_page_learns_that_its_pair_was_answered_or_skipped(project, annotator, make_pair):
+    make_pair(priority=1)
+    make_pair()
+    answered = _lease(project, annotator)
+    queue.submit(project, answered.token, annotator.pk, "a")
+    skipped = _lease(project, annotator)
+    queue.skip(project, skipped.token, annotator.pk)
+    assert queue.renew(project, answered.token, annotator.pk) == Standing.ANSWERED
+    assert queue.renew(project, skipped.token, annotator.pk) == Standing.SKIPPED
+    reopened = queue.undo(project, annotator.pk)
+    assert queue.renew(project, answered.token, annotator.pk) == Standing.ANSWERED
+    assert queue.renew(project, reopened.token, annotator.pk) == Standing.KEPT
+    _expire(reopened.slot)
+    queue.sweep_expired()
+    assert queue.renew(project, reopened.token, annotator.pk) == Standing.KEPT
+    assert not queue.submit(project, reopened.token, annotator.pk, "b").is_repeat
+
+
+def test_a_page_keeps_the_slot_that_another_tab_was_given_of_its_pair(project, annotator, other_annotator, make_pair):
+    project.judgements_per_pair = 2
+    project.save()
+    make_pair()
+    old = _lease(project, annotator)
+    _expire(old.slot)
+    assert _lease(project, other_annotator).slot == old.slot
+    new = _lease(project, annotator)
+    assert (new.slot.pair_id, new.slot.pk) == (old.slot.pair_id, Slot.objects.exclude(pk=old.slot.pk).get().pk)
+    assert queue.renew(project, old.token, annotator.pk) == Standing.KEPT
+    assert not queue.submit(project, old.token, annotator.pk, "a").is_extra
+    assert queue.submit(project, new.token, annotator.pk, "b").is_repeat
 
 
 def test_a_skipped_pair_goes_to_somebody_else_and_never_comes_back(project, annotator, other_annotator, make_pair):
@@ -192,6 +265,56 @@ def test_skipping_a_reopened_pair_withdraws_the_answer(project, annotator, other
     assert _lease(project, other_annotator).slot.pair == pair
 
 
+def test_skipping_on_a_page_older_than_the_answer_withdraws_nothing(project, annotator, make_pair):
+    pair = make_pair()
+    old = _lease(project, annotator)
+    queue.submit(project, old.token, annotator.pk, "a")
+    with pytest.raises(AlreadyAnswered, match="Undo"):
+        queue.skip(project, old.token, annotator.pk)
+    queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "b")
+    with pytest.raises(AlreadyAnswered):
+        queue.skip(project, old.token, annotator.pk)
+    pair.refresh_from_db()
+    assert (pair.judgements_count, Skip.objects.count()) == (1, 0)
+    assert Preference.objects.get(is_current=True).choice == "b"
+
+
+def test_skipping_a_reopened_pair_works_after_its_lease_was_swept(project, annotator, other_annotator, make_pair):
+    pair = make_pair()
+    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
+    lease = queue.undo(project, annotator.pk)
+    _expire(lease.slot)
+    queue.sweep_expired()
+    queue.skip(project, lease.token, annotator.pk)
+    pair.refresh_from_db()
+    assert (pair.judgements_count, Preference.objects.filter(is_current=True).count()) == (0, 0)
+    assert _lease(project, other_annotator).slot.pair == pair
+
+
+def test_an_extra_vote_that_is_withdrawn_leaves_no_place_to_fill(project, annotator, other_annotator, make_pair):
+    pair = make_pair()
+    lease = _lease(project, annotator)
+    _expire(lease.slot)
+    queue.submit(project, _lease(project, other_annotator).token, other_annotator.pk, "a")
+    assert queue.submit(project, lease.token, annotator.pk, "b").is_extra
+    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
+    pair.refresh_from_db()
+    assert pair.judgements_count == 1
+    assert not Slot.objects.filter(state=Slot.State.OPEN).exists()
+
+
+def test_a_skip_gives_back_what_another_tab_was_given_of_the_pair(project, annotator, other_annotator, make_pair):
+    project.judgements_per_pair = 2
+    project.save()
+    make_pair()
+    old = _lease(project, annotator)
+    _expire(old.slot)
+    _lease(project, other_annotator)
+    _lease(project, annotator)
+    queue.skip(project, old.token, annotator.pk)
+    assert queue.lease_next(project, annotator.pk) is None
+
+
 def test_there_must_be_something_to_undo(project, annotator):
     with pytest.raises(NothingToUndo):
         queue.undo(project, annotator.pk)
@@ -223,45 +346,179 @@ def test_leasing_costs_the_same_however_many_pairs_are_open(
         queue.lease_next(project, annotator.pk)
 
 
-@pytest.mark.django_db(transaction=True)
-def test_many_tabs_at_once_give_no_duplicate(project, make_pair):
-    for _ in range(12):
-        make_pair()
-    project.judgements_per_pair = 2
-    users = [User.objects.create_user(f"user-{number}") for number in range(4)]
-    taken: list[tuple[int, int]] = []
-    errors: list[Exception] = []
+@pytest.fixture
+def slot_queries(project, annotator, make_pair):
+    """A large project, mostly done; returns the plans of what ``act`` reads from the slots, the analysed way."""
+    template = make_pair()
+    many = Pair.objects.bulk_create(
+        Pair(project=project, prompt=template.prompt, response_a=a, response_b=b, judgements_wanted=1)
+        for a, b in _responses(template, 1500)
+    )
+    Slot.objects.bulk_create(
+        Slot(project=project, pair=pair, place=1, **({} if number % 3 else {"state": "done", "annotator": annotator}))
+        for number, pair in enumerate(many)
+    )
 
-    def tab(user: User) -> None:
+    def plans(act) -> list[str]:
+        seen: list[tuple[str, object]] = []
+
+        def note(execute, sql, params, many, context):
+            if sql.startswith("SELECT") and 'FROM "labeling_slot"' in sql:
+                seen.append((sql, params))
+            return execute(sql, params, many, context)
+
+        with connection.execute_wrapper(note):
+            act()
+        with connection.cursor() as cursor:
+            if connection.vendor == "postgresql":
+                cursor.execute("ANALYZE")
+            return [_plan(cursor, sql, params) for sql, params in seen]
+
+    return plans
+
+
+def _responses(template: Pair, count: int):
+    response = type(template.response_a)
+    made = response.objects.bulk_create(response(prompt=template.prompt, text=str(n)) for n in range(2 * count))
+    return zip(made[::2], made[1::2], strict=True)
+
+
+def _plan(cursor, sql: str, params) -> str:
+    explain = "EXPLAIN QUERY PLAN " if connection.vendor == "sqlite" else "EXPLAIN "
+    cursor.execute(explain + sql, params)
+    return "\n".join(str(row[-1]) for row in cursor.fetchall())
+
+
+def test_a_lease_reads_no_more_slots_than_it_must(project, other_annotator, slot_queries):
+    held, expired, following = slot_queries(lambda: queue.lease_next(project, other_annotator.pk))
+    assert "slot_held" in held
+    assert "slot_expiring" in expired
+    assert "slot_next" in following
+    if connection.vendor == "sqlite":
+        assert "slot_expiring_here" in expired
+        for plan in (expired, following):
+            assert "TEMP B-TREE" not in plan
+
+
+def test_a_sweep_and_the_waiting_page_read_leased_slots_alone(project, other_annotator, slot_queries):
+    for act in (queue.sweep_expired, lambda: queue.next_lease_to_expire(project, other_annotator.pk)):
+        assert re.search("slot_(expiring|held)", slot_queries(act)[0]), "an index of leased slots alone"
+
+
+def _at_once(*acts) -> list[Exception]:
+    """Run ``acts`` in threads that start together; returns what they raised."""
+    errors: list[Exception] = []
+    start = threading.Barrier(len(acts))
+
+    def run(act) -> None:
         try:
-            while lease := queue.lease_next(project, user.pk):
-                taken.append((user.pk, lease.slot.pk))
-                queue.submit(project, lease.token, user.pk, "a")
+            start.wait()
+            act()
         except Exception as error:
             errors.append(error)
         finally:
             connection.close()
 
-    threads = [threading.Thread(target=tab, args=(user,)) for user in users for _ in range(2)]
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors
-    assert Preference.objects.filter(is_current=True).count() == 12
-    assert Preference.objects.values("pair").distinct().count() == 12
+    return errors
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_tabs_at_once_give_no_duplicate(project, make_pair):
+    project.judgements_per_pair = 2
+    project.save()
+    for _ in range(12):
+        make_pair()
+    # The two slots of a pair side by side in the queue: two tabs of one person reach for both of them.
+    Slot.objects.update(random_key=F("pair_id"))
+    users = [User.objects.create_user(f"user-{number}") for number in range(4)]
+    taken: list[tuple[int, int, int]] = []
+
+    def tab(user: User) -> None:
+        while lease := queue.lease_next(project, user.pk):
+            taken.append((user.pk, lease.slot.pair_id, lease.slot.pk))
+            queue.submit(project, lease.token, user.pk, "a")
+
+    assert _at_once(*[lambda user=user: tab(user) for user in users for _ in range(3)]) == []
+    assert len({(user, pair) for user, pair, _ in taken}) == len(set(taken)), "one slot of a pair each"
+    assert len({slot for _, _, slot in taken}) == len(set(taken)) == 24, "each slot to one person"
+    assert Preference.objects.filter(is_current=True).count() == Preference.objects.count() == 24
+    assert set(Pair.objects.values_list("judgements_count", flat=True)) == {2}
+    assert not Slot.objects.exclude(state=Slot.State.DONE).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_slot_that_is_taken_back_and_taken_at_once_has_one_holder(project, annotator, other_annotator, make_pair):
+    for _ in range(15):
+        make_pair()
+        mine = _lease(project, annotator)
+        _expire(mine.slot)
+        queue.sweep_expired()
+        got: dict[str, object] = {}
+        errors = _at_once(
+            lambda token=mine.token, got=got: got.update(mine=queue.renew(project, token, annotator.pk)),
+            lambda got=got: got.update(theirs=queue.lease_next(project, other_annotator.pk)),
+        )
+        assert errors == []
+        assert got["mine"] in (Standing.KEPT, Standing.TAKEN)
+        if got["mine"] == Standing.TAKEN:
+            assert got["theirs"].slot == mine.slot
+            queue.submit(project, got["theirs"].token, other_annotator.pk, "a")
+        else:
+            assert got["theirs"] is None
+            queue.submit(project, mine.token, annotator.pk, "a")
+    assert Preference.objects.count() == Slot.objects.count() == 15
+
+
+@pytest.mark.django_db(transaction=True)
+def test_late_answers_to_slots_that_changed_hands_do_not_wait_for_each_other(
+    project, annotator, other_annotator, make_pair
+):
+    project.judgements_per_pair = 2
+    project.save()
+    for _ in range(10):
+        pair = make_pair()
+        first, second = pair.slots.order_by("place")
+        queue._take(first, annotator.pk, project, timezone.now())
+        queue._take(second, other_annotator.pk, project, timezone.now())
+        old = queue.make_token(first), queue.make_token(second)
+        Slot.objects.filter(pair=pair).update(state=Slot.State.OPEN, annotator=None)
+        for slot, user in ((first, other_annotator), (second, annotator)):
+            slot.refresh_from_db()
+            queue._take(slot, user.pk, project, timezone.now())
+        errors = _at_once(
+            lambda token=old[0]: queue.submit(project, token, annotator.pk, "a"),
+            lambda token=old[1]: queue.submit(project, token, other_annotator.pk, "b"),
+        )
+        assert errors == []
+    assert Preference.objects.count() == Slot.objects.filter(state=Slot.State.DONE).count() == 20
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lease_minutes", 0), ("lease_minutes", 1), ("lease_minutes", 1441), ("judgements_per_pair", 0)],
+)
+def test_a_project_keeps_its_numbers_in_range(project, field, value):
+    setattr(project, field, value)
+    with pytest.raises(ValidationError, match=field):
+        project.full_clean()
+    with pytest.raises(IntegrityError), transaction.atomic():
+        project.save()
 
 
 def test_a_token_is_good_in_its_project_only(project, annotator, make_pair):
     other = create_project(name="Other", slug="other", admin=annotator)
     make_pair()
     token = _lease(project, annotator).token
-    for act in (queue.skip, queue.shown_left_of):
+    for act in (queue.skip, queue.shown_left_of, queue.renew):
         with pytest.raises(LeaseGone):
             act(other, token, annotator.pk)
     with pytest.raises(LeaseGone):
         queue.submit(other, token, annotator.pk, "a")
-    assert not queue.renew(other, token, annotator.pk)
     assert not Preference.objects.exists()
 
 
