@@ -1,18 +1,18 @@
 """Every URL: a project's pages under ``/p/SLUG/``, the API under ``/api/v1/``, the operators' view at ``/admin/``."""
 
 from django.contrib import admin
-from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from config.health import livez, readyz
-from labeling.views import home
+from labeling.views import SignIn, home
 
 admin.site.site_header = admin.site.site_title = "Tiebreak operations"
 admin.site.index_title = "Every row"
 
 urlpatterns = [
     path("", home, name="home"),
-    path("sign-in/", LoginView.as_view(template_name="sign_in.html", redirect_authenticated_user=True), name="login"),
+    path("sign-in/", SignIn.as_view(), name="login"),
     path("sign-out/", LogoutView.as_view(), name="logout"),
     # Answered by HealthMiddleware before they come here; this gives them names.
     path("livez", livez, name="livez"),

@@ -10,7 +10,7 @@ from django.db import transaction
 
 from labeling.exceptions import LabelingError
 from labeling.models import Membership, Pair, Project, Prompt, Response, Slot
-from labeling.prompts import Message, content_hash, is_held_out
+from labeling.prompts import Message, content_hash, is_held_out, normalise
 
 BATCH_SIZE = 500
 
@@ -78,9 +78,12 @@ def _store_new(project: Project, batch: dict[str, Prompt]) -> int:
 
 @transaction.atomic
 def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], priority: float = 0.0) -> Pair:
-    """Store two responses as a pair and open its slots. Slots of higher ``priority`` are served first."""
+    """Store two responses as a pair and open its slots. Slots of higher ``priority`` are served first.
+
+    Raises ``LabelingError`` for two texts that a reader could not tell apart.
+    """
     first, second = responses
-    if first.text.strip() == second.text.strip():
+    if normalise(first.text) == normalise(second.text):
         raise LabelingError("The two responses are the same; there is nothing to compare.")
     a, b = (
         Response.objects.create(

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import LoginView
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
@@ -21,6 +22,17 @@ from labeling.models import Preference, Project, Prompt
 from labeling.rendering import render_text
 
 PROMPTS_PER_PAGE = 50
+
+
+class SignIn(LoginView):
+    """The door. Whoever is in already goes where they wanted to go, and not back to the door."""
+
+    template_name = "sign_in.html"
+    redirect_authenticated_user = True
+
+    def get_redirect_url(self) -> str:  # type: ignore[override]  # the stubs are of a later Django
+        wanted: str = super().get_redirect_url()
+        return "" if wanted.startswith(self.request.path) else wanted
 
 
 @require_GET

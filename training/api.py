@@ -8,6 +8,7 @@ from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import generics, status
+from rest_framework.mixins import CreateModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -43,7 +44,15 @@ class TripleList(APIView):
         return Response({"results": [triple.to_dict() for triple in page.triples], "next_after": page.next_after})
 
 
-class BatchList(generics.ListCreateAPIView[SampleBatch]):
+class _CreatedByAdmins(CreateModelMixin):
+    """Asks who sends a body before it looks at the body."""
+
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        _project(request, kwargs["slug"], ADMINS)
+        return super().create(request, *args, **kwargs)
+
+
+class BatchList(_CreatedByAdmins, generics.ListCreateAPIView[SampleBatch]):
     """Sample batches, newest first; POST asks the policy for pairs."""
 
     serializer_class = BatchSerializer
@@ -131,7 +140,7 @@ class CheckpointList(generics.ListAPIView[Checkpoint]):
         return rows
 
 
-class PromotionList(generics.ListCreateAPIView[Promotion]):
+class PromotionList(_CreatedByAdmins, generics.ListCreateAPIView[Promotion]):
     """What was the policy when, newest first; POST promotes a checkpoint."""
 
     serializer_class = PromotionSerializer
