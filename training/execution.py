@@ -202,8 +202,7 @@ class Sampling(Work[SampleBatch]):
 
 
 def _new_response(sampled: Any) -> NewResponse:
-    # PostgreSQL cannot hold a NUL, and a model can write one.
-    return NewResponse(sampled.text.replace("\x00", "\ufffd"), sampled.token_ids, sampled.finish_reason)
+    return NewResponse(sampled.text, sampled.token_ids, sampled.finish_reason)
 
 
 class Export(Work[CheckpointExport]):

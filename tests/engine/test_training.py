@@ -201,8 +201,9 @@ def test_trl_still_has_the_hooks_that_are_overridden() -> None:
 def test_sampled_ids_are_trained_on_as_they_are(train_run: MakeRun) -> None:
     """Ids that no text would tokenise to reach the batch unchanged, with no newline and no second end."""
     odd = [300, 98, 301, 2]
-    rows = [triple(0, chosen=Completion(" anything", odd, "stop"), rejected=Completion(" bird"))]
-    trainer, _, _ = ready_trainer(train_run(rows))
+    rows = [triple(0, chosen=Completion(" came\ufffd can", odd, "stop"), rejected=Completion(" bird"))]
+    trainer, data, _ = ready_trainer(train_run(rows))
+    assert data.retokenised == []
     row = trainer.train_dataset[0]
     assert row["chosen_ids"] == odd
     tokenizer = trainer.processing_class
@@ -212,6 +213,18 @@ def test_sampled_ids_are_trained_on_as_they_are(train_run: MakeRun) -> None:
     )
     batch = trainer.data_collator([row])
     assert batch["completion_mask"].sum().item() == len(odd) + len(row["rejected_ids"])
+
+
+@pytest.mark.parametrize(("finish_reason", "ends"), [("stop", True), ("length", False)])
+def test_ids_of_another_vocabulary_are_not_trained_on(train_run: MakeRun, finish_reason: Any, ends: bool) -> None:
+    """A project whose first policy had another tokenizer: the same ids mean other words here, or nothing at all."""
+    foreign, unknown = Completion(" bird", [17, 18, 19], finish_reason), Completion(" tree", [99_999], finish_reason)
+    trainer, data, _ = ready_trainer(train_run([triple(0, chosen=foreign, rejected=unknown)]))
+    tokenizer, row = trainer.processing_class, trainer.train_dataset[0]
+    end = [tokenizer.eos_token_id] if ends else []
+    assert row["chosen_ids"] == tokenizer(" bird")["input_ids"] + end
+    assert row["rejected_ids"] == tokenizer(" tree")["input_ids"] + end
+    assert data.retokenised == ["pair-0"]
 
 
 def test_an_adapter_as_reference_is_continued_at_its_own_rank(

@@ -24,12 +24,29 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     return list(ids)
 
 
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """What people read of a response. A NUL, which no database holds, becomes the replacement character."""
+    text: str = tokenizer.decode(token_ids, skip_special_tokens=True)
+    return text.replace("\x00", "\ufffd")
+
+
+def is_of_this_tokenizer(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> bool:
+    """Whether the sampled ids mean the text here. Those of a policy with another vocabulary mean something else."""
+    if not completion.token_ids or max(completion.token_ids) >= len(tokenizer):
+        return False
+    return response_text(tokenizer, completion.token_ids) == completion.text
+
+
 def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
-    """The ids as sampled, where there are any: decoding and encoding again does not give them back in general."""
-    if completion.token_ids:
+    """The ids as sampled, where they are this tokenizer's; else those of the text.
+
+    Decoding and encoding again does not give back what was sampled in general. A response that was cut at its greatest
+    length has no end of turn.
+    """
+    if is_of_this_tokenizer(tokenizer, completion):
         return list(completion.token_ids)
     ids: list[int] = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
+    return ids if completion.finish_reason == "length" else [*ids, tokenizer.eos_token_id]
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:

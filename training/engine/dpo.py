@@ -148,6 +148,7 @@ def describe(
         "seconds": round(recorder.seconds, 3),
         "trainable_parameters": trainable,
         "triples": {"train": len(data.train), "held_out": len(data.held_out), "left_out": len(data.left_out)},
+        "retokenised": len(data.retokenised),
         "left_out": reasons,
         "left_out_by_split": dict(Counter(item.split for item in data.left_out)),
         "final": recorder.last.to_dict() if recorder.last else {},

@@ -36,11 +36,12 @@ class PreferenceData:
     train: list[TokenTriple]
     held_out: list[TokenTriple]
     left_out: list[LeftOut]
+    retokenised: list[str]  # pairs with a response whose sampled ids are another tokenizer's
 
 
 def read_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreferenceData:
     """Read and tokenise ``dataset.jsonl``. Raises ``EngineError`` bad_dataset when nothing is left to train on."""
-    data = PreferenceData([], [], [])
+    data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)
     check_plain(lines)
     for line in lines:
@@ -49,6 +50,8 @@ def read_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, max_length:
             data.left_out.append(LeftOut(line.pair_id, line.split, reason))
         elif not isinstance(triple, str):
             (data.train if line.split == "train" else data.held_out).append(triple)
+            if was_retokenised(line, triple):
+                data.retokenised.append(line.pair_id)
     if not data.train:
         raise nothing_to_train_on(lines, data.left_out)
     return data
@@ -73,6 +76,11 @@ def tokenize(line: TripleLine, tokenizer: PreTrainedTokenizerBase, max_length: i
         return f"The prompt has {len(prompt_ids):,} tokens and training reads {max_length:,} with the response."
     chosen, rejected = (completion_token_ids(tokenizer, item)[:room] for item in (line.chosen, line.rejected))
     return TokenTriple(line.pair_id, line.prompt_id, prompt_ids, chosen, rejected)
+
+
+def was_retokenised(line: TripleLine, triple: TokenTriple) -> bool:
+    both = ((line.chosen.token_ids, triple.chosen_ids), (line.rejected.token_ids, triple.rejected_ids))
+    return any(sampled and sampled[: len(used)] != used for sampled, used in both)
 
 
 def problem(triple: TokenTriple) -> str:

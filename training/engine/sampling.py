@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.engine import compute as compute_module
 from training.engine import loading
-from training.engine.chat import PromptError, context_length, prompt_token_ids, stop_token_ids
+from training.engine.chat import PromptError, context_length, prompt_token_ids, response_text, stop_token_ids
 from training.engine.compute import Compute
 from training.engine.decoding import Decoding, Request, Row, write_responses
 from training.engine.errors import EngineError
@@ -173,8 +173,7 @@ class Sampler:
         return None
 
     def response(self, row: Row) -> SampledResponse:
-        text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
-        return SampledResponse(text, row.token_ids, row.finish_reason, row.seed)
+        return SampledResponse(response_text(self.tokenizer, row.token_ids), row.token_ids, row.finish_reason, row.seed)
 
     def refuse(self, prompt_id: str, attempts: int, reason: str) -> None:
         self.counts.refused += 1
