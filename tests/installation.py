@@ -18,6 +18,8 @@ from typing import Any
 from django.conf import settings
 
 ROOT = Path(settings.BASE_DIR)
+# As a shell script starts what runs in its background; SIGINT must end the server all the same.
+DEAF_TO_CTRL_C = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
 
 
 @dataclass
@@ -115,7 +117,7 @@ def serving(data_dir: Path, environment: dict[str, str]) -> Iterator[Installatio
     port = free_port()  # as late as can be: until it is bound, any outgoing connection may take it
     with (data_dir / "serve.log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "manage.py", "serve", "--port", str(port)],
+            [*DEAF_TO_CTRL_C, sys.executable, "manage.py", "serve", "--port", str(port)],
             cwd=ROOT,
             env=environment,
             stdout=log,

@@ -85,9 +85,11 @@ class _Processes:
     def __init__(self, host: str, port: int) -> None:
         self._asked_to_stop = False
         self._supervisor: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
-                signal.signal(number, self._on_signal)
+        # A shell script starts what runs in its background deaf to SIGINT, and somebody who sends it still means it.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(signal.SIGHUP, self._on_signal)
         self._supervisor = start(host, port)
         if self._asked_to_stop:  # between the two
             self._supervisor.terminate()
