@@ -390,14 +390,16 @@ def _plan(cursor, sql: str, params) -> str:
 
 
 def test_a_lease_reads_no_more_slots_than_it_must(project, other_annotator, slot_queries):
-    held, expired, following = slot_queries(lambda: queue.lease_next(project, other_annotator.pk))
-    assert "slot_held" in held
-    assert "slot_expiring" in expired
-    assert "slot_next" in following
+    held, expired, following = plans = slot_queries(lambda: queue.lease_next(project, other_annotator.pk))
     if connection.vendor == "sqlite":
+        assert "slot_held" in held
         assert "slot_expiring_here" in expired
+        assert "slot_next" in following
         for plan in (expired, following):
             assert "TEMP B-TREE" not in plan
+    else:  # of two indexes that serve as well PostgreSQL takes now the one and now the other
+        for plan in plans:
+            assert "Seq Scan on labeling_slot" not in plan
 
 
 def test_a_sweep_and_the_waiting_page_read_leased_slots_alone(project, other_annotator, slot_queries):
