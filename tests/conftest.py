@@ -29,7 +29,11 @@ MakePair = Callable[..., Pair]
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The longest first, or one of several processes has them left when the others are done. Sorting keeps the order
+    # of the rest, which is random.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if django_settings.DATABASES["default"]["ENGINE"].endswith("postgresql"):
         return
     elsewhere = [item for item in items if item.get_closest_marker("postgresql")]

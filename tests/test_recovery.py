@@ -14,7 +14,7 @@ import pytest
 
 from tests.installation import Installation, installed, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("recovery")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LABEL = """
 from django.contrib.auth.models import User
@@ -81,7 +81,7 @@ class Run:
 @pytest.fixture
 def run(installation: Installation) -> Run:
     """A run in its middle."""
-    installation.manage("train", "helpful-answers", "--epochs", "40", "--pairs-per-step", "2", "--seed", "1")
+    installation.manage("train", "helpful-answers", "--epochs", "30", "--pairs-per-step", "2", "--seed", "1")
     run = Run(installation)
     wait_until(lambda: run.step() >= 12, 150, "the twelfth step")
     return run
