@@ -13,8 +13,9 @@ from tests.services import CHROMIUM, REQUIRED
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium for a file's tests and no longer: beside Playwright's event loop Django refuses its database."""
     if CHROMIUM is None:
         assert not REQUIRED, "REQUIRE_SERVICES=1, but there is no Chromium"
         pytest.skip("Chromium is not installed")
