@@ -106,7 +106,7 @@ class RunDetail(APIView):
 
 
 class RunCancel(APIView):
-    """Stop a run after its current step; it can be resumed."""
+    """Stop a run within its current step; the steps before it are kept, and it can be resumed."""
 
     @extend_schema(request=None, responses={202: RunSerializer})
     def post(self, request: Request, slug: str, number: int) -> Response:

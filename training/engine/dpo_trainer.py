@@ -45,7 +45,7 @@ class TokenDPOTrainer(DPOTrainer):
     """``DPOTrainer`` on a dataset of ``prompt_ids``, ``chosen_ids``, ``rejected_ids``."""
 
     reference_tolerance: float
-    mean_pairs = 0.0  # pairs a micro-batch of the current step; zero outside of steps
+    mean_pairs = 0.0  # pairs a micro-batch of the current step; zero before the first one
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         # Re-tokenising text would not give back what was sampled, and TRL would add a newline after the end of turn.

@@ -55,7 +55,7 @@ DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StopRequest:
-    """SIGTERM and SIGINT: raised at once, or kept for the end of the optimiser step while ``deferred``."""
+    """SIGTERM and SIGINT: raised at once, or kept for the end of the micro-batch while ``deferred``."""
 
     def __init__(self) -> None:
         self.requested = False
