@@ -10,6 +10,7 @@ file                written by  what
 ``metrics.jsonl``   engine      ``{"phase": ...}`` lines and one ``StepMetrics`` a logged optimiser step
 ``samples.jsonl``   engine      one ``SampledPair`` a finished prompt (sampling)
 ``held_out.jsonl``  engine      one ``PairScore`` a held-out triple (training)
+``probes.jsonl``    web side    one ``PromptLine`` a fixed held-out prompt that policies are compared on (training)
 ``result.json``     engine      a ``Result``; written last, by rename
 ``checkpoint/``     engine      weights and tokenizer to publish; only valid beside a successful result
 ``trainer/``        engine      private resume state; never leaves the machine
@@ -29,6 +30,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 Message = dict[str, str]
 FinishReason = Literal["stop", "length", ""]
 Split = Literal["train", "held_out"]
+LossName = Literal["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
 # Exit codes of an engine process, beside 0.
 EXIT_FAILED = 1  # result.json carries the reason
@@ -88,10 +90,13 @@ class SampleJob(JsonRecord):
     top_p: float = 0.95
     max_new_tokens: int = 192
     max_length: int = 1024  # of prompt + completion in training; pairs equal within it are sampled again
-    prompts_per_batch: int = 16
+    rows: int = 32  # responses in flight at once
     max_attempts: int = 3  # tries to get two different responses before the prompt is refused
     threads: int = 0  # 0 leaves the choice to torch
     device: str = "auto"
+    backend: Literal["local", "server"] = "local"
+    server_url: str = ""  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
+    server_model: str = ""  # the name under which that server knows the base weights
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,24 @@ class TrainJob(JsonRecord):
     beta: float = 0.1
     learning_rate: float = 5e-5
     epochs: float = 3.0
-    pairs_per_step: int = 8  # optimiser batch: micro_batch x accumulation
-    micro_batch: int = 2
+    pairs_per_step: int = 8  # pairs behind one optimiser step
+    micro_batch: int = 0  # pairs in memory at once; 0: as many as fit
     max_length: int = 1024
     warmup_ratio: float = 0.1
     lora_rank: int = 16
     lora_alpha: int = 32
+    mode: Literal["exact", "fast"] = "exact"
+    fast_layers: int = 0  # upper layers that the fast mode trains; 0: a third of them
+    loss: LossName = "dpo"
+    sft_weight: float = 0.0  # of -log pi(y_w | x) per token, added to the loss (Liu et al. 2024)
+    ld_alpha: float = 1.0  # weight of tokens beyond the shorter response's length (LD-DPO); 1 is plain
     save_every_steps: int = 5
     base_name: str = ""  # public name of the base weights, written to adapter_config.json in place of a path
+    first: ModelRef | None = None  # the first SFT snapshot, to measure the drift from; None: the reference is it
+    cache_dir: str = ""  # what earlier runs on this machine have computed; empty: nothing is kept
+    cache_mb: int = 20_000  # bound of that directory
+    processes: int = 1  # accelerate processes, one a GPU; 0: one for every GPU
+    sharding: Literal["ddp", "fsdp"] = "ddp"
     threads: int = 0
     device: str = "auto"
 
@@ -147,16 +162,28 @@ class PromptLine(JsonRecord):
 
 @dataclass(frozen=True)
 class Completion(JsonRecord):
-    """y: the text, and the tokens as sampled; empty ``token_ids`` if the text did not come from a sampler here."""
+    """y: the text, and the tokens as sampled; empty ``token_ids`` if the text did not come from a sampler here.
+
+    ``logps`` are the sampler's log-probabilities of the tokens in nats, at temperature 1 and without a nucleus whatever
+    the tokens were drawn with, and ``policy_hash`` the content hash of the policy that they are of. Both are empty
+    where a sampler of other arithmetic wrote the response.
+    """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason = ""
+    logps: list[float] = field(default_factory=list)
+    policy_hash: str = ""
 
 
 @dataclass(frozen=True)
 class TripleLine(JsonRecord):
-    """(x, y_w, y_l) with the preferences behind it."""
+    """(x, y_w, y_l) with the preferences behind it.
+
+    ``weight`` w and ``label_noise`` epsilon, the probability that the label is the wrong way round, enter the loss as
+    -w [(1 - epsilon) log sigma(z) + epsilon log sigma(-z)]. A tie has epsilon 1/2; which of its responses is called
+    chosen does not matter then. ``prompt_token_ids`` are those that both responses were sampled from, if they were.
+    """
 
     pair_id: str
     prompt_id: str
@@ -167,6 +194,7 @@ class TripleLine(JsonRecord):
     preference_ids: list[int]
     weight: float = 1.0
     label_noise: float = 0.0
+    prompt_token_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -180,6 +208,7 @@ class SampledResponse(JsonRecord):
     token_ids: list[int]
     finish_reason: FinishReason
     seed: int
+    logps: list[float] = field(default_factory=list)  # see Completion; empty when the backend's are another arithmetic
 
 
 @dataclass(frozen=True)
@@ -190,6 +219,7 @@ class SampledPair(JsonRecord):
     responses: list[SampledResponse] = field(default_factory=list)
     attempts: int = 1
     refused: str = ""
+    prompt_token_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -255,8 +285,8 @@ def read_job(run_dir: Path, expected: type[_Job]) -> _Job:
     kind = data.pop("kind", None)
     if kind != expected.kind:  # type: ignore[attr-defined]
         raise SpecError(f"{run_dir / 'job.json'} is a {kind!r} job, not {expected.kind!r}")  # type: ignore[attr-defined]
-    for key in ("model", "reference"):
-        if key in data:
+    for key in ("model", "reference", "first"):
+        if data.get(key):
             data[key] = ModelRef.from_dict(data[key])
     return expected.from_dict(data)
 
