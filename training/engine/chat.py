@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from training.jobspec import Completion, Message
+from training.jobspec import Completion, Message, TripleLine
 
 
 class PromptError(ValueError):
@@ -35,6 +35,20 @@ def is_of_this_tokenizer(tokenizer: PreTrainedTokenizerBase, completion: Complet
     if not completion.token_ids or max(completion.token_ids) >= len(tokenizer):
         return False
     return response_text(tokenizer, completion.token_ids) == completion.text
+
+
+def prompt_token_ids_as_sampled(tokenizer: PreTrainedTokenizerBase, line: TripleLine) -> list[int]:
+    """The ids that both responses were sampled from, where they are this tokenizer's; else none.
+
+    A chat template may write today's date, so the same messages give other ids on another day.
+    """
+    ids = line.prompt_token_ids
+    if not ids or max(ids) >= len(tokenizer) or min(ids) < 0:
+        return []
+    if not all(is_of_this_tokenizer(tokenizer, item) for item in (line.chosen, line.rejected)):
+        return []
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    return list(ids) if line.messages[-1]["content"].strip() in text else []
 
 
 def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:

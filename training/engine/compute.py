@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -55,6 +56,12 @@ def choose(device: str, threads: int) -> Compute:
         torch.set_num_threads(threads)
     # A few CUDA kernels have no deterministic form; on a CPU this makes the same job give the same bytes.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     if available and device != "cpu":
-        return Compute(torch.device("cuda", 0), torch.bfloat16)
+        return Compute(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), torch.bfloat16)
     return Compute(torch.device("cpu"), torch.float32)
+
+
+def processes() -> int:
+    """How many processes share this run; ``accelerate launch`` says so in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,9 +1,11 @@
-"""A training run from its directory to a checkpoint: load, train, score the held-out pairs, write."""
+"""A training run from its directory to a checkpoint: read, measure, train, score the held-out pairs, measure, write."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,43 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
-from trl.trainer.utils import use_adapter
 
-from training.engine import checkpoint, dpo_trainer, evaluation, loading, process, reference, resume
+from training.engine import (
+    checkpoint,
+    comparison,
+    dpo_trainer,
+    evaluation,
+    frozen_layers,
+    guards,
+    loading,
+    losses,
+    memory,
+    merged_lora,
+    process,
+    reference,
+    reference_logps,
+    resume,
+    scoring,
+)
 from training.engine import compute as compute_module
+from training.engine.arrangement import packed_tokens
+from training.engine.cache import Cache
 from training.engine.chat import context_length
 from training.engine.compute import Compute
-from training.engine.dpo_trainer import StepRecorder, TokenDPOTrainer
+from training.engine.dpo_trainer import Course, Example, PairTrainer, StepRecorder
 from training.engine.errors import EngineError
+from training.engine.frozen_layers import FrozenLayers
+from training.engine.guards import TrainingGuard
 from training.engine.journal import MetricsJournal
-from training.engine.preference_data import PreferenceData, TokenTriple, read_preferences
+from training.engine.losses import LossSettings
+from training.engine.preference_data import TokenTriple, read_preferences
+from training.engine.reference import Start
+from training.engine.reference_logps import Pair, ReferenceLogps
+from training.engine.scoring import Scorer
+from training.engine.setting import Setting
 from training.jobspec import PairScore, TrainJob, write_atomically
 
 TOLD_LEFT_OUT = 100  # left-out pairs named one by one in the result
-TICK = 16  # held-out pairs between two lines of progress
 
 
 def train(run_dir: Path, job: TrainJob) -> dict[str, Any]:
@@ -35,60 +60,127 @@ def train(run_dir: Path, job: TrainJob) -> dict[str, Any]:
     check(job)
     metrics = MetricsJournal(run_dir)
     metrics.phase("loading model")
-    compute = compute_module.choose(job.device, job.threads)
-    tokenizer = loading.load_tokenizer(job.reference.base_dir)
-    start = reference.prepare(job, compute)
-    max_length = min(job.max_length, context_length(start.model.config))
-    data = read_preferences(run_dir / "dataset.jsonl", tokenizer, max_length)
+    with closing(frozen_layers.open_cache(cache_dir(run_dir, job), job.cache_mb)) as states:
+        return train_in(prepare(run_dir, job, metrics, states))
 
-    state = resume.last_state(run_dir / "trainer", resume.job_identity(run_dir))
-    recorder = StepRecorder(metrics, metrics.rewind(resume.step_of(state) if state else 0))
-    trainer = build_trainer(job, compute, start, tokenizer, data.train, run_dir / "trainer", recorder)
-    metrics.phase("training")
+
+def train_in(setting: Setting) -> dict[str, Any]:
+    job, data = setting.job, setting.data
+    state = resume.last_state(setting.run_dir / "trainer", resume.job_identity(setting.run_dir))
+    values, counts = read_reference(setting)
+    before = comparison.before(setting)
+    trainer, recorder = build_trainer(setting, values[: len(data.train)])
+    recorder.go_on_from(setting.metrics.rewind(resume.step_of(state) if state else 0))
+    setting.metrics.phase("training", memory=setting.plan.describe())
     with process.stop.deferred():
-        trainer.train(resume_from_checkpoint=str(state) if state else None)
+        dpo_trainer.run(trainer, state)
     check_trained(trainer.model)
 
-    scores = score_held_out(run_dir, trainer, data.held_out, compute, metrics)
-    metrics.phase("writing checkpoint")
-    checkpoint.publish(run_dir, lambda directory: write_policy(directory, trainer.model, tokenizer, job))
-    return describe(job, compute, trainer, recorder, data) | {"held_out": evaluation.summarise(scores, job.beta)}
+    scores = score_held_out(setting, trainer, values[len(data.train) :])
+    held_out = evaluation.summarise(scores, job.beta, train_lengths(data.train))
+    on_policy = comparison.after(setting, trainer.model, before)
+    setting.metrics.phase("writing checkpoint")
+    checkpoint.publish(setting.run_dir, lambda folder: write_policy(folder, trainer.model, setting.tokenizer, job))
+    return describe(setting, trainer, recorder) | {
+        "held_out": held_out,
+        "on_policy": on_policy,
+        "flags": guards.flags(held_out, on_policy, recorder.last),
+        "reference_logps": vars(counts),
+    }
 
 
 def check(job: TrainJob) -> None:
-    if job.method not in {"lora", "full"}:
-        raise EngineError("bad_job", f"There is no method {job.method!r}.", "Choose lora or full.")
-    if min(job.micro_batch, job.pairs_per_step, job.lora_rank, job.save_every_steps) < 1 or job.epochs <= 0:
-        raise EngineError("bad_job", "Batch sizes, rank, epochs and the saving interval must be above zero.")
-    if job.pairs_per_step % job.micro_batch:
-        message = f"{job.pairs_per_step} pairs a step cannot be made of micro batches of {job.micro_batch}."
-        raise EngineError("bad_job", message, "Choose a micro batch that divides the pairs a step.")
-    if job.beta <= 0 or job.learning_rate <= 0:
-        raise EngineError("bad_job", "beta and the learning rate must be above zero.")
+    if job.method not in {"lora", "full"} or job.mode not in {"exact", "fast"}:
+        hint = "Choose lora or full, and exact or fast."
+        raise EngineError("bad_job", f"There is no method {job.method!r} in the mode {job.mode!r}.", hint)
+    if min(job.pairs_per_step, job.lora_rank, job.save_every_steps) < 1 or job.epochs <= 0 or job.micro_batch < 0:
+        raise EngineError("bad_job", "Pairs a step, rank, epochs and the saving interval must be above zero.")
+    if job.learning_rate <= 0:
+        raise EngineError("bad_job", "The learning rate must be above zero.")
+    losses.check_settings(LossSettings.of(job))
 
 
-def build_trainer(
-    job: TrainJob,
-    compute: Compute,
-    start: reference.Start,
-    tokenizer: PreTrainedTokenizerBase,
-    triples: list[TokenTriple],
-    trainer_dir: Path,
-    recorder: StepRecorder,
-) -> TokenDPOTrainer:
-    dpo_trainer.score_completions_only()
-    trainer = TokenDPOTrainer(
-        model=start.model,
-        ref_model=start.ref_model,
-        peft_config=start.peft_config,
-        args=dpo_trainer.configuration(job, compute, len(triples), trainer_dir),
-        train_dataset=dpo_trainer.to_dataset(triples),
-        processing_class=tokenizer,
+def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache) -> Setting:
+    compute = compute_module.choose(job.device, job.threads)
+    tokenizer = loading.load_tokenizer(job.reference.base_dir)
+    start = reference.prepare(job, compute)
+    max_length = min(job.max_length, context_length(start.plain.config))
+    name = reference_logps.policy_hash(job.reference)
+    data = read_preferences(run_dir / "dataset.jsonl", tokenizer, max_length, name)
+    triples = [*data.train, *data.held_out]
+    labels = [[triple.weight for triple in triples], [triple.label_noise for triple in triples]]
+    losses.check(LossSettings.of(job), *labels, [triple.pair_id for triple in triples])
+    plan = memory.plan(job, start.plain.config, triples, compute)
+    scorer = choose_scorer(job, start, compute, states)
+    return Setting(run_dir, job, compute, metrics, tokenizer, start, data, scorer, plan)
+
+
+def choose_scorer(job: TrainJob, start: Start, compute: Compute, states: Cache) -> Scorer:
+    scorer = scoring.choose_scorer(start.model, compute)
+    layers = len(frozen_layers.decoder_layers(start.plain)) if job.mode == "fast" else 0
+    first = frozen_layers.first_trained(layers, job.fast_layers) if layers else 0
+    if not first:
+        return scorer
+    lower = FrozenLayers(start.plain, first, reference_logps.content_hash(job.reference), compute, states)
+    return dataclasses.replace(scorer, lower=lower)
+
+
+def cache_dir(run_dir: Path, job: TrainJob) -> str:
+    """Without a cache of the machine a run keeps its own, for as long as its directory is there."""
+    return job.cache_dir or str(run_dir / "cache")
+
+
+def read_reference(setting: Setting) -> tuple[list[Pair], reference_logps.Counts]:
+    """The reference's values of the training pairs, then of the held-out ones."""
+    setting.metrics.phase("reading reference")
+    job, model = setting.job, setting.start.model.eval()
+    with closing(reference_logps.open_cache(cache_dir(setting.run_dir, job), job.cache_mb)) as cache:
+        source = ReferenceLogps(
+            job.reference,
+            setting.compute,
+            cache,
+            reference_logps.scored_with(model, setting.scorer, setting.compute),
+            seed=job.seed,
+        )
+        values = source.of([*setting.data.train, *setting.data.held_out], setting.tick("reading reference"))
+        source.counts.damaged += cache.damaged
+        return values, source.counts
+
+
+def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer, StepRecorder]:
+    job, train = setting.job, setting.data.train
+    plan = dpo_trainer.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
+    guard = TrainingGuard.of(setting.compute.dtype)
+    examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
+    course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room, guard)
+    recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=-(-len(train) // job.pairs_per_step))
+    trainer = PairTrainer(
+        course=course,
+        model=setting.start.model,
+        peft_config=setting.start.peft_config,
+        args=dpo_trainer.configuration(
+            job,
+            setting.compute,
+            len(plan),
+            setting.run_dir / "trainer",
+            checkpointing=setting.plan.room.checkpointing,
+        ),
+        processing_class=setting.tokenizer,
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
-    trainer.reference_tolerance = dpo_trainer.REFERENCE_TOLERANCE[torch.bfloat16 if compute.on_cuda else torch.float32]
-    return trainer
+    make_lean(trainer, setting)
+    return trainer, recorder
+
+
+def make_lean(trainer: PairTrainer, setting: Setting) -> None:
+    """Take away what only TRL's own step would need, and multiply once where adapter and weights allow it."""
+    if not isinstance(trainer.model, PeftModel):
+        return
+    if "ref" in trainer.model.peft_config:  # a frozen copy of the adapter; the reference's values are known already
+        trainer.model.delete_adapter("ref")
+    if not setting.compute.on_cuda and not setting.plan.room.checkpointing:
+        merged_lora.merge_products(trainer.model)
 
 
 def check_trained(model: torch.nn.Module) -> None:
@@ -98,31 +190,24 @@ def check_trained(model: torch.nn.Module) -> None:
             raise EngineError("diverged", f"After training the tensor {name} holds NaN or infinite values.", hint)
 
 
-def score_held_out(
-    run_dir: Path, trainer: TokenDPOTrainer, triples: list[TokenTriple], compute: Compute, metrics: MetricsJournal
-) -> list[PairScore]:
-    """Log-probabilities under reference and policy of every held-out triple, also written to ``held_out.jsonl``."""
-    total = 2 * len(triples)
+def score_held_out(setting: Setting, trainer: PairTrainer, values: Sequence[Pair]) -> list[PairScore]:
+    """Log-probabilities under reference and policy of every held-out triple, also written to ``held_out.jsonl``.
 
-    def tick(done: int) -> None:
-        if done % TICK == 0 or done == total:
-            metrics.phase("scoring held-out pairs", done=done, total=total)
-
-    policy = trainer.model.eval()
-    before = score_reference(trainer, triples, compute, tick)
-    after = evaluation.score(policy, triples, compute, lambda done: tick(len(triples) + done))
-    scores = evaluation.pair_scores(triples, before, after)
-    write_atomically(run_dir / "held_out.jsonl", "".join(item.to_json() + "\n" for item in scores))
+    Ties have no winner that a policy could find, so they are not among them.
+    """
+    known = [(triple, pair) for triple, pair in zip(setting.data.held_out, values, strict=True) if not triple.is_tie]
+    score = reference_logps.scored_with(trainer.model.eval(), setting.scorer, setting.compute)
+    tick = setting.tick("scoring held-out pairs")
+    scores = []
+    for done, (triple, pair) in enumerate(known, start=1):
+        scores.append(evaluation.pair_score(triple, pair, score(triple)))
+        tick(done, len(known))
+    write_atomically(setting.run_dir / "held_out.jsonl", "".join(item.to_json() + "\n" for item in scores))
     return scores
 
 
-def score_reference(
-    trainer: TokenDPOTrainer, triples: list[TokenTriple], compute: Compute, tick: Any
-) -> list[evaluation.Logps]:
-    if trainer.ref_model is not None:
-        return evaluation.score(trainer.ref_model, triples, compute, tick)
-    with use_adapter(trainer.model, adapter_name="ref" if "ref" in trainer.model.peft_config else None):
-        return evaluation.score(trainer.model, triples, compute, tick)
+def train_lengths(triples: Sequence[TokenTriple]) -> list[tuple[int, int]]:
+    return [(len(triple.chosen_ids), len(triple.rejected_ids)) for triple in triples if not triple.is_tie]
 
 
 def write_policy(
@@ -135,21 +220,35 @@ def write_policy(
         checkpoint.write_full(directory, model, tokenizer)
 
 
-def describe(
-    job: TrainJob, compute: Compute, trainer: TokenDPOTrainer, recorder: StepRecorder, data: PreferenceData
-) -> dict[str, Any]:
+def describe(setting: Setting, trainer: PairTrainer, recorder: StepRecorder) -> dict[str, Any]:
+    job, data = setting.job, setting.data
     reasons = [dataclasses.asdict(item) for item in data.left_out[:TOLD_LEFT_OUT]]
     trainable = sum(tensor.numel() for tensor in trainer.model.parameters() if tensor.requires_grad)
-    return compute.describe() | {
+    return setting.compute.describe() | {
         "method": job.method,
+        "mode": job.mode,
+        "loss": job.loss,
         "base_name": job.base_name,
         "seed": job.seed,
         "steps": trainer.state.global_step,
         "seconds": round(recorder.seconds, 3),
         "trainable_parameters": trainable,
         "triples": {"train": len(data.train), "held_out": len(data.held_out), "left_out": len(data.left_out)},
+        "ties": sum(triple.is_tie for triple in data.train),
         "retokenised": len(data.retokenised),
         "left_out": reasons,
         "left_out_by_split": dict(Counter(item.split for item in data.left_out)),
         "final": recorder.last.to_dict() if recorder.last else {},
+        "shared_prompt": setting.scorer.packed,
+        "memory": setting.plan.describe(),
+        "speed": speed(trainer, recorder),
     }
+
+
+def speed(trainer: PairTrainer, recorder: StepRecorder) -> dict[str, float]:
+    """Of training alone: pairs, and positions with each prompt counted once, a second."""
+    course = trainer.course
+    places = [place for step in course.plan for place in step]
+    seconds = max(recorder.seconds, 1e-9)
+    tokens = sum(packed_tokens(course.examples[place].triple) for place in places)
+    return {"pairs_per_s": round(len(places) / seconds, 4), "tokens_per_s": round(tokens / seconds, 1)}

@@ -1,112 +1,335 @@
-"""TRL's ``DPOTrainer`` with token ids as they were sampled, and with a stop when a step cannot be right."""
+"""TRL's ``DPOTrainer`` with a step of our own: pairs without padding, reference values from outside, a loss per pair.
+
+TRL builds the adapter, the optimiser and the schedule, and saves and resumes. What a step is, is decided here: which
+pairs (``plan_steps``), how they are laid out (``arrangement``), how they are scored (``scoring``), what is made of it
+(``losses``). Of TRL's private parts these are replaced: ``_prepare_dataset``, ``_precompute_ref_logps`` and
+``_compute_loss``; a contract test holds each to what it is replaced for.
+"""
 
 from __future__ import annotations
 
+import gc
+import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import trl.trainer.utils as trl_utils
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from training.engine import process, resume
+from training.engine.arrangement import Arrangement, packed_tokens
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
-from training.engine.journal import MetricsJournal
+from training.engine.guards import TrainingGuard
+from training.engine.journal import MetricsJournal, say
+from training.engine.losses import LossSettings, PairLogps, pair_losses, rewards
 from training.engine.preference_data import TokenTriple
+from training.engine.reference_logps import Pair
+from training.engine.scoring import Scorer
 from training.jobspec import StepMetrics, TrainJob
 
 # transformers 5.23 renames an argument that TRL 1.16 still reads under its old name.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
-# In nats of log pi / pi_ref of the first step's pairs, which is zero when the reference is the right one: both sides
-# are then the same arithmetic. A wrong reference is off by nats.
-REFERENCE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
-SHOWN_METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+@dataclass(frozen=True)
+class Example:
+    """A triple with the reference's per-token log-probabilities of both responses."""
+
+    triple: TokenTriple
+    reference: Pair
 
 
-def score_completions_only() -> None:
-    """Keep TRL from computing the output head for prompts and padding on a CPU.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples that are computed at once, and how many pairs the whole optimiser step has on all processes."""
 
-    On a CPU TRL 1.16 scores every position and masks afterwards; this switch makes it select the completion's
-    positions first, as it does on a GPU. A position's log-probability does not depend on the other rows of the
-    product. The name in this module decides about that selection only; the kernel keeps a flag of its own.
+    examples: list[Example]
+    batch: Arrangement
+    pairs_in_step: int
+
+
+@dataclass
+class Room:
+    """How much is in memory at once: positions of a packed micro-batch, and pairs where that is asked for.
+
+    ``halved`` once memory has run out.
     """
-    trl_utils._use_triton = lambda device: True
+
+    tokens: int
+    pairs: int
+    checkpointing: bool = False
+    halved: bool = False
+
+    def halve(self) -> None:
+        self.tokens, self.pairs, self.halved = max(1, self.tokens // 2), max(1, self.pairs // 2), True
 
 
-class TokenDPOTrainer(DPOTrainer):
-    """``DPOTrainer`` on a dataset of ``prompt_ids``, ``chosen_ids``, ``rejected_ids``."""
+class Stopped(Exception):
+    """The process was asked to stop within an optimiser step, whose gradient so far is dropped."""
 
-    reference_tolerance: float
-    mean_pairs = 0.0  # pairs a micro-batch of the current step; zero before the first one
+
+@dataclass
+class StepTotals:
+    """Sums over the pairs of a step on this process; means are taken over all processes."""
+
+    pairs: float = 0.0
+    decided: float = 0.0  # pairs that are no tie
+    won: float = 0.0
+    margin: float = 0.0
+    logp_chosen: float = 0.0
+    logp_rejected: float = 0.0
+    chosen_tokens: float = 0.0
+    chosen_drift: float = 0.0  # log pi / pi_ref of the chosen responses, in nats
+
+    def tensor(self, device: torch.device) -> torch.Tensor:
+        return torch.tensor(list(vars(self).values()), dtype=torch.float64, device=device)
+
+
+@dataclass
+class Means:
+    """What a step is logged with."""
+
+    margin: float
+    accuracy: float
+    logp_chosen: float
+    logp_rejected: float
+    chosen_drift_per_token: float
+
+    @classmethod
+    def of(cls, totals: StepTotals) -> Means:
+        return cls(
+            margin=totals.margin / totals.pairs,
+            accuracy=totals.won / totals.decided if totals.decided else 0.5,
+            logp_chosen=totals.logp_chosen / totals.pairs,
+            logp_rejected=totals.logp_rejected / totals.pairs,
+            chosen_drift_per_token=totals.chosen_drift / totals.chosen_tokens,
+        )
+
+
+@dataclass
+class Course:
+    """What the trainer is given beside a model: the pairs, the plan of steps, and how a step is computed."""
+
+    examples: list[Example]
+    plan: list[list[int]]
+    scorer: Scorer
+    loss: LossSettings
+    compute: Compute
+    room: Room
+    guard: TrainingGuard = field(default_factory=TrainingGuard)
+
+
+class PairTrainer(DPOTrainer):
+    """``DPOTrainer`` whose dataset is a plan of optimiser steps over ``course.examples``."""
+
+    def __init__(self, *, course: Course, **options: Any) -> None:
+        self.course = course
+        self.totals = StepTotals()
+        steps = Dataset.from_dict({"step": list(range(len(course.plan)))})
+        super().__init__(train_dataset=steps, data_collator=first_of, **options)
+
+    # What TRL would do and must not.
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        # Re-tokenising text would not give back what was sampled, and TRL would add a newline after the end of turn.
+        """Nothing: re-tokenising would not give back what was sampled, and TRL would add a newline after the turn."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        """Nothing: the examples carry the reference's values."""
         return dataset
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL's card of a saved state would name paths of this machine."""
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            self.mean_pairs = sum(map(pairs_in, batches)) / len(batches)
-        return batches, items
+    def get_train_dataloader(self) -> DataLoader:
+        """The steps in order, the same on every process: each takes its share of a step's pairs."""
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=first_of)
 
-    def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any], return_outputs: bool) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs, return_outputs)
-        if not torch.isfinite(loss):
-            raise diverged(self.state.global_step + 1)
+    # A step.
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of all pairs of a step, in micro-batches. Returns this process's part of the loss.
+
+        Raises ``Stopped``. When memory runs out for the first time, the step is made again in half the room.
+        """
+        model.train()
+        places = self.course.plan[inputs["step"]]
+        try:
+            return self.whole_step(model, places)
+        except Exception as error:
+            if not self.may_retry(error):
+                raise
+            say(f"Out of memory at step {self.state.global_step + 1}; trying again with half the micro-batch.")
+        self.course.room.halve()
+        model.zero_grad(set_to_none=True)
+        free_memory()
+        return self.whole_step(model, places)
+
+    def may_retry(self, error: Exception) -> bool:
+        alone = self.accelerator.num_processes == 1  # the others would wait for this one's gradients
+        room = self.course.room
+        return process.is_out_of_memory(error) and alone and not room.halved and (room.pairs > 1 or room.tokens > 1)
+
+    def whole_step(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
+        self.totals = StepTotals()
+        shared = share_of(places, self.accelerator.process_index, self.accelerator.num_processes)
+        batches = self.micro_batches([self.course.examples[place] for place in shared])
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, examples in enumerate(batches, start=1):
+            if process.stop.requested and self.accelerator.num_processes == 1:
+                raise Stopped
+            batch = MicroBatch(examples, self.arrange(examples), len(places))
+            # Gradients travel between processes once a step.
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, batch)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.note_step()
+        return total
+
+    def arrange(self, examples: Sequence[Example]) -> Arrangement:
+        return self.course.scorer.arrange([example.triple for example in examples], self.accelerator.device)
+
+    def micro_batches(self, examples: list[Example]) -> list[list[Example]]:
+        """``examples`` from long to short, as many at once as there is room for."""
+        batches: list[list[Example]] = []
+        tokens = 0
+        for example in sorted(examples, key=lambda item: -packed_tokens(item.triple)):
+            size = packed_tokens(example.triple)
+            if not batches or tokens + size > self.course.room.tokens or len(batches[-1]) == self.course.room.pairs:
+                batches.append([])
+                tokens = 0
+            batches[-1].append(example)
+            tokens += size
+        return batches
+
+    def _compute_loss(self, model: PreTrainedModel, inputs: MicroBatch, return_outputs: bool) -> torch.Tensor:  # type: ignore[override]
+        """The micro-batch's part of the mean loss over the pairs of the step; TRL's ``compute_loss`` calls this.
+
+        With several processes it is scaled up by their number, because they average their gradients.
+        """
+        values = self.course.scorer.token_logps(model, inputs.batch)
+        logps = self.beside_reference(inputs, values)
+        weight, noise = labels_of(inputs.examples, values.device)
+        losses = pair_losses(logps, weight, noise, self.course.loss)
+        if not torch.isfinite(losses).all():
+            raise self.course.guard.diverged(self.state.global_step + 1)
         if self.state.global_step == 0:
-            self.check_reference()
-        # Trainer averages over micro-batches. The last one of an epoch may be smaller, and its pairs count no more.
-        share = pairs_in(inputs) / self.mean_pairs if self.mean_pairs else 1.0
-        if share != 1.0:
-            for name in SHOWN_METRICS:
-                self._metrics["train"][name][-1] *= share
-        return loss * share
+            self.course.guard.check_reference(logps, inputs.examples)
+        self.note(logps, inputs.examples)
+        return losses.sum() * (self.accelerator.num_processes / inputs.pairs_in_step)
 
-    def check_reference(self) -> None:
-        """Before the first update policy and reference must agree on both completions, not only on the difference."""
-        metrics = self._metrics["train"]
-        for name in ("rewards/chosen", "rewards/rejected"):
-            drift = metrics[name][-1] / self.beta
-            if abs(drift) > self.reference_tolerance:
-                message = (
-                    f"Before the first step policy and reference differ by {drift:.3g} nats on the "
-                    f"{name.removeprefix('rewards/')} responses; they must be the same model."
-                )
-                raise EngineError(
-                    "wrong_reference", message, "Report this: the run would have trained against a wrong model."
-                )
+    def beside_reference(self, inputs: MicroBatch, values: torch.Tensor) -> PairLogps:
+        policy = inputs.batch.by_pair(values)
+        parts = torch.cat([side for example in inputs.examples for side in example.reference])
+        reference = inputs.batch.by_pair(parts.to(values.device))
+        lengths = (inputs.batch.lengths_of(side).to(values.device) for side in (0, 1))
+        return PairLogps(*policy, *reference, *lengths)
+
+    # What is told of a step.
+
+    def note(self, logps: PairLogps, examples: Sequence[Example]) -> None:
+        chosen, rejected = (side.double() for side in rewards(logps, self.course.loss))
+        drift = (logps.policy_chosen - logps.reference_chosen).detach().sum()
+        decided = torch.tensor([not example.triple.is_tie for example in examples], device=chosen.device)
+        wins = ((chosen - rejected).sign() + 1) / 2
+        totals = self.totals
+        totals.pairs += len(examples)
+        totals.decided += float(decided.sum())
+        totals.won += float(wins[decided].sum())
+        totals.margin += float((chosen - rejected).sum())
+        totals.logp_chosen += float(logps.policy_chosen.detach().sum())
+        totals.logp_rejected += float(logps.policy_rejected.detach().sum())
+        totals.chosen_tokens += float(logps.chosen_tokens.sum())
+        totals.chosen_drift += float(drift)
+
+    def note_step(self) -> None:
+        """Means over the pairs of all processes, for the line that this step is logged with."""
+        summed = self.accelerator.reduce(self.totals.tensor(self.accelerator.device), reduction="sum")
+        means = Means.of(StepTotals(*summed.tolist()))
+        for name, value in vars(means).items():
+            self._metrics["train"][name] = [value]
 
 
-def pairs_in(batch: dict[str, Any]) -> int:
-    return len(batch["input_ids"]) // 2  # chosen rows, then rejected rows
+def first_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return rows[0]
 
 
-def diverged(step: int) -> EngineError:
-    message = f"The loss stopped being a number at step {step}."
-    return EngineError("diverged", message, "Lower the learning rate, or raise beta, and start a new run.")
+def labels_of(examples: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and label noise, (pairs,) float32 each."""
+    weight = torch.tensor([example.triple.weight for example in examples], device=device)
+    noise = torch.tensor([example.triple.label_noise for example in examples], device=device)
+    return weight, noise
+
+
+def share_of(places: list[int], rank: int, processes: int) -> list[int]:
+    """The pairs of a step that process ``rank`` computes; at least one, so that no process is missing at the end.
+
+    Where there are fewer pairs than processes, steps are planned so that this cannot happen (``plan_steps``).
+    """
+    return places[rank::processes]
+
+
+def plan_steps(pairs: int, pairs_per_step: int, epochs: float, seed: int, processes: int = 1) -> list[list[int]]:
+    """Places of the pairs of each optimiser step: every epoch all pairs once, in an order of its own.
+
+    The last step of an epoch may have fewer pairs, but not fewer than there are processes: such a rest joins the step
+    before it. Raises ``EngineError`` bad_dataset when there are fewer pairs than processes.
+    """
+    if pairs < processes:
+        message = f"There are {pairs} pairs for {processes} processes."
+        raise EngineError("bad_dataset", message, "Use fewer GPUs, or label more pairs.")
+    shuffle = random.Random(seed).shuffle
+    steps_wanted = max(1, -int(-epochs * -(-pairs // pairs_per_step) // 1))
+    steps: list[list[int]] = []
+    while len(steps) < steps_wanted:
+        order = list(range(pairs))
+        shuffle(order)
+        steps += cut(order, pairs_per_step, processes)
+    return steps[:steps_wanted]
+
+
+def cut(order: list[int], size: int, least: int) -> Iterator[list[int]]:
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    if len(parts) > 1 and len(parts[-1]) < least:
+        rest = parts.pop()
+        parts[-1] = parts[-1] + rest
+    yield from parts
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class StepRecorder(TrainerCallback):
     """Writes a line a step, seals saved states, and ends training politely when the process is asked to stop."""
 
-    def __init__(self, metrics: MetricsJournal, last: StepMetrics | None) -> None:
+    def __init__(self, metrics: MetricsJournal, guard: TrainingGuard, steps_per_epoch: int = 1) -> None:
         self.metrics = metrics
-        self.seconds_before = last.seconds if last else 0.0
+        self.guard = guard
+        self.steps_per_epoch = steps_per_epoch
+        self.seconds_before = 0.0
         self.started = time.monotonic()
+        self.last: StepMetrics | None = None
+
+    def go_on_from(self, last: StepMetrics | None) -> None:
+        """``last``: the step before the next one, for the time and the figures of an earlier attempt."""
         self.last = last
+        self.seconds_before = last.seconds if last else 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -118,15 +341,6 @@ class StepRecorder(TrainerCallback):
             control.should_save = not resume.is_whole(state_dir(args, state))
             control.should_training_stop = True
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # A step of many pairs takes minutes, and nobody waits so long for a stop. The gradient so far is dropped; the
-        # weights are still those of the last step.
-        if process.stop.requested:
-            control.should_save = state.global_step > 0 and not resume.is_whole(state_dir(args, state))
-            control.should_training_stop = True
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -135,15 +349,31 @@ class StepRecorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:  # the summary that Trainer logs at the end
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:  # or the summary at the end
             return
-        if not torch.isfinite(torch.tensor([logs["loss"], logs["grad_norm"]])).all():
-            raise diverged(state.global_step)
-        self.last = step_metrics(logs, state, self.seconds)
+        self.guard.check_step(logs["loss"], logs["grad_norm"], state.global_step)
+        self.last = self.step_metrics(logs, state)
         self.metrics.step(self.last)
+        self.guard.watch(self.last, logs["chosen_drift_per_token"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        resume.seal(state_dir(args, state))
+        if state.is_world_process_zero:
+            resume.seal(state_dir(args, state))
+
+    def step_metrics(self, logs: dict[str, float], state: TrainerState) -> StepMetrics:
+        return StepMetrics(
+            step=state.global_step,
+            steps=state.max_steps,
+            seconds=round(self.seconds, 3),
+            loss=logs["loss"],
+            reward_margin=logs["margin"],
+            reward_accuracy=logs["accuracy"],
+            logp_chosen=logs["logp_chosen"],
+            logp_rejected=logs["logp_rejected"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs["grad_norm"],
+            epoch=round(state.global_step / self.steps_per_epoch, 4),
+        )
 
     @property
     def seconds(self) -> float:
@@ -154,49 +384,31 @@ def state_dir(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{resume.PREFIX}{state.global_step}"
 
 
-def step_metrics(logs: dict[str, float], state: TrainerState, seconds: float) -> StepMetrics:
-    margin, accuracy = logs["rewards/margins"], logs["rewards/accuracies"]
-    if margin == 0.0 and accuracy == 0.0:
-        accuracy = 0.5  # nothing but ties, as in the first step, and TRL counts a tie as lost
-    return StepMetrics(
-        step=state.global_step,
-        steps=state.max_steps,
-        seconds=round(seconds, 3),
-        loss=logs["loss"],
-        reward_margin=margin,
-        reward_accuracy=accuracy,
-        logp_chosen=logs["logps/chosen"],
-        logp_rejected=logs["logps/rejected"],
-        learning_rate=logs["learning_rate"],
-        grad_norm=logs["grad_norm"],
-        epoch=logs["epoch"],
-    )
+def run(trainer: PairTrainer, state: Path | None) -> None:
+    """Train to the end, or until the process is asked to stop; then the weights of the last step are saved."""
+    try:
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
+    except Stopped:
+        trainer.model.zero_grad(set_to_none=True)
+        if trainer.state.global_step > 0 and not resume.is_whole(state_dir(trainer.args, trainer.state)):
+            trainer._save_checkpoint(trainer.model, trial=None)
+            resume.seal(state_dir(trainer.args, trainer.state))
 
 
-def to_dataset(triples: list[TokenTriple]) -> Dataset:
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return Dataset.from_dict({name: [getattr(triple, name) for triple in triples] for name in columns})
-
-
-def total_steps(job: TrainJob, pairs: int) -> int:
-    """Optimiser steps of the whole run; the last step of an epoch may have fewer pairs."""
-    steps_per_epoch = -(-pairs // job.pairs_per_step)
-    return max(1, -int(-job.epochs * steps_per_epoch // 1))
-
-
-def configuration(job: TrainJob, compute: Compute, pairs: int, trainer_dir: Path) -> DPOConfig:
+def configuration(job: TrainJob, compute: Compute, steps: int, trainer_dir: Path, *, checkpointing: bool) -> DPOConfig:
     return DPOConfig(
         output_dir=str(trainer_dir),
         beta=job.beta,
-        loss_type=["sigmoid"],
+        loss_type=["sigmoid"],  # not used: the loss is ``losses.pair_losses``
         max_length=job.max_length,
         learning_rate=job.learning_rate,
-        num_train_epochs=job.epochs,
-        per_device_train_batch_size=job.micro_batch,
-        gradient_accumulation_steps=job.pairs_per_step // job.micro_batch,
+        num_train_epochs=1,  # of the plan of steps
+        per_device_train_batch_size=1,  # a step
+        gradient_accumulation_steps=1,
+        remove_unused_columns=False,
         lr_scheduler_type="cosine",
         # Rounded down: the first step of a warm-up has learning rate zero, which a short run cannot afford.
-        warmup_steps=int(total_steps(job, pairs) * job.warmup_ratio),
+        warmup_steps=int(steps * job.warmup_ratio),
         optim="adamw_torch",
         max_grad_norm=1.0,
         seed=job.seed,
@@ -204,8 +416,9 @@ def configuration(job: TrainJob, compute: Compute, pairs: int, trainer_dir: Path
         use_cpu=not compute.on_cuda,
         bf16=compute.on_cuda,
         fp16=False,
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=False,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        precompute_ref_log_probs=True,  # so that TRL loads no reference
         disable_dropout=True,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from training.engine.chat import PromptError, completion_token_ids, prompt_token_ids
+from training.engine.chat import (
+    PromptError,
+    completion_token_ids,
+    is_of_this_tokenizer,
+    prompt_token_ids,
+    prompt_token_ids_as_sampled,
+)
 from training.engine.errors import EngineError
 from training.engine.jsonlines import read_lines
-from training.jobspec import TripleLine
+from training.jobspec import Completion, TripleLine
+
+TIE_NOISE = 0.5
 
 
 @dataclass(frozen=True)
 class TokenTriple:
-    """(x, y_w, y_l) as ids, cut so that prompt and completion together fit the maximum length."""
+    """(x, y_w, y_l) as ids, cut so that prompt and completion together fit the maximum length.
+
+    ``weight`` and ``label_noise``: see ``TripleLine``. ``chosen_logps`` and ``rejected_logps`` are those of the sampler
+    that wrote both responses, in nats a token, where it was the reference itself; else empty.
+    """
 
     pair_id: str
     prompt_id: str
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    weight: float = 1.0
+    label_noise: float = 0.0
+    chosen_logps: tuple[float, ...] = ()
+    rejected_logps: tuple[float, ...] = ()
+
+    @property
+    def is_tie(self) -> bool:
+        return self.label_noise == TIE_NOISE
 
 
 @dataclass(frozen=True)
@@ -39,13 +60,18 @@ class PreferenceData:
     retokenised: list[str]  # pairs with a response whose sampled ids are another tokenizer's
 
 
-def read_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreferenceData:
-    """Read and tokenise ``dataset.jsonl``. Raises ``EngineError`` bad_dataset when nothing is left to train on."""
+def read_preferences(
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, reference_hash: str = ""
+) -> PreferenceData:
+    """Read and tokenise ``dataset.jsonl``; ``reference_hash`` says whose log-probabilities may stand in for the
+    reference's. Raises ``EngineError`` bad_dataset for a line that no loss can be made of, and when nothing is left to
+    train on.
+    """
     data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)
-    check_plain(lines)
+    check_labels(lines)
     for line in lines:
-        triple = tokenize(line, tokenizer, max_length)
+        triple = tokenize(line, tokenizer, max_length, reference_hash)
         if reason := triple if isinstance(triple, str) else problem(triple):
             data.left_out.append(LeftOut(line.pair_id, line.split, reason))
         elif not isinstance(triple, str):
@@ -57,25 +83,45 @@ def read_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, max_length:
     return data
 
 
-def check_plain(lines: list[TripleLine]) -> None:
-    """The loss of Rafailov et al. 2023 has no weights and no label noise; to ignore them would be a silent lie."""
+def check_labels(lines: list[TripleLine]) -> None:
     for line in lines:
-        if line.weight != 1.0 or line.label_noise != 0.0:
+        if not (math.isfinite(line.weight) and line.weight >= 0 and 0 <= line.label_noise <= TIE_NOISE):
             message = f"Pair {line.pair_id} has weight {line.weight} and label noise {line.label_noise}."
-            raise EngineError("bad_dataset", message, "This trainer takes weight 1 and label noise 0 only.")
+            hint = "A weight must be at least 0, and label noise lies between 0 and one half."
+            raise EngineError("bad_dataset", message, hint)
 
 
-def tokenize(line: TripleLine, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenTriple | str:
+def tokenize(
+    line: TripleLine, tokenizer: PreTrainedTokenizerBase, max_length: int, reference_hash: str
+) -> TokenTriple | str:
     """The ids of ``line``, or the sentence that says why it has none."""
+    sampled_prompt = prompt_token_ids_as_sampled(tokenizer, line)
     try:
-        prompt_ids = prompt_token_ids(tokenizer, line.messages)
+        prompt_ids = sampled_prompt or prompt_token_ids(tokenizer, line.messages)
     except PromptError as error:
         return str(error)
     room = max_length - len(prompt_ids)
     if room <= 0:
         return f"The prompt has {len(prompt_ids):,} tokens and training reads {max_length:,} with the response."
-    chosen, rejected = (completion_token_ids(tokenizer, item)[:room] for item in (line.chosen, line.rejected))
-    return TokenTriple(line.pair_id, line.prompt_id, prompt_ids, chosen, rejected)
+    sides = (line.chosen, line.rejected)
+    chosen, rejected = (completion_token_ids(tokenizer, item)[:room] for item in sides)
+    logps = [sampled_logps(tokenizer, item, reference_hash)[:room] if sampled_prompt else () for item in sides]
+    return TokenTriple(
+        line.pair_id,
+        line.prompt_id,
+        prompt_ids,
+        chosen,
+        rejected,
+        line.weight,
+        line.label_noise,
+        *(logps if all(logps) else ((), ())),
+    )
+
+
+def sampled_logps(tokenizer: PreTrainedTokenizerBase, completion: Completion, reference_hash: str) -> tuple[float, ...]:
+    """The sampler's log-probabilities, where the sampler was the reference and its tokens are the ones trained on."""
+    ours = completion.policy_hash == reference_hash != "" and len(completion.logps) == len(completion.token_ids)
+    return tuple(completion.logps) if ours and is_of_this_tokenizer(tokenizer, completion) else ()
 
 
 def was_retokenised(line: TripleLine, triple: TokenTriple) -> bool:

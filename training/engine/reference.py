@@ -1,13 +1,13 @@
-"""The policy as training starts and the frozen reference beside it, which are the same function.
+"""The policy as training starts, which is the reference: its values are taken before the first step.
 
-============  =======================  ===========================  =========================================
-method        weights of ``reference``  policy                       reference
-============  =======================  ===========================  =========================================
-lora          base                     base + fresh adapter (B = 0)  the adapter switched off
-lora          base + adapter           trainable copy of the adapter  frozen copy, TRL's adapter "ref"
-full          base                     the weights                  a second instance of the weights
-full          base + adapter           adapter folded in            a second instance, folded the same way
-============  =======================  ===========================  =========================================
+============  ========================  =============================
+method        weights of ``reference``  policy
+============  ========================  =============================
+lora          base                      base + fresh adapter (B = 0)
+lora          base + adapter            the adapter, trained on
+full          base                      the weights
+full          base + adapter            the weights, adapter folded in
+============  ========================  =============================
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from training.engine import loading
+from training.engine import frozen_layers, loading
 from training.engine.compute import Compute
+from training.engine.scoring import add_scoring_head
 from training.jobspec import TrainJob
 
 
 @dataclass(frozen=True)
 class Start:
-    """What ``DPOTrainer`` takes as model, ref_model and peft_config."""
+    """What ``DPOTrainer`` takes as model and peft_config. ``plain`` is the causal language model inside ``model``."""
 
     model: PreTrainedModel | PeftModel
-    ref_model: PreTrainedModel | None = None
+    plain: PreTrainedModel
     peft_config: LoraConfig | None = None
 
 
 def prepare(job: TrainJob, compute: Compute) -> Start:
+    """Load the reference onto the device, its scoring head in place. Where LoRA begins, its adapter is still to come."""
     if job.method == "full":
-        # Left to itself TRL reads the reference again from the model's path, which is not what was folded in memory.
-        policy = loading.load_full_weights(job.reference, torch.float32).requires_grad_(True)
-        reference = loading.load_full_weights(job.reference, torch.float32).requires_grad_(False).eval()
-        return Start(policy, ref_model=reference)
-    base = loading.load_base(job.reference, compute.dtype)
+        policy = loading.load_full_weights(job.reference, torch.float32).to(compute.device).requires_grad_(True)
+        add_scoring_head(policy)
+        return Start(policy, policy)
+    base = loading.load_base(job.reference, compute.dtype).to(compute.device).requires_grad_(False)
+    add_scoring_head(base)
     if job.reference.adapter_dir is None:
-        return Start(base, peft_config=fresh_adapter(base, job))
-    return Start(loading.load_adapter(base, job.reference.adapter_dir, trainable=True))
+        return Start(base, base, peft_config=fresh_adapter(base, job))
+    return Start(loading.load_adapter(base, job.reference.adapter_dir, trainable=True), base)
 
 
 def fresh_adapter(base: PreTrainedModel, job: TrainJob) -> LoraConfig:
@@ -53,10 +55,19 @@ def fresh_adapter(base: PreTrainedModel, job: TrainJob) -> LoraConfig:
         lora_alpha=job.lora_alpha,
         lora_dropout=0.0,
         target_modules=names,
+        layers_to_transform=trained_layers(base, job),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in base.modules()),
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def trained_layers(model: PreTrainedModel, job: TrainJob) -> list[int] | None:
+    """Numbers of the layers that the fast mode trains; None for all."""
+    if job.mode == "exact":
+        return None
+    layers = len(frozen_layers.decoder_layers(model))
+    return list(range(frozen_layers.first_trained(layers, job.fast_layers), layers))
 
 
 def linear_layer_names(model: PreTrainedModel) -> list[str]:

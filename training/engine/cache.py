@@ -1,0 +1,158 @@
+"""What engines on this machine have computed before, by content: bounded, checked, and never needed.
+
+One SQLite file holds values under keys that name everything a value follows from. Each value carries a checksum. A file
+that cannot be read is started anew, and one that cannot be written is done without: a cache must not end a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from training.engine.journal import say
+
+WAIT_SECONDS = 20.0  # for another engine that writes
+# Values lie in a table of their own, so that noting a use does not write a value again.
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS entry (
+        id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, checksum INTEGER NOT NULL, bytes INTEGER NOT NULL,
+        used INTEGER NOT NULL
+    )""",
+    "CREATE TABLE IF NOT EXISTS content (id INTEGER PRIMARY KEY, value BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS entry_by_age ON entry (used, bytes)",
+)
+FIND = "SELECT entry.id, checksum, value FROM entry JOIN content USING (id) WHERE key = ?"
+
+
+def key_of(*parts: str | list[int]) -> bytes:
+    """sha256 over ``parts``, told apart by their lengths."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else ",".join(map(str, part)).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.digest()
+
+
+class Cache:
+    """A bounded map from keys to bytes in ``path``. The entries that were not used for longest go first.
+
+    ``damaged`` counts the values that did not fit their checksum; those are forgotten.
+    """
+
+    def __init__(self, path: Path | None, limit_bytes: int) -> None:
+        self.path = path
+        self.limit_bytes = limit_bytes
+        self.damaged = 0
+        self.connection: sqlite3.Connection | None = None
+        if path is not None:
+            self.open(path)
+
+    def open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.connection = connect(path)
+        except sqlite3.DatabaseError as error:
+            self.recover(error)
+        except OSError as error:
+            self.give_up(error)
+
+    def start_anew(self, path: Path) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with suppress(sqlite3.Error):
+            self.connection = connect(path)
+
+    def give_up(self, error: Exception) -> None:
+        say(f"The cache is not used: {error}.")
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+    def get(self, key: bytes) -> bytes | None:
+        if self.connection is None:
+            return None
+        try:
+            row = self.connection.execute(FIND, (key,)).fetchone()
+            if row is None:
+                return None
+            number, checksum, value = row
+            if zlib.crc32(value) == checksum:
+                self.connection.execute("UPDATE entry SET used = ? WHERE id = ?", (time.time_ns(), number))
+                return bytes(value)
+            self.damaged += 1
+            self.forget([key])
+        except sqlite3.DatabaseError as error:
+            self.recover(error)
+        return None
+
+    def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep ``items`` in one transaction, and forget old entries beyond the bound."""
+        if self.connection is None:
+            return
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            for key, value in items:
+                self.insert(key, value)
+            self.evict()
+            self.connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            self.recover(error)
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        assert self.connection is not None
+        self.forget([key])
+        entry = (key, zlib.crc32(value), len(value), time.time_ns())
+        number = self.connection.execute("INSERT INTO entry (key, checksum, bytes, used) VALUES (?, ?, ?, ?)", entry)
+        self.connection.execute("INSERT INTO content VALUES (?, ?)", (number.lastrowid, value))
+
+    def evict(self) -> None:
+        assert self.connection is not None
+        total = self.connection.execute("SELECT COALESCE(SUM(bytes), 0) FROM entry").fetchone()[0]
+        while total > self.limit_bytes:
+            for key, size in self.connection.execute("SELECT key, bytes FROM entry ORDER BY used LIMIT 256").fetchall():
+                if total <= self.limit_bytes:
+                    return
+                self.forget([key])
+                total -= size
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        if self.connection is None:
+            return
+        for key in keys:
+            self.connection.execute("DELETE FROM content WHERE id = (SELECT id FROM entry WHERE key = ?)", (key,))
+            self.connection.execute("DELETE FROM entry WHERE key = ?", (key,))
+
+    def recover(self, error: sqlite3.DatabaseError) -> None:
+        """A full disk or a long lock: do without from here on. Anything else: the file is no database any more."""
+        if isinstance(error, sqlite3.OperationalError) or self.path is None:
+            self.give_up(error)
+            return
+        say(f"The cache {self.path.name} is damaged ({error}); it is started anew.")
+        self.damaged += 1
+        self.start_anew(self.path)
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        for statement in TABLES:
+            connection.execute(statement)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,99 @@
+"""What the policy writes by itself before and after training, on the fixed prompts of ``probes.jsonl``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from training.engine import loading, on_policy
+from training.engine.chat import PromptError, prompt_token_ids
+from training.engine.jsonlines import read_lines
+from training.engine.on_policy import OnPolicySettings, Opened
+from training.engine.setting import Setting
+from training.jobspec import PromptLine, write_atomically
+
+PHASE = "comparing responses"
+SETTINGS = OnPolicySettings()
+
+
+def before(setting: Setting) -> dict[str, Any]:
+    """Figures of the reference, which the policy still is. A resumed run keeps those of its first start."""
+    kept = setting.run_dir / "trainer" / "before.json"
+    if kept.is_file():
+        figures: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return figures
+    others = {"first": first_of(setting)} if setting.job.first else {}
+    figures = measure(setting, on_policy.as_it_is(setting.start.model.eval()), others)
+    if figures.get("prompts"):
+        figures |= {"kl_reference": 0.0, "kl_reference_interval": [0.0, 0.0]}
+        if not setting.job.first:
+            figures["kl_first"] = 0.0
+    write_atomically(kept, json.dumps(figures))
+    return figures
+
+
+def after(setting: Setting, policy: PreTrainedModel | PeftModel, earlier: dict[str, Any]) -> dict[str, Any]:
+    """{"prompts", "max_new_tokens", "before", "after"}; empty without prompts."""
+    if not earlier.get("prompts"):
+        return {}
+    others = {"reference": reference_of(setting, policy)}
+    if setting.job.first:
+        others["first"] = first_of(setting)
+    figures = measure(setting, on_policy.as_it_is(policy.eval()), others)
+    if not setting.job.first:
+        figures |= {name.replace("reference", "first"): figures[name] for name in list(figures) if "reference" in name}
+    return {
+        "prompts": figures["prompts"],
+        "max_new_tokens": SETTINGS.max_new_tokens,
+        "before": earlier,
+        "after": figures,
+    }
+
+
+def measure(setting: Setting, policy: Opened, others: dict[str, Opened]) -> dict[str, Any]:
+    prompts = probes(setting)
+    if not prompts:
+        return {"prompts": 0}
+    setting.metrics.phase(PHASE)
+    figures, _ = on_policy.measure(
+        policy, others, setting.tokenizer, prompts, SETTINGS, setting.compute, setting.tick(PHASE)
+    )
+    return figures
+
+
+def probes(setting: Setting) -> list[list[int]]:
+    """Token ids of the prompts that the chat template accepts."""
+    path = setting.run_dir / "probes.jsonl"
+    found = []
+    for line in read_lines(path, PromptLine) if path.is_file() else []:
+        try:
+            found.append(prompt_token_ids(setting.tokenizer, line.messages))
+        except PromptError:
+            continue
+    return found
+
+
+def reference_of(setting: Setting, policy: PreTrainedModel | PeftModel) -> Opened:
+    """The reference beside the trained policy: the adapter switched off where it was fresh, else loaded once more."""
+    if isinstance(policy, PeftModel) and setting.job.reference.adapter_dir is None:
+        return on_policy.without_adapter(policy)
+    return on_policy.as_it_is(loading.load_policy(setting.job.reference, setting.compute))
+
+
+def first_of(setting: Setting) -> Opened:
+    """The project's first SFT snapshot, loaded when it is first needed."""
+    loaded: list[PreTrainedModel | PeftModel] = []
+
+    @contextmanager
+    def opened() -> Iterator[PreTrainedModel | PeftModel]:
+        if not loaded:
+            assert setting.job.first is not None
+            loaded.append(loading.load_policy(setting.job.first, setting.compute))
+        yield loaded[0]
+
+    return opened

@@ -1,0 +1,164 @@
+"""The fast mode: only the upper layers are trained, on hidden states of the lower ones that are computed once.
+
+What enters the first trained layer does not change while the layers below it are frozen, so it is kept by content like
+the reference's log-probabilities: a forward and a backward then cost the upper layers alone. It is another hypothesis
+class than LoRA on every layer, not an approximation of it: the numbers are exactly those of an adapter on the upper
+layers, which is also what the checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from training.engine.arrangement import Arrangement, Tokens
+from training.engine.cache import Cache, key_of
+from training.engine.compute import Compute
+from training.engine.errors import EngineError
+
+LAYOUT = "states 1"
+TRAINED_SHARE = 3  # a third of the layers
+CACHE_SHARE = 0.9  # of the bound of the cache directory
+
+Segments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of prompt, chosen, rejected: (tokens, width)
+
+
+class LowerLayersDone(Exception):
+    """Raised out of a forward that is only run for the states that enter the first trained layer."""
+
+
+def decoder_layers(model: PreTrainedModel | PeftModel) -> torch.nn.ModuleList:
+    """The blocks of a causal language model, first to last."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    count = plain.config.get_text_config().num_hidden_layers
+    for module in plain.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise EngineError("unsupported_model", "The layers of this model were not found.", "Choose the exact mode.")
+
+
+def first_trained(layers: int, wanted: int) -> int:
+    """Number of the lowest layer that is trained, when ``wanted`` layers are, or a third for 0."""
+    trained = wanted or max(1, layers // TRAINED_SHARE)
+    if not 1 <= trained <= layers:
+        raise EngineError("bad_job", f"The model has {layers} layers, so {trained} cannot be trained.", "Choose fewer.")
+    return layers - trained
+
+
+@dataclass
+class FrozenLayers:
+    """Layers below ``first`` of ``model``: their states out of ``cache``, and their place taken while training.
+
+    ``name`` is the content hash of the weights. ``computed`` counts forwards through the lower layers.
+    """
+
+    model: PreTrainedModel | PeftModel
+    first: int
+    name: str
+    compute: Compute
+    cache: Cache
+    computed: int = 0
+    given: torch.Tensor | None = None  # what the next forward takes for the output of the lower layers
+    taken: torch.Tensor | None = None
+    taking: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for number, layer in enumerate(decoder_layers(self.model)[: self.first]):
+            layer.requires_grad_(False)
+            layer.forward = types.MethodType(self.stand_in(layer.forward, number), layer)
+
+    def stand_in(self, original: Any, number: int) -> Any:
+        """``forward`` of a lower layer: its own, unless its output is given already."""
+        last = number == self.first - 1
+
+        def forward(layer: torch.nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.given is not None:
+                return self.given if last else hidden_states
+            output = original(hidden_states, *args, **kwargs)
+            if last and self.taking:
+                self.taken = output[0] if isinstance(output, tuple) else output
+                raise LowerLayersDone
+            return output
+
+        return forward
+
+    def states(self, pairs: Sequence[Tokens], scorer: Any) -> list[Segments]:
+        """Hidden states that enter layer ``first``, in the model's own precision, on the CPU."""
+        return [self.known(pair) or self.read(pair, scorer) for pair in pairs]
+
+    def known(self, pair: Tokens) -> Segments | None:
+        values = [self.cache.get(key) for key in self.keys(pair)]
+        lengths = [len(ids) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
+        if any(value is None for value in values):
+            return None
+        segments = [
+            from_bytes(value, self.compute.dtype, length) for value, length in zip(values, lengths, strict=True)
+        ]
+        return segments[0], segments[1], segments[2]
+
+    @torch.no_grad()
+    def read(self, pair: Tokens, scorer: Any) -> Segments:
+        """Run the lower layers on ``pair`` and keep what comes out."""
+        batch = scorer.arrange_tokens([pair], self.compute.device)
+        self.taking = True
+        try:
+            with scorer.over(self.model), self.compute.autocast():
+                scorer.forward(self.model, batch)
+        except LowerLayersDone:
+            pass
+        finally:
+            self.taking = False
+        assert self.taken is not None
+        states, self.taken = self.taken.to(self.compute.dtype).cpu(), None
+        self.computed += 1
+        segments = cut(states, pair, batch)
+        self.cache.put(zip(self.keys(pair), map(to_bytes, segments), strict=True))
+        return segments
+
+    def keys(self, pair: Tokens) -> list[bytes]:
+        """A prompt's states serve every pair on it, and a response's depend on its prompt."""
+        name = (LAYOUT, self.name, str(self.compute.dtype), str(self.first))
+        prompt = pair.prompt_ids
+        return [key_of(*name, prompt)] + [key_of(*name, prompt, ids) for ids in (pair.chosen_ids, pair.rejected_ids)]
+
+
+def cut(states: torch.Tensor, pair: Tokens, batch: Arrangement) -> Segments:
+    """The states of one pair as prompt, chosen and rejected."""
+    prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+    if batch.spans:
+        parts = states[0].split([prompt, chosen, rejected])
+        return parts[0], parts[1], parts[2]
+    return states[0, :prompt], states[0, prompt : prompt + chosen], states[1, prompt : prompt + rejected]
+
+
+def join(segments: Sequence[Segments], batch: Arrangement) -> torch.Tensor:
+    """States of a whole batch in its layout, (rows, columns, width)."""
+    if batch.spans:
+        states = torch.cat([part for pair in segments for part in pair])[None]
+    else:
+        rows = [torch.cat([prompt, completion]) for prompt, *both in segments for completion in both]
+        states = pad_sequence(rows, batch_first=True)
+    return states.to(batch.input_ids.device)
+
+
+def open_cache(cache_dir: str, limit_mb: int) -> Cache:
+    path = Path(cache_dir) / "hidden-states.sqlite3" if cache_dir else None
+    return Cache(path, int(limit_mb * 2**20 * CACHE_SHARE))
+
+
+def to_bytes(states: torch.Tensor) -> bytes:
+    return states.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def from_bytes(data: bytes | None, dtype: torch.dtype, tokens: int) -> torch.Tensor:
+    assert data is not None
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(dtype).view(tokens, -1)

@@ -1,0 +1,160 @@
+"""Attention over a packed row: each pair by itself, its prompt shared, its two responses hidden from each other.
+
+A position attends to the same keys as in a row of its own, so the numbers are those of the plain computation up to the
+order of sums. On a CPU each pair costs three calls of the fused kernel: the prompt with itself, and each response with
+the prompt and itself. On a GPU one call of FlexAttention (Dong et al. 2024) with a block mask serves the whole row.
+
+The attention function of a model is replaced through transformers' public registry. Where the pairs lie does not reach
+it through the arguments of every architecture, so the spans are kept here, from one forward to the end of its backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from training.engine.arrangement import Arrangement, Span
+
+NAME = "tiebreak_packed"
+
+
+class PackedAttention:
+    """The spans of the row that is being computed, and attention over them."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self.blocks: dict[int | None, BlockMask] = {}
+
+    def lay_out(self, arrangement: Arrangement) -> None:
+        self.spans = arrangement.spans
+        self.masks.clear()
+        self.blocks.clear()
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """``query`` (1, heads, columns, width), ``key`` and ``value`` with as many heads or a divisor of them.
+
+        Returns (1, columns, heads, width).
+        """
+        if kwargs.get("softcap") is not None or dropout:
+            raise ValueError("Packed attention has neither soft-capping nor dropout.")
+        if query.is_cuda:
+            output = self.in_one_call(query, key, value, scaling, sliding_window)
+        else:
+            output = self.pair_by_pair(query, key, value, scaling, sliding_window)
+        return output.transpose(1, 2).contiguous(), None
+
+    def pair_by_pair(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        outputs = []
+        for span in self.spans:
+            shared_key, shared_value = key[:, :, span.prompt : span.chosen], value[:, :, span.prompt : span.chosen]
+            outputs.append(
+                self.attend(query[:, :, span.prompt : span.chosen], shared_key, shared_value, scaling, window)
+            )
+            for start, end in ((span.chosen, span.rejected), (span.rejected, span.end)):
+                keys = torch.cat([shared_key, key[:, :, start:end]], dim=2)
+                values = torch.cat([shared_value, value[:, :, start:end]], dim=2)
+                outputs.append(self.attend(query[:, :, start:end], keys, values, scaling, window))
+        return torch.cat(outputs, dim=2)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        """Causal attention of the last ``query`` positions of a sequence to all of it."""
+        queries, keys = query.shape[2], key.shape[2]
+        if queries == keys and (window is None or window >= keys):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        mask = self.causal_mask(queries, keys, window, query)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+    def causal_mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """(queries, keys): 0 where attended, -inf elsewhere. The same in all layers, so it is made once a row."""
+        window = keys if window is None else min(window, keys)
+        if (mask := self.masks.get((queries, keys, window))) is None:
+            distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None]
+            hidden = (distance < 0) | (distance >= window)
+            mask = torch.zeros(queries, keys, dtype=like.dtype).masked_fill_(hidden, float("-inf")).to(like.device)
+            self.masks[queries, keys, window] = mask
+        return mask
+
+    def in_one_call(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        if window not in self.blocks:
+            self.blocks[window] = block_mask(self.spans, query.device, window)
+        kernel = compiled_flex_attention if query.is_cuda else flex_attention
+        output = kernel(
+            query, key, value, block_mask=self.blocks[window], scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        assert isinstance(output, torch.Tensor)
+        return output
+
+
+def block_mask(spans: list[Span], device: torch.device, window: int | None) -> BlockMask:
+    """Which key each position sees: of its own pair, not later in its own sequence, not in the other response."""
+    columns = spans[-1].end
+    pair, part, position = (torch.empty(columns, dtype=torch.int64) for _ in range(3))
+    for number, span in enumerate(spans):
+        prompt = span.chosen - span.prompt
+        pair[span.prompt : span.end] = number
+        part[span.prompt : span.chosen], part[span.chosen : span.rejected], part[span.rejected : span.end] = 0, 1, 2
+        position[span.prompt : span.chosen] = torch.arange(prompt)
+        for start, end in ((span.chosen, span.rejected), (span.rejected, span.end)):
+            position[start:end] = torch.arange(prompt, prompt + end - start)
+    pair, part, position = pair.to(device), part.to(device), position.to(device)
+    reach = columns if window is None else window
+
+    def seen(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        same = (pair[query] == pair[key]) & ((part[key] == 0) | (part[key] == part[query]))
+        distance = position[query] - position[key]
+        return same & (distance >= 0) & (distance < reach)
+
+    return create_block_mask(seen, B=None, H=None, Q_LEN=columns, KV_LEN=columns, device=str(device))
+
+
+# Compiled at the first call on a GPU, where the plain form would hold all scores in memory; lengths stay dynamic.
+compiled_flex_attention = torch.compile(flex_attention, dynamic=True)
+
+attention = PackedAttention()
+AttentionInterface.register(NAME, attention)
+# No mask is built: which keys a position sees follows from the spans.
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+@contextmanager
+def used_by(model: PreTrainedModel) -> Iterator[None]:
+    """Let ``model`` attend over packed rows inside the block, and as before after it."""
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def can_serve(model: PreTrainedModel) -> bool:
+    """Whether the model's attention can be replaced at all; ``scoring`` tries out whether the numbers agree."""
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return bool(getattr(model, "_supports_attention_backend", False)) and softcap is None

@@ -1,0 +1,157 @@
+"""Log-probabilities of every response under the frozen reference: computed once, kept by content, checked on the way in.
+
+The key of a value names all that it follows from: the reference's content hash, the precision, the ids of prompt and
+completion. Values are per token, so that any loss, length normalisation or cut is computed from them. TRL's own cache
+is not used: it keys by a fingerprint of the whole dataset, computes all of it anew when one pair is added, and returns
+values of another setting when only the settings have changed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.engine.cache import Cache, key_of
+from training.engine.compute import Compute
+from training.engine.preference_data import TokenTriple
+from training.engine.scoring import AGREEMENT, Scorer
+from training.jobspec import ModelRef
+
+LAYOUT = "logps 1"  # to be counted up when the same inputs give other values
+CHECKED_SHARE = 0.01  # of the values that were not computed now
+SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
+CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # chosen and rejected, (tokens,) float32 in nats
+Tick = Callable[[int, int], None]
+
+
+@dataclass
+class Counts:
+    """Where the values of a run came from, in pairs. A forward reads one pair, with its prompt once."""
+
+    forwards: int = 0
+    cached: int = 0
+    sampled: int = 0
+    checked: int = 0
+    damaged: int = 0
+
+
+def content_hash(reference: ModelRef) -> str:
+    """What names the reference: its adapter stands on exactly one base, but both are named."""
+    return f"{reference.base_hash}+{reference.adapter_hash}" if reference.adapter_dir else reference.base_hash
+
+
+def policy_hash(reference: ModelRef) -> str:
+    """The content hash of the checkpoint that the reference is."""
+    return reference.adapter_hash or reference.base_hash
+
+
+@dataclass
+class ReferenceLogps:
+    """Reference values of a run's pairs. ``compute`` scores pairs with the reference model, one pair a forward."""
+
+    reference: ModelRef
+    precision: Compute
+    cache: Cache
+    compute: Callable[[TokenTriple], Pair]
+    seed: int = 0
+    counts: Counts = field(default_factory=Counts)
+
+    def of(self, triples: Sequence[TokenTriple], tick: Tick | None = None) -> list[Pair]:
+        """Values of ``triples`` in order: the sampler's, those of the cache, and for the rest the reference's own.
+
+        A hundredth of what was not computed now is computed again. Where it differs by more than rounding, all values
+        of that source are computed anew.
+        """
+        found = [self.sampled(triple) for triple in triples]
+        if not self.hold(triples, found):
+            found = [None] * len(triples)
+        self.counts.sampled += sum(pair is not None for pair in found)
+        open_places = [place for place, pair in enumerate(found) if pair is None]
+        cached = [self.cached(triples[place]) for place in open_places]
+        if not self.hold([triples[place] for place in open_places], cached):
+            cached = [None] * len(cached)
+            self.counts.damaged += 1
+        self.counts.cached += sum(pair is not None for pair in cached)
+        for place, pair in zip(open_places, cached, strict=True):
+            found[place] = pair
+        return self.complete(triples, found, tick)
+
+    def hold(self, triples: Sequence[TokenTriple], found: Sequence[Pair | None]) -> bool:
+        """Whether a random share of ``found`` is what the reference says now."""
+        known = [(triple, pair) for triple, pair in zip(triples, found, strict=True) if pair is not None]
+        if not known:
+            return True
+        drawn = random.Random(self.seed).sample(known, math.ceil(CHECKED_SHARE * len(known)))
+        self.counts.checked += len(drawn)
+        return all(self.agree(pair, self.compute(triple)) for triple, pair in drawn)
+
+    def agree(self, one: Pair, other: Pair) -> bool:
+        tolerance = AGREEMENT[self.precision.dtype]
+        return all(float((a - b).abs().max()) <= tolerance for a, b in zip(one, other, strict=True))
+
+    def complete(self, triples: Sequence[TokenTriple], found: list[Pair | None], tick: Tick | None) -> list[Pair]:
+        missing = [place for place, pair in enumerate(found) if pair is None]
+        fresh: list[tuple[bytes, bytes]] = []
+        for done, place in enumerate(missing, start=1):
+            pair = self.compute(triples[place])
+            self.counts.forwards += 1
+            found[place] = pair
+            fresh += zip(self.keys(triples[place]), map(to_bytes, pair), strict=True)
+            if len(fresh) >= 2 * SAVED_TOGETHER or done == len(missing):
+                self.cache.put(fresh)
+                fresh = []
+            if tick:
+                tick(done, len(missing))
+        return [pair for pair in found if pair is not None]
+
+    def sampled(self, triple: TokenTriple) -> Pair | None:
+        if not triple.chosen_logps:
+            return None
+        return torch.tensor(triple.chosen_logps), torch.tensor(triple.rejected_logps)
+
+    def cached(self, triple: TokenTriple) -> Pair | None:
+        values = [self.cache.get(key) for key in self.keys(triple)]
+        lengths = (len(triple.chosen_ids), len(triple.rejected_ids))
+        if any(value is None or len(value) != 4 * length for value, length in zip(values, lengths, strict=True)):
+            return None
+        chosen, rejected = (from_bytes(value) for value in values if value is not None)
+        return chosen, rejected
+
+    def keys(self, triple: TokenTriple) -> list[bytes]:
+        name = (LAYOUT, content_hash(self.reference), str(self.precision.dtype))
+        return [key_of(*name, triple.prompt_ids, ids) for ids in (triple.chosen_ids, triple.rejected_ids)]
+
+
+def open_cache(cache_dir: str, limit_mb: int) -> Cache:
+    path = Path(cache_dir) / "reference-logps.sqlite3" if cache_dir else None
+    return Cache(path, int(limit_mb * 2**20 * CACHE_SHARE))
+
+
+def scored_with(model: Any, scorer: Scorer, precision: Compute) -> Callable[[TokenTriple], Pair]:
+    """The values of one pair under ``model`` as it is when called."""
+
+    @torch.no_grad()
+    def compute(triple: TokenTriple) -> Pair:
+        batch = scorer.arrange([triple], precision.device)
+        with scorer.over(model), precision.autocast():
+            chosen, rejected = scorer.token_logps(model, batch).float().cpu().split(batch.lengths)
+        return chosen.clone(), rejected.clone()
+
+    return compute
+
+
+def to_bytes(values: torch.Tensor) -> bytes:
+    return values.numpy().astype("<f4").tobytes()
+
+
+def from_bytes(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype="<f4").copy())
