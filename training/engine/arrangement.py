@@ -49,8 +49,8 @@ class Arrangement:
 
     ``input_ids`` and ``position_ids`` are (rows, columns) int64, and so is ``attention_mask`` where there is padding.
     ``sources`` (scored tokens,) are the positions in the flattened rows whose hidden state predicts a token, and
-    ``targets`` (scored tokens,) those tokens: the chosen response of the first pair, its rejected one, and so on, of the
-    lengths ``lengths`` (2 x pairs).
+    ``targets`` (scored tokens,) those tokens: the chosen response of the first pair, its rejected one, and so on, of
+    the lengths ``lengths`` (2 x pairs).
     """
 
     input_ids: torch.Tensor

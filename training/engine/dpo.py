@@ -84,7 +84,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
     return describe(setting, trainer, recorder) | {
         "held_out": held_out,
         "on_policy": on_policy,
-        "flags": guards.flags(held_out, on_policy, recorder.last),
+        "flags": guards.flags(held_out, on_policy, recorder.last, recorder.guard.chosen_shift),
         "reference_logps": vars(counts),
     }
 
@@ -150,10 +150,9 @@ def read_reference(setting: Setting) -> tuple[list[Pair], reference_logps.Counts
 def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer, StepRecorder]:
     job, train = setting.job, setting.data.train
     plan = dpo_trainer.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
-    guard = TrainingGuard.of(setting.compute.dtype)
     examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
-    course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room, guard)
-    recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=-(-len(train) // job.pairs_per_step))
+    course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room)
+    recorder = StepRecorder(setting.metrics, TrainingGuard(), steps_per_epoch=-(-len(train) // job.pairs_per_step))
     trainer = PairTrainer(
         course=course,
         model=setting.start.model,

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from training.engine import process, resume
+from training.engine import guards, process, resume
 from training.engine.arrangement import Arrangement, packed_tokens
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
@@ -102,7 +102,8 @@ class Means:
     accuracy: float
     logp_chosen: float
     logp_rejected: float
-    chosen_drift_per_token: float
+    chosen_per_token: float
+    reference_chosen_per_token: float
 
     @classmethod
     def of(cls, totals: StepTotals) -> Means:
@@ -111,7 +112,8 @@ class Means:
             accuracy=totals.won / totals.decided if totals.decided else 0.5,
             logp_chosen=totals.logp_chosen / totals.pairs,
             logp_rejected=totals.logp_rejected / totals.pairs,
-            chosen_drift_per_token=totals.chosen_drift / totals.chosen_tokens,
+            chosen_per_token=totals.logp_chosen / totals.chosen_tokens,
+            reference_chosen_per_token=(totals.logp_chosen - totals.chosen_drift) / totals.chosen_tokens,
         )
 
 
@@ -125,7 +127,6 @@ class Course:
     loss: LossSettings
     compute: Compute
     room: Room
-    guard: TrainingGuard = field(default_factory=TrainingGuard)
 
 
 class PairTrainer(DPOTrainer):
@@ -166,7 +167,7 @@ class PairTrainer(DPOTrainer):
         model.train()
         places = self.course.plan[inputs["step"]]
         try:
-            return self.whole_step(model, places)
+            return self.step_over(model, places)
         except Exception as error:
             if not self.may_retry(error):
                 raise
@@ -174,12 +175,16 @@ class PairTrainer(DPOTrainer):
         self.course.room.halve()
         model.zero_grad(set_to_none=True)
         free_memory()
-        return self.whole_step(model, places)
+        return self.step_over(model, places)
 
     def may_retry(self, error: Exception) -> bool:
         alone = self.accelerator.num_processes == 1  # the others would wait for this one's gradients
         room = self.course.room
         return process.is_out_of_memory(error) and alone and not room.halved and (room.pairs > 1 or room.tokens > 1)
+
+    def step_over(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
+        with self.course.scorer.over(self.model):
+            return self.whole_step(model, places)
 
     def whole_step(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
         self.totals = StepTotals()
@@ -224,12 +229,17 @@ class PairTrainer(DPOTrainer):
         logps = self.beside_reference(inputs, values)
         weight, noise = labels_of(inputs.examples, values.device)
         losses = pair_losses(logps, weight, noise, self.course.loss)
-        if not torch.isfinite(losses).all():
-            raise self.course.guard.diverged(self.state.global_step + 1)
+        total = losses.sum()
+        guards.check_finite(self.state.global_step + 1, float(total.detach()))
         if self.state.global_step == 0:
-            self.course.guard.check_reference(logps, inputs.examples)
+            self.check_reference(logps)
         self.note(logps, inputs.examples)
-        return losses.sum() * (self.accelerator.num_processes / inputs.pairs_in_step)
+        return total * (self.accelerator.num_processes / inputs.pairs_in_step)
+
+    def check_reference(self, logps: PairLogps) -> None:
+        both = ((logps.policy_chosen, logps.reference_chosen), (logps.policy_rejected, logps.reference_rejected))
+        drifts = [float((policy - reference).detach().sum(dim=1).mean()) for policy, reference in both]
+        guards.check_reference(drifts[0], drifts[1], str(self.course.compute.dtype).removeprefix("torch."))
 
     def beside_reference(self, inputs: MicroBatch, values: torch.Tensor) -> PairLogps:
         policy = inputs.batch.by_pair(values)
@@ -351,10 +361,11 @@ class StepRecorder(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:  # or the summary at the end
             return
-        self.guard.check_step(logs["loss"], logs["grad_norm"], state.global_step)
-        self.last = self.step_metrics(logs, state)
-        self.metrics.step(self.last)
-        self.guard.watch(self.last, logs["chosen_drift_per_token"])
+        metrics = self.step_metrics(logs, state)
+        guards.check_finite(metrics.step, metrics.loss, metrics.grad_norm)
+        self.last = metrics
+        self.metrics.step(metrics)
+        self.guard.step(metrics, logs["chosen_per_token"], logs["reference_chosen_per_token"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -35,7 +35,7 @@ class Start:
 
 
 def prepare(job: TrainJob, compute: Compute) -> Start:
-    """Load the reference onto the device, its scoring head in place. Where LoRA begins, its adapter is still to come."""
+    """Load the reference onto the device, with its scoring head. A fresh adapter is put on by the trainer."""
     if job.method == "full":
         policy = loading.load_full_weights(job.reference, torch.float32).to(compute.device).requires_grad_(True)
         add_scoring_head(policy)

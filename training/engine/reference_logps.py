@@ -1,4 +1,4 @@
-"""Log-probabilities of every response under the frozen reference: computed once, kept by content, checked on the way in.
+"""Log-probabilities of every response under the frozen reference: computed once, kept by content, checked when used.
 
 The key of a value names all that it follows from: the reference's content hash, the precision, the ids of prompt and
 completion. Values are per token, so that any loss, length normalisation or cut is computed from them. TRL's own cache

@@ -1,8 +1,8 @@
 """Log-probabilities of response tokens under a model, with the output head computed where it is asked for and nowhere
 else.
 
-``add_scoring_head`` gives a causal language model a second way through its ``forward``, so that whatever wraps the model
-(an adapter, DistributedDataParallel, FSDP) keeps its hooks. ``token_logps`` is that way.
+``add_scoring_head`` gives a causal language model a second way through its ``forward``, so that whatever wraps the
+model (an adapter, DistributedDataParallel, FSDP) keeps its hooks. ``Scorer.token_logps`` goes that way.
 """
 
 from __future__ import annotations
