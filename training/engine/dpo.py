@@ -151,8 +151,9 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     job, train = setting.job, setting.data.train
     plan = dpo_trainer.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
     examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
-    course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room)
-    recorder = StepRecorder(setting.metrics, TrainingGuard(), steps_per_epoch=-(-len(train) // job.pairs_per_step))
+    guard = TrainingGuard.of(setting.compute.dtype)
+    course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room, guard)
+    recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=-(-len(train) // job.pairs_per_step))
     trainer = PairTrainer(
         course=course,
         model=setting.start.model,

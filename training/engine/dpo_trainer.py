@@ -30,7 +30,7 @@ from training.engine.compute import Compute
 from training.engine.errors import EngineError
 from training.engine.guards import TrainingGuard
 from training.engine.journal import MetricsJournal, say
-from training.engine.losses import LossSettings, PairLogps, pair_losses, rewards
+from training.engine.losses import LossSettings, PairLogps, disagreement, pair_losses, rewards
 from training.engine.preference_data import TokenTriple
 from training.engine.reference_logps import Pair
 from training.engine.scoring import Scorer
@@ -102,8 +102,7 @@ class Means:
     accuracy: float
     logp_chosen: float
     logp_rejected: float
-    chosen_per_token: float
-    reference_chosen_per_token: float
+    chosen_shift: float  # log pi / pi_ref of the chosen responses, in nats a token
 
     @classmethod
     def of(cls, totals: StepTotals) -> Means:
@@ -112,8 +111,7 @@ class Means:
             accuracy=totals.won / totals.decided if totals.decided else 0.5,
             logp_chosen=totals.logp_chosen / totals.pairs,
             logp_rejected=totals.logp_rejected / totals.pairs,
-            chosen_per_token=totals.logp_chosen / totals.chosen_tokens,
-            reference_chosen_per_token=(totals.logp_chosen - totals.chosen_drift) / totals.chosen_tokens,
+            chosen_shift=totals.chosen_drift / totals.chosen_tokens,
         )
 
 
@@ -127,6 +125,7 @@ class Course:
     loss: LossSettings
     compute: Compute
     room: Room
+    guard: TrainingGuard
 
 
 class PairTrainer(DPOTrainer):
@@ -230,16 +229,12 @@ class PairTrainer(DPOTrainer):
         weight, noise = labels_of(inputs.examples, values.device)
         losses = pair_losses(logps, weight, noise, self.course.loss)
         total = losses.sum()
-        guards.check_finite(self.state.global_step + 1, float(total.detach()))
+        if not torch.isfinite(total):
+            raise guards.diverged(self.state.global_step + 1)
         if self.state.global_step == 0:
-            self.check_reference(logps)
+            self.course.guard.check_reference(*disagreement(logps))
         self.note(logps, inputs.examples)
         return total * (self.accelerator.num_processes / inputs.pairs_in_step)
-
-    def check_reference(self, logps: PairLogps) -> None:
-        both = ((logps.policy_chosen, logps.reference_chosen), (logps.policy_rejected, logps.reference_rejected))
-        drifts = [float((policy - reference).detach().sum(dim=1).mean()) for policy, reference in both]
-        guards.check_reference(drifts[0], drifts[1], str(self.course.compute.dtype).removeprefix("torch."))
 
     def beside_reference(self, inputs: MicroBatch, values: torch.Tensor) -> PairLogps:
         policy = inputs.batch.by_pair(values)
@@ -362,10 +357,10 @@ class StepRecorder(TrainerCallback):
         if logs is None or "loss" not in logs or not state.is_world_process_zero:  # or the summary at the end
             return
         metrics = self.step_metrics(logs, state)
-        guards.check_finite(metrics.step, metrics.loss, metrics.grad_norm)
+        self.guard.check_step(metrics.loss, metrics.grad_norm, metrics.step)
         self.last = metrics
         self.metrics.step(metrics)
-        self.guard.step(metrics, logs["chosen_per_token"], logs["reference_chosen_per_token"])
+        self.guard.watch(metrics, logs["chosen_shift"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -1,0 +1,391 @@
+"""Pairs a second of a DPO optimiser step: stock TRL with its defaults, stock TRL well set, and Tiebreak's two modes.
+
+Each variant runs in a process of its own, one after the other, on the same pairs, with the same LoRA adapter on the same
+weights, and makes the same optimiser step: forward, backward, update. Loading, tokenising and, for Tiebreak, the
+reference's values (and in the fast mode the hidden states) are not in it, because a pair pays for them once and not once
+an epoch; their time is printed beside. Loss and gradients are compared at weights where the policy has left the
+reference.
+
+    python benchmarks/dpo_step.py --data annotations.json --pairs 16
+    python benchmarks/dpo_step.py --pairs 8 --json            # made-up pairs of 128 + 128 tokens
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+from benchmarks.pairs import TextPair, default_model, made_up_pairs, read_pairs, sized_model  # noqa: E402
+
+VARIANTS = ("stock_default", "stock_tuned", "exact", "fast")
+NAMES = {
+    "stock_default": "stock TRL, its defaults",
+    "stock_tuned": "stock TRL, float32, no checkpointing",
+    "exact": "Tiebreak, exact",
+    "fast": "Tiebreak, fast (upper third)",
+}
+RANK, ALPHA, BETA, MAX_LENGTH = 16, 32, 0.1, 1024
+TUNED_BATCH = 4  # pairs a forward; more is slower on a CPU and takes gigabytes
+
+
+@dataclass
+class Setup:
+    """What all variants share."""
+
+    model_dir: Path
+    pairs: list[TextPair]
+    device: str
+    threads: int
+
+
+def main() -> None:
+    options = parse()
+    if options.variant:
+        print(json.dumps(measure(options.variant, read_setup(options))))
+        return
+    figures = {variant: run_variant(variant) for variant in options.only.split(",")}
+    report = summary(figures)
+    print(table(figures, report))
+    if options.json:
+        print(json.dumps(report))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--data", type=Path, help="pairs in AlpacaEval's layout (JSON) or TRL's (JSON or JSON lines)")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of the optimiser step (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs (default: %(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="of made-up pairs (default: %(default)s)")
+    parser.add_argument("--completion-tokens", type=int, default=128, help="of made-up pairs (default: %(default)s)")
+    parser.add_argument("--model", type=Path, help="a model directory (default: SmolLM2-135M-Instruct, from the index)")
+    parser.add_argument("--shape", choices=["1b"], help="random weights of this size in place of a model")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, with commas (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument("--variant", choices=[*VARIANTS, "gemm"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def read_setup(options: argparse.Namespace) -> Setup:
+    directory = options.model or (sized_model(options.shape) if options.shape else default_model())
+    if options.data:
+        pairs = read_pairs(options.data)
+        random.Random(options.seed).shuffle(pairs)
+    else:
+        pairs = made_up_pairs(directory, options.pairs, options.prompt_tokens, options.completion_tokens)
+    return Setup(directory, pairs[: options.pairs], options.device, options.threads)
+
+
+def run_variant(variant: str) -> dict[str, Any]:
+    """Measure ``variant`` in a process of its own, so that its memory and its threads are its own."""
+    print(f"{NAMES[variant]} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{NAMES[variant]} failed; see above.")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def measure(variant: str, setup: Setup) -> dict[str, Any]:
+    import torch
+
+    from training.engine import process
+
+    for name, value in process.ENVIRONMENT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if setup.threads:
+        torch.set_num_threads(setup.threads)
+    step = StockStep(variant, setup) if variant.startswith("stock") else OurStep(variant, setup)
+    step.warm_up()
+    started = time.perf_counter()
+    step.whole()
+    seconds = time.perf_counter() - started
+    figures = {
+        "seconds": seconds,
+        "pairs_per_s": len(setup.pairs) / seconds,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "prepared_s": step.prepared_s,
+        "threads": torch.get_num_threads(),
+    }
+    if setup.device == "cuda":
+        figures["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
+    if variant in {"stock_tuned", "exact"}:
+        figures["parity"] = step.parity()
+    if variant == "exact":
+        figures["gflop_per_pair"] = step.gflop() / len(setup.pairs)
+        figures["gemm_gflops"] = gemm_peak(setup.device)
+    return figures
+
+
+class StockStep:
+    """TRL's ``DPOTrainer`` as it is, on the token ids that Tiebreak trains on."""
+
+    def __init__(self, variant: str, setup: Setup) -> None:
+        import torch
+        from datasets import Dataset
+        from peft import LoraConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from trl import DPOConfig, DPOTrainer
+
+        class Tokenised(DPOTrainer):
+            def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+                return dataset
+
+        self.prepared_s = 0.0
+        default = variant == "stock_default"
+        on_cuda = setup.device == "cuda"
+        tokenizer = AutoTokenizer.from_pretrained(setup.model_dir)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        dtype = torch.bfloat16 if on_cuda else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(setup.model_dir, dtype=dtype)
+        triples = tokenised(setup, tokenizer)
+        columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+        self.batch_size = 8 if default else TUNED_BATCH
+        own: dict[str, Any] = {} if default else {"gradient_checkpointing": False, "bf16": on_cuda}
+        self.trainer = Tokenised(
+            model=model,
+            args=DPOConfig(
+                output_dir=tempfile.mkdtemp(), use_cpu=not on_cuda, beta=BETA, report_to="none", **own
+            ),
+            train_dataset=Dataset.from_dict({name: [getattr(item, name) for item in triples] for name in columns}),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=RANK, lora_alpha=ALPHA, target_modules=linear_names(model), task_type="CAUSAL_LM"
+            ),
+        )
+        self.trainer.create_optimizer()
+
+    def batches(self) -> list[list[dict[str, Any]]]:
+        rows = list(self.trainer.train_dataset)
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def warm_up(self) -> None:
+        self.backward([list(self.trainer.train_dataset)[:1]])
+        self.trainer.model.zero_grad()
+
+    def whole(self) -> None:
+        self.backward(self.batches())
+        update(self.trainer)
+
+    def backward(self, batches: list[list[dict[str, Any]]]) -> float:
+        pairs = sum(map(len, batches))
+        total = 0.0
+        for rows in batches:
+            self.trainer.model.train()
+            inputs = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
+            with self.trainer.compute_loss_context_manager():
+                loss = self.trainer.compute_loss(self.trainer.model, inputs) * (len(rows) / pairs)
+            self.trainer.accelerator.backward(loss)
+            total += float(loss)
+        return total
+
+    def parity(self) -> str:
+        leave_reference(self.trainer.model)
+        return save_gradients(self.trainer.model, self.backward(self.batches()))
+
+
+class OurStep:
+    """The engine's own trainer, prepared as a run prepares it."""
+
+    def __init__(self, variant: str, setup: Setup) -> None:
+        from benchmarks.pairs import training_run
+        from training.engine import dpo, frozen_layers
+        from training.engine.journal import MetricsJournal
+
+        self.setup = setup
+        run_dir, job = training_run(
+            setup.model_dir,
+            setup.pairs,
+            mode=variant,
+            pairs_per_step=len(setup.pairs),
+            epochs=1.0,
+            beta=BETA,
+            lora_rank=RANK,
+            lora_alpha=ALPHA,
+            max_length=MAX_LENGTH,
+            device=setup.device,
+            threads=setup.threads,
+        )
+        states = frozen_layers.open_cache(str(run_dir / "cache"), job.cache_mb)
+        self.setting = dpo.prepare(run_dir, job, MetricsJournal(run_dir), states)
+        started = time.perf_counter()
+        values, _ = dpo.read_reference(self.setting)
+        self.prepared_s = time.perf_counter() - started
+        self.trainer, _ = dpo.build_trainer(self.setting, values)
+        self.trainer.create_optimizer()
+
+    def warm_up(self) -> None:
+        self.trainer.course.plan.append([0])
+        self.trainer.training_step(self.trainer.model, {"step": len(self.trainer.course.plan) - 1})
+        self.trainer.model.zero_grad()
+
+    def whole(self) -> None:
+        self.trainer.training_step(self.trainer.model, {"step": 0})
+        update(self.trainer)
+
+    def parity(self) -> str:
+        leave_reference(self.trainer.model)
+        self.trainer.state.global_step = 1
+        return save_gradients(self.trainer.model, float(self.trainer.training_step(self.trainer.model, {"step": 0})))
+
+    def gflop(self) -> float:
+        """Of one step as it is computed here: forward, and gradients of activations and adapter; no recomputation."""
+        from training import footprint
+        from training.engine.arrangement import packed_tokens, scored_tokens
+        from training.footprint import Shape
+
+        shape = Shape.from_config(self.setting.start.plain.config.to_dict())
+        body = shape.layers * footprint.layer_parameters(shape)
+        head = shape.vocab * shape.hidden
+        adapter = footprint.adapter_parameters(shape, RANK, shape.layers)
+        triples = self.setting.data.train
+        tokens, scored = sum(map(packed_tokens, triples)), sum(map(scored_tokens, triples))
+        attention = 4 * shape.layers * shape.query_width * sum(attended(triple) for triple in triples)
+        # Twice the forward for frozen weights (gradients of activations alone), thrice for attention.
+        return (4 * tokens * body + 4 * scored * head + 8 * tokens * adapter + 3 * attention) / 1e9
+
+
+def attended(triple: Any) -> int:
+    """Keys that all positions of a packed pair see together."""
+    prompt = len(triple.prompt_ids)
+    both = (len(triple.chosen_ids), len(triple.rejected_ids))
+    return prompt * (prompt + 1) // 2 + sum(length * prompt + length * (length + 1) // 2 for length in both)
+
+
+def tokenised(setup: Setup, tokenizer: Any) -> list[Any]:
+    """The very ids that Tiebreak trains on."""
+    from benchmarks.pairs import training_run
+    from training.engine.preference_data import read_preferences
+
+    run_dir, _ = training_run(setup.model_dir, setup.pairs)
+    return read_preferences(run_dir / "dataset.jsonl", tokenizer, MAX_LENGTH).train
+
+
+def linear_names(model: Any) -> list[str]:
+    from training.engine.reference import linear_layer_names
+
+    return linear_layer_names(model)
+
+
+def update(trainer: Any) -> None:
+    import torch
+
+    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
+
+
+def leave_reference(model: Any) -> None:
+    """Set the adapter to fixed values, the same for both, under which policy and reference differ."""
+    import torch
+
+    model.zero_grad()
+    for number, (name, tensor) in enumerate(sorted(model.named_parameters())):
+        if tensor.requires_grad:
+            generator = torch.Generator().manual_seed(number)
+            scale = 0.02 if "lora_B" in name else 1 / tensor.shape[1] ** 0.5
+            with torch.no_grad():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+
+
+def save_gradients(model: Any, loss: float) -> str:
+    import torch
+
+    gradients = {name: tensor.grad.cpu() for name, tensor in model.named_parameters() if tensor.grad is not None}
+    path = tempfile.mkstemp(suffix=".pt")[1]
+    torch.save({"loss": loss, "gradients": gradients}, path)
+    return path
+
+
+def gemm_peak(device: str) -> float:
+    """GFLOP/s of the fastest of a few matrix products, the best of several tries."""
+    import torch
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    best = 0.0
+    for rows, inner, columns in ((2048, 2048, 2048), (1536, 576, 1536), (1536, 1536, 576), (768, 576, 1536)):
+        left = torch.randn(rows, inner, device=device, dtype=dtype)
+        right = torch.randn(columns, inner, device=device, dtype=dtype)
+        for _ in range(20):
+            started = time.perf_counter()
+            torch.mm(left, right.t())
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    speed = {variant: round(item["pairs_per_s"], 4) for variant, item in figures.items()}
+
+    def ratio(one: str, other: str) -> float | None:
+        return round(speed[one] / speed[other], 2) if one in speed and other in speed else None
+
+    exact = figures.get("exact", {})
+    share = exact["pairs_per_s"] * exact["gflop_per_pair"] / exact["gemm_gflops"] if exact else None
+    return {
+        "pairs_per_s": speed,
+        "ratio": {
+            "exact_vs_default": ratio("exact", "stock_default"),
+            "exact_vs_tuned": ratio("exact", "stock_tuned"),
+            "fast_vs_default": ratio("fast", "stock_default"),
+        },
+        "max_rel_diff": differences(figures),
+        "peak_rss_mb": {variant: item["peak_rss_mb"] for variant, item in figures.items()},
+        "gemm_share": round(share, 3) if share else None,
+        "prepared_s": {variant: round(item["prepared_s"], 2) for variant, item in figures.items()},
+        "threads": next(iter(figures.values()))["threads"],
+    }
+
+
+def differences(figures: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """|ours - stock| / |stock| of the loss, and the largest over the adapter's tensors of that of their gradients."""
+    import torch
+
+    paths = [figures.get(name, {}).get("parity") for name in ("stock_tuned", "exact")]
+    if not all(paths):
+        return {"loss": None, "grad": None}
+    stock, ours = (torch.load(str(path), weights_only=True) for path in paths)
+    for path in paths:
+        Path(str(path)).unlink()
+    worst = max(
+        float((ours["gradients"][name] - grad).norm() / grad.norm()) for name, grad in stock["gradients"].items()
+    )
+    return {"loss": abs(ours["loss"] - stock["loss"]) / abs(stock["loss"]), "grad": worst}
+
+
+def table(figures: dict[str, dict[str, Any]], report: dict[str, Any]) -> str:
+    slowest = min(item["pairs_per_s"] for item in figures.values())
+    lines = [f"{'':38} {'s/pair':>8} {'pairs/s':>8} {'times':>6} {'peak MB':>8} {'before s':>9}"]
+    for variant, item in figures.items():
+        rate = item["pairs_per_s"]
+        lines.append(
+            f"{NAMES[variant]:38} {1 / rate:8.2f} {rate:8.3f} {rate / slowest:6.1f} {item['peak_rss_mb']:8,} "
+            f"{item['prepared_s']:9.1f}"
+        )
+    apart = report["max_rel_diff"]
+    if apart["loss"] is not None:
+        lines.append(f"largest relative difference to stock: loss {apart['loss']:.1e}, gradients {apart['grad']:.1e}")
+    if report["gemm_share"]:
+        lines.append(f"share of this machine's matrix-product peak in the exact mode: {report['gemm_share']:.0%}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
