@@ -1,9 +1,9 @@
 """Pairs a second of a DPO optimiser step: stock TRL with its defaults, stock TRL well set, and Tiebreak's two modes.
 
-Each variant runs in a process of its own, one after the other, on the same pairs, with the same LoRA adapter on the same
-weights, and makes the same optimiser step: forward, backward, update. Loading, tokenising and, for Tiebreak, the
-reference's values (and in the fast mode the hidden states) are not in it, because a pair pays for them once and not once
-an epoch; their time is printed beside. Loss and gradients are compared at weights where the policy has left the
+Each variant runs in a process of its own, one after the other, on the same pairs, with the same LoRA adapter on the
+same weights, and makes the same optimiser step: forward, backward, update. Loading, tokenising and, for Tiebreak, the
+reference's values (and in the fast mode the hidden states) are not in it, because a pair pays for them once and not
+once an epoch; their time is printed beside. Loss and gradients are compared at weights where the policy has left the
 reference.
 
     python benchmarks/dpo_step.py --data annotations.json --pairs 16
@@ -160,14 +160,10 @@ class StockStep:
         own: dict[str, Any] = {} if default else {"gradient_checkpointing": False, "bf16": on_cuda}
         self.trainer = Tokenised(
             model=model,
-            args=DPOConfig(
-                output_dir=tempfile.mkdtemp(), use_cpu=not on_cuda, beta=BETA, report_to="none", **own
-            ),
+            args=DPOConfig(output_dir=tempfile.mkdtemp(), use_cpu=not on_cuda, beta=BETA, report_to="none", **own),
             train_dataset=Dataset.from_dict({name: [getattr(item, name) for item in triples] for name in columns}),
             processing_class=tokenizer,
-            peft_config=LoraConfig(
-                r=RANK, lora_alpha=ALPHA, target_modules=linear_names(model), task_type="CAUSAL_LM"
-            ),
+            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=linear_names(model), task_type="CAUSAL_LM"),
         )
         self.trainer.create_optimizer()
 
@@ -192,7 +188,7 @@ class StockStep:
             with self.trainer.compute_loss_context_manager():
                 loss = self.trainer.compute_loss(self.trainer.model, inputs) * (len(rows) / pairs)
             self.trainer.accelerator.backward(loss)
-            total += float(loss)
+            total += loss.item()
         return total
 
     def parity(self) -> str:
@@ -242,7 +238,7 @@ class OurStep:
     def parity(self) -> str:
         leave_reference(self.trainer.model)
         self.trainer.state.global_step = 1
-        return save_gradients(self.trainer.model, float(self.trainer.training_step(self.trainer.model, {"step": 0})))
+        return save_gradients(self.trainer.model, self.trainer.training_step(self.trainer.model, {"step": 0}).item())
 
     def gflop(self) -> float:
         """Of one step as it is computed here: forward, and gradients of activations and adapter; no recomputation."""

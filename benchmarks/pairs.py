@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def default_model() -> Path:
-    """SmolLM2-135M-Instruct from the package index, converted as an installation converts it; kept for the next time."""
+    """SmolLM2-135M-Instruct from the package index, converted as an installation converts it; kept for next time."""
     target = cache_folder() / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
@@ -75,9 +75,8 @@ def sized_model(name: str) -> Path:
 
 def read_pairs(path: Path) -> list[TextPair]:
     """Pairs of a file in AlpacaEval's layout (ties are left out) or TRL's (prompt, chosen, rejected)."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        text = file.read()
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
     return [pair for pair in map(text_pair, rows) if pair is not None]
 

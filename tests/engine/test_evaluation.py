@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,25 @@ from tests.engine.runs import read_lines, succeed, triple
 from training.engine import evaluation, loading
 from training.engine.compute import Compute
 from training.engine.preference_data import TokenTriple
+from training.engine.reference_logps import scored_with
+from training.engine.scoring import Scorer, add_scoring_head
 from training.jobspec import Completion, PairScore, TripleLine
 
 MakeRun = Callable[..., Path]
 CPU = Compute(torch.device("cpu"), torch.float32)
 
 
+def logps_of(model: Any, item: TokenTriple) -> tuple[float, float]:
+    """Log-probabilities of both completions of ``item``, as a run scores them."""
+    add_scoring_head(model)
+    chosen, rejected = scored_with(model, Scorer(packed=True), CPU)(item)
+    return float(chosen.double().sum()), float(rejected.double().sum())
+
+
 def test_log_probabilities_equal_a_token_by_token_sum(tiny_model_dir: Path) -> None:
     model = loading.load_weights(tiny_model_dir, torch.float32).eval()
     item = TokenTriple("pair", "prompt", [1, 40, 50, 60], [300, 301, 302, 2], [310, 2])
-    scored = evaluation.score(model, [item], CPU)[0]
-    for completion, value in ((item.chosen_ids, scored.chosen), (item.rejected_ids, scored.rejected)):
+    for completion, value in zip((item.chosen_ids, item.rejected_ids), logps_of(model, item), strict=True):
         expected, seen = 0.0, list(item.prompt_ids)
         for token in completion:
             with torch.inference_mode():
@@ -161,6 +170,6 @@ def test_a_run_scores_its_held_out_pairs(train_run: MakeRun, reference: object, 
     tokenizer = loading.load_tokenizer(run_dir / "checkpoint")
     ids = tokenizer.apply_chat_template(rows[4].messages, add_generation_prompt=True, return_dict=False)
     chosen = [*tokenizer(rows[4].chosen.text)["input_ids"], tokenizer.eos_token_id]
-    logps = evaluation.score(base, [TokenTriple("", "", ids, chosen, chosen[:2])], CPU)[0]
-    assert scores[0].reference_chosen == pytest.approx(logps.chosen, abs=1e-4)
+    chosen_logp, _ = logps_of(base, TokenTriple("", "", ids, chosen, chosen[:2]))
+    assert scores[0].reference_chosen == pytest.approx(chosen_logp, abs=1e-4)
     assert scores[0].chosen_tokens == len(chosen)

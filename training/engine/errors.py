@@ -7,7 +7,8 @@ class EngineError(Exception):
     """A run that cannot go on for a reason that a person can act on.
 
     ``code`` is stable and goes to ``Result.error_code``: bad_job, bad_dataset, bad_weights, bad_tokenizer,
-    no_chat_template, unsupported_model, unsafe_weights, no_gpu, out_of_memory, disk_full, wrong_reference, diverged.
+    no_chat_template, unsupported_model, unsafe_weights, no_gpu, out_of_memory, disk_full, wrong_reference, diverged,
+    displaced.
     ``message`` is one sentence, ``hint`` says what to do about it.
     """
 

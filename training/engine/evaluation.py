@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
-from training.engine.compute import Compute
 from training.engine.preference_data import TokenTriple
 from training.engine.reference_logps import Pair
 from training.jobspec import PairScore
@@ -23,74 +19,11 @@ BOOTSTRAP_SEED = 0
 RESAMPLED_AT_ONCE = 2**22  # counts in memory, so that many prompts do not need many gigabytes
 
 
-@dataclass(frozen=True)
-class Logps:
-    """Log-probabilities of one triple's completions given its prompt, in nats, summed over tokens."""
-
-    chosen: float
-    rejected: float
-
-
-@torch.inference_mode()
-def score(
-    model: PreTrainedModel, triples: Sequence[TokenTriple], compute: Compute, tick: Callable[[int], None] | None = None
-) -> list[Logps]:
-    """``Logps`` of each triple under ``model``. ``tick`` hears how many are done."""
-    scores = []
-    for done, triple in enumerate(triples, start=1):
-        chosen, rejected = pair_logps(model, triple, compute)
-        scores.append(Logps(chosen, rejected))
-        if tick:
-            tick(done)
-    return scores
-
-
-def pair_logps(model: PreTrainedModel, triple: TokenTriple, compute: Compute) -> list[float]:
-    """log pi(y_w | x) and log pi(y_l | x).
-
-    Both completions start at the same column, so the head is computed for their columns only, and padding is on the
-    right, where causal attention does not see it.
-    """
-    completions = [triple.chosen_ids, triple.rejected_ids]
-    longest = max(len(ids) for ids in completions)
-    padded = [ids + [0] * (longest - len(ids)) for ids in completions]
-    mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in completions]
-    targets = torch.tensor(padded, device=compute.device)
-    kept = torch.tensor(mask, device=compute.device)
-    prompt = torch.tensor([triple.prompt_ids] * 2, device=compute.device)
-    with compute.autocast():
-        logits = model(
-            input_ids=torch.cat([prompt, targets], dim=1),
-            attention_mask=torch.cat([torch.ones_like(prompt), kept], dim=1),
-            logits_to_keep=longest + 1,
-            use_cache=False,
-        ).logits
-    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, targets[:, :, None]).squeeze(2)
-    sums: list[float] = (logps.double() * kept).sum(dim=1).tolist()
-    return sums
-
-
 def pair_score(triple: TokenTriple, reference: Pair, policy: Pair) -> PairScore:
     """Sums over tokens, in float64, of per-token log-probabilities (chosen, rejected)."""
     sums = [float(values.double().sum()) for values in (*reference, *policy)]
     lengths = (len(triple.chosen_ids), len(triple.rejected_ids))
     return PairScore(triple.pair_id, triple.prompt_id, *sums, *lengths)
-
-
-def pair_scores(triples: Sequence[TokenTriple], reference: Sequence[Logps], policy: Sequence[Logps]) -> list[PairScore]:
-    return [
-        PairScore(
-            pair_id=triple.pair_id,
-            prompt_id=triple.prompt_id,
-            reference_chosen=before.chosen,
-            reference_rejected=before.rejected,
-            policy_chosen=after.chosen,
-            policy_rejected=after.rejected,
-            chosen_tokens=len(triple.chosen_ids),
-            rejected_tokens=len(triple.rejected_ids),
-        )
-        for triple, before, after in zip(triples, reference, policy, strict=True)
-    ]
 
 
 def summarise(scores: Sequence[PairScore], beta: float, train_lengths: Sequence[tuple[int, int]]) -> dict[str, Any]:
