@@ -247,6 +247,18 @@ JOB_LEASE_SECONDS = env.int("TIEBREAK_JOB_LEASE_SECONDS", 20)
 JOB_MAX_ATTEMPTS = env.int("TIEBREAK_JOB_MAX_ATTEMPTS", 3)
 ENGINE_THREADS = env.int("TIEBREAK_ENGINE_THREADS", 0)
 ENGINE_DEVICE = env.str("TIEBREAK_DEVICE", "auto")
+# What training runs of this machine have computed and later ones can use: it may be deleted at any time.
+CACHE_DIR = Path(env.str("TIEBREAK_CACHE_DIR", "") or DATA_DIR / "cache").resolve()
+CACHE_MB = env.int("TIEBREAK_CACHE_MB", 20_000)
+# An inference server that writes the pairs; empty: the sampling worker does. Its key, if it wants one, goes from the
+# environment to the sampling engine and is a value of no other process.
+SAMPLING_SERVER_URL = env.str("TIEBREAK_SAMPLING_SERVER_URL", "")
+SAMPLING_SERVER_MODEL = env.str("TIEBREAK_SAMPLING_SERVER_MODEL", "")
+if SAMPLING_SERVER_URL and not SAMPLING_SERVER_MODEL:
+    raise ImproperlyConfigured(
+        "TIEBREAK_SAMPLING_SERVER_URL is set, so TIEBREAK_SAMPLING_SERVER_MODEL must say under which name that server "
+        "knows the base model."
+    )
 MINIMUM_FREE_DISK_MB = env.int("TIEBREAK_MINIMUM_FREE_DISK_MB", 1024)
 
 LOGGING = {

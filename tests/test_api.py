@@ -14,6 +14,11 @@ from labeling.models import Preference, Prompt
 from training import store
 from training.models import Promotion, TrainingRun
 
+# As the schema has them; what the engine alone reads stays inside.
+TRIPLE_FIELDS = {
+    *("pair_id", "prompt_id", "split", "messages", "chosen", "rejected", "preference_ids", "weight", "label_noise")
+}
+
 
 @pytest.fixture
 def api(project):
@@ -77,6 +82,9 @@ def test_triples_page_by_page(project, reviewer, label, api, monkeypatch):
         page = call("get", f"{project.slug}/triples/?after={after}").json()
         seen += [triple["pair_id"] for triple in page["results"]]
         after = page["next_after"]
+        for triple in page["results"]:
+            assert set(triple) == TRIPLE_FIELDS
+            assert set(triple["chosen"]) == set(triple["rejected"]) == {"text", "token_ids", "finish_reason"}
     assert len(seen) == len(set(seen)) == 6
 
 
@@ -98,6 +106,7 @@ def test_a_run_and_a_promotion(project, policy, project_admin, label, make_check
     assert created.status_code == 201
     run = TrainingRun.objects.get()
     assert (run.recipe["beta"], run.recipe["learning_rate"], run.seed) == (0.2, 1e-6, 3)
+    assert (run.recipe["mode"], run.recipe["ties"], run.recipe["micro_batch"]) == ("exact", "drop", 0)
     assert call("get", f"{project.slug}/runs/1/").json()["snapshot"] == run.snapshot.sha256
     assert call("post", f"{project.slug}/runs/1/cancel/").json()["state"] == "cancelled"
     assert call("post", f"{project.slug}/runs/1/resume/").json()["state"] == "queued"
@@ -161,6 +170,8 @@ def _cursor(position: str) -> str:
         ("post", "preferences/", "[" * 100_000),
         ("post", "runs/", {"recipe": {"method": ["lora"]}}),
         ("post", "runs/", {"recipe": {"method": {}}}),
+        ("post", "runs/", {"recipe": {"loss": ["dpo"]}}),
+        ("post", "runs/", {"recipe": {"loss": "robust", "ties": "half"}}),
         ("post", "runs/", {"recipe": {"beta": 10**400}}),
         ("get", "runs/?cursor=cD1hYmM=", None),
         ("get", "prompts/?cursor=%00", None),

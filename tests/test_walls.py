@@ -40,6 +40,17 @@ def test_the_engine_never_loads_django(environment):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
 
+def test_what_both_sides_import_needs_nothing_but_the_standard_library(environment):
+    code = (
+        "import sys, training.footprint, training.jobspec\n"
+        "foreign = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - {'__main__'}\n"
+        "assert not {'django', 'torch', 'numpy'} & foreign, foreign\n"
+        "assert {name for name in sys.modules if name.startswith('training.')} == "
+        "{'training.footprint', 'training.jobspec'}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+
+
 def test_no_field_of_labeling_points_at_training():
     for model in apps.get_app_config("labeling").get_models():
         for field in model._meta.get_fields():
@@ -60,6 +71,8 @@ def test_annotators_cannot_reach_an_origin_through_the_rows_of_labeling():
         ("labeling/queue.py", "import training.jobspec", "never back"),
         ("training/services.py", "def f() -> None:\n    import torch", "Only the engine imports torch"),
         ("training/engine/errors.py", "import django", "The engine knows no Django"),
+        ("training/engine/errors.py", "import training.recipe", "The engine knows no Django"),
+        ("training/footprint.py", "import training.jobspec", "Inside training"),
         ("training/execution.py", "import training.engine.errors", "Nobody imports the engine"),
         ("training/triples.py", "import training.services", "Inside training"),
     ],

@@ -27,6 +27,7 @@ from training.serializers import (
     RunSerializer,
     TriplePageSerializer,
 )
+from training.triples import without_engine_fields
 
 TRIPLES_PER_PAGE = 500
 
@@ -41,7 +42,8 @@ class TripleList(APIView):
         page = services.triple_page(
             project, int(after) if after.isdecimal() and len(after) < 19 else 0, TRIPLES_PER_PAGE
         )
-        return Response({"results": [triple.to_dict() for triple in page.triples], "next_after": page.next_after})
+        results = [without_engine_fields(triple) for triple in page.triples]
+        return Response({"results": results, "next_after": page.next_after})
 
 
 class _CreatedByAdmins(CreateModelMixin):

@@ -69,5 +69,5 @@ def _progress_line(job: Job) -> str:
         figures = f"loss {progress['loss']:.4f}, margin {progress['reward_margin']:.4f}"
         return f"{job}: step {progress['step']} of {progress['steps']}, {figures}"
     if progress.get("done"):
-        return f"{job}: {progress['done']} of {progress['total']} prompts"
+        return f"{job}: {progress.get('phase') or 'sampling'}, {progress['done']} of {progress['total']}"
     return f"{job}: {progress.get('phase') or job.get_state_display().lower()}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -16,11 +18,33 @@ from labeling.models import Prompt
 from labeling.services import NewResponse, add_pair
 from training import registry, store
 from training.exceptions import JobFailed, LeaseLost
-from training.jobspec import MergeJob, PromptLine, Result, SampledPair, SampleJob, TrainJob, write_job
+from training.jobspec import (
+    MergeJob,
+    PromptLine,
+    Result,
+    SampledPair,
+    SampledResponse,
+    SampleJob,
+    TrainJob,
+    write_atomically,
+    write_job,
+)
 from training.model_card import render_card
-from training.models import Checkpoint, CheckpointExport, Job, PairOrigin, SampleBatch, SampleRefusal, TrainingRun
+from training.models import (
+    Checkpoint,
+    CheckpointExport,
+    Job,
+    PairOrigin,
+    Promotion,
+    SampleBatch,
+    SampleRefusal,
+    TrainingRun,
+)
+from training.recipe import for_engine
 from training.rundir import LineReader, RunDir
 from training.supervision import Work
+
+PROBES = 16  # held-out prompts that a run's policies answer to be compared
 
 
 class Training(Work[TrainingRun]):
@@ -42,20 +66,40 @@ class Training(Work[TrainingRun]):
                 f"The snapshot {self.job.snapshot.short_hash} is missing or was changed on disk, so it is not used.",
                 "Restore the file from a backup, or start a new run: it freezes a new snapshot.",
             )
-        reference = self.job.reference
-        root = reference.base or reference
-        job = TrainJob(
-            reference=registry.weights_of(reference),
-            seed=self.job.seed,
-            base_name=root.public_name or root.name,
-            threads=settings.ENGINE_THREADS,
-            device=settings.ENGINE_DEVICE,
-            **self.job.recipe,
-        )
         self.run_dir.dataset.unlink(missing_ok=True)
         shutil.copyfile(snapshot, self.run_dir.dataset)
-        write_job(self.run_dir.path, job)
+        self._write_probes()
+        write_job(self.run_dir.path, self._job())
         return True
+
+    def _job(self) -> TrainJob:
+        reference = self.job.reference
+        root = reference.base or reference
+        first = Promotion.first_checkpoint(self.job.project)
+        is_other = first is not None and first.content_hash != reference.content_hash
+        return TrainJob(
+            reference=registry.weights_of(reference),
+            first=registry.weights_of(first) if first and is_other else None,
+            seed=self.job.seed,
+            base_name=root.public_name or root.name,
+            cache_dir=str(settings.CACHE_DIR),
+            cache_mb=settings.CACHE_MB,
+            threads=settings.ENGINE_THREADS,
+            device=settings.ENGINE_DEVICE,
+            **for_engine(self.job.recipe),
+        )
+
+    def _write_probes(self) -> None:
+        """The prompts that policies are compared on. A run that goes on keeps those that it has begun with."""
+        if self._probes.exists():
+            return
+        held_out = Prompt.objects.filter(project=self.job.project, is_held_out=True).order_by("content_hash")
+        lines = [PromptLine(str(prompt.pk), prompt.messages).to_json() + "\n" for prompt in held_out[:PROBES]]
+        write_atomically(self._probes, "".join(lines))
+
+    @property
+    def _probes(self) -> Path:
+        return self.run_dir.path / "probes.jsonl"
 
     def _discard_leftovers(self) -> None:
         """A worker that died between publishing its checkpoint and committing the row left the directory behind."""
@@ -66,6 +110,9 @@ class Training(Work[TrainingRun]):
 
     def tick(self) -> dict[str, Any]:
         for line in self.lines.new_lines():
+            if line.get("phase") != self.progress.get("phase") and "phase" in line:
+                for counter in ("done", "total"):  # of the phase before
+                    self.progress.pop(counter, None)
             self.progress |= line
         return dict(self.progress)
 
@@ -101,6 +148,7 @@ class Training(Work[TrainingRun]):
             store.discard(checkpoint.uuid)
             raise
         self.run_dir.drop_inputs()
+        self._probes.unlink(missing_ok=True)
 
 
 def _checkpoint_uuid(run: TrainingRun, fence: int) -> UUID:
@@ -109,7 +157,7 @@ def _checkpoint_uuid(run: TrainingRun, fence: int) -> UUID:
 
 def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
     snapshot = run.snapshot
-    counted = ("sha256", "train_triples", "held_out_triples", "ties", "both_bad", "split_votes")
+    counted = ("sha256", "train_triples", "held_out_triples", "tie_triples", "ties", "both_bad", "split_votes")
     return {
         "reference": {"name": run.reference.name, "content_hash": run.reference.content_hash},
         "snapshot": {name: getattr(snapshot, name) for name in counted},
@@ -143,6 +191,7 @@ class Sampling(Work[SampleBatch]):
             seed=self.job.seed,
             threads=settings.ENGINE_THREADS,
             device=settings.ENGINE_DEVICE,
+            **_backend(),
             **self.job.decoding,
         )
         write_job(self.run_dir.path, job)
@@ -192,6 +241,9 @@ class Sampling(Work[SampleBatch]):
             seed_a=first.seed,
             seed_b=second.seed,
             attempts=sampled.attempts,
+            prompt_token_ids=sampled.prompt_token_ids,
+            logps_a=_usable_logps(first),
+            logps_b=_usable_logps(second),
         )
         return sampled
 
@@ -201,7 +253,24 @@ class Sampling(Work[SampleBatch]):
         self.run_dir.remove()  # all of it is in the database
 
 
-def _new_response(sampled: Any) -> NewResponse:
+def _backend() -> dict[str, Any]:
+    """Where responses are written: by the engine itself, or by an inference server that it asks."""
+    if not settings.SAMPLING_SERVER_URL:
+        return {}
+    return {
+        "backend": "server",
+        "server_url": settings.SAMPLING_SERVER_URL,
+        "server_model": settings.SAMPLING_SERVER_MODEL,
+    }
+
+
+def _usable_logps(sampled: SampledResponse) -> list[float]:
+    """One finite value a token, or none: what cannot be a reference is better computed than trusted."""
+    fits = len(sampled.logps) == len(sampled.token_ids) and all(map(math.isfinite, sampled.logps))
+    return sampled.logps if fits else []
+
+
+def _new_response(sampled: SampledResponse) -> NewResponse:
     return NewResponse(sampled.text, sampled.token_ids, sampled.finish_reason)
 
 

@@ -8,17 +8,34 @@ from django import forms
 
 from training.exceptions import Rejected
 from training.models import Checkpoint, LoopRule
-from training.recipe import LABELS, LEARNING_RATES, Recipe
+from training.recipe import CHOICES, LABELS, LEARNING_RATES, Recipe
+
+
+class ExplainedChoice(forms.ChoiceField):
+    """A choice of the recipe with a sentence for each of its values."""
+
+    def __init__(self, name: str, help_text: str, sentences: dict[str, str]) -> None:
+        super().__init__(choices=list(CHOICES[name].items()), initial=getattr(Recipe, name), help_text=help_text)
+        self.explained = [(label, sentences[value]) for value, label in CHOICES[name].items()]
 
 
 class TrainForm(forms.Form):
     """The recipe of one DPO run."""
 
     method = forms.ChoiceField(
-        choices=[("lora", "LoRA adapter"), ("full", "Full fine-tuning")],
+        choices=list(CHOICES["method"].items()),
         initial=Recipe.method,
         help_text="LoRA trains small matrices beside the frozen weights: little memory, a small download. "
         "Full fine-tuning moves every weight.",
+    )
+    mode = ExplainedChoice(
+        "mode",
+        "",
+        {
+            "exact": "every layer can change.",
+            "fast": "a different hypothesis class: only the upper layers can change. Judged by the same held-out "
+            "evaluation; several times faster.",
+        },
     )
     reference = forms.ModelChoiceField(
         queryset=Checkpoint.objects.none(),
@@ -31,44 +48,100 @@ class TrainForm(forms.Form):
         help_text="How strongly the policy is held to the reference. Smaller lets it move further "
         "(Rafailov et al. 2023, eq. 7).",
     )
+    epochs = forms.FloatField(
+        initial=Recipe.epochs,
+        help_text="Passes over the triples. Few triples are memorised quickly; judge on the held-out ones.",
+    )
+    loss = ExplainedChoice(
+        "loss",
+        "What becomes of the difference between the two log-ratios of a pair, z.",
+        {
+            "dpo": "the logistic loss of z (Rafailov et al. 2023).",
+            "ipo": "draws z to a fixed distance and back, so that labels without noise are fitted less "
+            "(Azar et al. 2023).",
+            "hinge": "stops pulling once z has reached 1 (Zhao et al. 2023, SLiC-HF).",
+            "robust": "corrects for labels that are wrong with a known probability; set label noise below "
+            "(Chowdhury et al. 2024).",
+            "apo_zero": "makes the chosen response likelier and the rejected one less likely; for chosen responses "
+            "better than the model’s own (D’Oosterlinck et al. 2024).",
+            "apo_down": "makes both less likely, the rejected one more so; for a model that writes better than the "
+            "chosen responses (D’Oosterlinck et al. 2024).",
+        },
+    )
+    sft_weight = forms.FloatField(
+        initial=Recipe.sft_weight,
+        help_text="Adds this much of the chosen response’s negative log-likelihood a token, so that it does not become "
+        "less likely while the margin grows (Liu et al. 2024; Pang et al. 2024, who take 1). 0 adds none.",
+    )
+    ld_alpha = forms.FloatField(
+        initial=Recipe.ld_alpha,
+        help_text="Weight of the tokens by which the longer response is longer. Below 1 length alone counts for less "
+        "(length-desensitised DPO, Liu et al. 2024, arXiv 2409.06411); 1 is plain.",
+    )
+    ties = forms.ChoiceField(
+        choices=list(CHOICES["ties"].items()),
+        initial=Recipe.ties,
+        help_text="A tie, or a vote that is split, can train as a pair that may be labelled either way, which holds "
+        "its two responses together (Mitchell 2023, the note on cDPO). Never on held-out prompts.",
+    )
+    label_noise = forms.ChoiceField(
+        choices=list(CHOICES["label_noise"].items()),
+        initial=Recipe.label_noise,
+        help_text="How likely a label is the wrong way round: with votes, the share of a pair’s judgements against its "
+        "majority, ties being half a vote (Mitchell 2023). A single judgement stays certain.",
+    )
     learning_rate = forms.FloatField(
         required=False,
         help_text=f"Leave empty for {LEARNING_RATES['lora']:g} with LoRA and {LEARNING_RATES['full']:g} with full "
         "fine-tuning. If the loss stays at 0.69, raise it; if it becomes unsteady, lower it.",
     )
-    epochs = forms.FloatField(
-        initial=Recipe.epochs,
-        help_text="Passes over the triples. Few triples are memorised quickly; judge on the held-out ones.",
+    warmup_ratio = forms.FloatField(
+        initial=Recipe.warmup_ratio,
+        help_text="Share of the steps in which the learning rate rises to its full value.",
     )
     pairs_per_step = forms.IntegerField(
         initial=Recipe.pairs_per_step, help_text="Triples that one optimiser step averages over."
-    )
-    micro_batch = forms.IntegerField(
-        initial=Recipe.micro_batch,
-        help_text="Triples in memory at once. Must divide the pairs a step; lower it when memory runs out. "
-        "The result stays the same but for rounding.",
     )
     max_length = forms.IntegerField(
         initial=Recipe.max_length,
         help_text="Tokens of prompt and response together; what is longer is cut at the end.",
     )
-    warmup_ratio = forms.FloatField(
-        initial=Recipe.warmup_ratio,
-        help_text="Share of the steps in which the learning rate rises to its full value.",
-    )
-    lora_rank = forms.IntegerField(
-        initial=Recipe.lora_rank,
-        help_text="Width of the adapter. An adapter that starts from another adapter keeps that one's rank.",
-    )
-    lora_alpha = forms.IntegerField(initial=Recipe.lora_alpha, help_text="The adapter's effect is scaled by α / rank.")
     seed = forms.IntegerField(
         required=False,
         min_value=0,
         max_value=2**31 - 1,
         help_text="Leave empty for a random one; it is recorded either way.",
     )
+    lora_rank = forms.IntegerField(
+        initial=Recipe.lora_rank,
+        help_text="Width of the adapter. An adapter that starts from another adapter keeps that one’s rank.",
+    )
+    lora_alpha = forms.IntegerField(initial=Recipe.lora_alpha, help_text="The adapter’s effect is scaled by α / rank.")
+    fast_layers = forms.IntegerField(
+        initial=Recipe.fast_layers, help_text="Upper layers that the fast mode trains; 0 is a third of them."
+    )
+    micro_batch = forms.IntegerField(
+        initial=Recipe.micro_batch,
+        help_text="Triples in memory at once; 0 takes as many as fit. The result stays the same but for rounding.",
+    )
+    processes = forms.IntegerField(
+        initial=Recipe.processes,
+        help_text="Processes on one machine, one a GPU; 0 takes every GPU. On a CPU it stays 1.",
+    )
+    sharding = forms.ChoiceField(
+        choices=list(CHOICES["sharding"].items()),
+        initial=Recipe.sharding,
+        help_text="How several GPUs share the work. FSDP is for models that one of them cannot hold.",
+    )
 
-    ESSENTIAL = ("method", "reference", "beta", "epochs")
+    ESSENTIAL = ("method", "mode", "reference", "beta", "epochs")
+    FURTHER = (
+        ("Objective", ("loss", "sft_weight", "ld_alpha")),
+        ("Labels", ("ties", "label_noise")),
+        ("Optimiser", ("learning_rate", "warmup_ratio", "pairs_per_step", "max_length", "seed")),
+        ("What is trained", ("lora_rank", "lora_alpha", "fast_layers")),
+        ("Memory and machines", ("micro_batch", "processes", "sharding")),
+    )
 
     def __init__(self, *args: Any, references: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,8 +154,8 @@ class TrainForm(forms.Form):
     def essential_fields(self) -> list[forms.BoundField]:
         return [self[name] for name in self.ESSENTIAL]
 
-    def further_fields(self) -> list[forms.BoundField]:
-        return [self[name] for name in self.fields if name not in self.ESSENTIAL]
+    def further_groups(self) -> list[tuple[str, list[forms.BoundField]]]:
+        return [(title, [self[name] for name in names]) for title, names in self.FURTHER]
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}

@@ -15,6 +15,7 @@ def render_card(manifest: dict[str, Any]) -> str:
         _loading(manifest),
         _lineage(manifest),
         _figures(manifest),
+        _flags(manifest),
         _files(manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -36,7 +37,16 @@ def _summary(manifest: dict[str, Any]) -> str:
     kind = "A LoRA adapter" if manifest["base"] else "Full weights"
     return (
         f"{kind}, trained with Direct Preference Optimization (Rafailov et al. 2023) on human judgements of pairs, "
-        f"collected with Tiebreak. Content hash `{manifest['content_hash']}`."
+        f"collected with Tiebreak. {_mode(manifest)}Content hash `{manifest['content_hash']}`."
+    )
+
+
+def _mode(manifest: dict[str, Any]) -> str:
+    if manifest.get("recipe", {}).get("mode") != "fast":
+        return ""
+    return (
+        "Trained in the fast mode: only the upper layers could change, which is a different hypothesis class than "
+        "training all of them. "
     )
 
 
@@ -69,6 +79,7 @@ def _lineage(manifest: dict[str, Any]) -> str:
         ("Reference (frozen)", f"`{manifest['reference']['content_hash']}` ({manifest['reference']['name']})"),
         ("Snapshot of triples", f"`{snapshot['sha256']}`"),
         ("Triples", f"{snapshot['train_triples']} for training, {snapshot['held_out_triples']} held out"),
+        *_ties(manifest),
         *_unused(manifest),
         ("Left out", f"{snapshot['ties']} ties and {snapshot['both_bad']} both-bad judgements gave no triple"),
         ("Seed", str(manifest["seed"])),
@@ -76,6 +87,11 @@ def _lineage(manifest: dict[str, Any]) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())),
     ]
     return "## What it was made from\n\n" + _table(("", ""), rows)
+
+
+def _ties(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if ties := manifest["snapshot"].get("tie_triples"):
+        yield "Of these ties", f"{ties} for training, with label noise 1/2"
 
 
 def _unused(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -99,8 +115,21 @@ def _figures(manifest: dict[str, Any]) -> str:
     note = f" 95% interval of the accuracy after: {interval[0]:.3f} to {interval[1]:.3f}." if interval else ""
     return (
         f"## Held-out preferences\n\n{held_out['pairs']} pairs on {held_out['prompts']} prompts that were never "
-        f"trained on; a tie counts as half.{note}\n\n" + _table(("", "before", "after"), rows)
+        f"trained on; a tie counts as half.{note}{_by_length(held_out)}\n\n" + _table(("", "before", "after"), rows)
     )
+
+
+def _by_length(held_out: dict[str, Any]) -> str:
+    length = held_out.get("length_baseline") or {}
+    if length.get("accuracy") is None:
+        return ""
+    return f" Taking the {length['rule']} response, without reading it, is right in {length['accuracy']:.3f} of them."
+
+
+def _flags(manifest: dict[str, Any]) -> str:
+    flags = manifest.get("figures", {}).get("flags") or []
+    lines = [f"- {flag['message']} {flag.get('hint', '')}".rstrip() for flag in flags]
+    return "## To look at before using it\n\n" + "\n".join(lines) if lines else ""
 
 
 def _no_figures(manifest: dict[str, Any]) -> str:

@@ -77,6 +77,9 @@ class DatasetSnapshot(models.Model):
     sha256 = models.CharField(max_length=64)
     train_triples = models.PositiveIntegerField()
     held_out_triples = models.PositiveIntegerField()
+    tie_triples = models.PositiveIntegerField(
+        default=0, help_text="Of those to train on: pairs without a better response, with label noise 1/2."
+    )
     ties = models.PositiveIntegerField(help_text="Kept and counted, but no triple.")
     both_bad = models.PositiveIntegerField(help_text="Kept and counted, but no triple.")
     split_votes = models.PositiveIntegerField(
@@ -283,6 +286,10 @@ class TrainingRun(Job):
         return "Full fine-tuning" if self.recipe.get("method") == "full" else "LoRA"
 
     @property
+    def is_fast(self) -> bool:
+        return bool(self.recipe.get("mode") == "fast")
+
+    @property
     def beta(self) -> float:
         return float(self.recipe.get("beta", TrainJob.beta))
 
@@ -329,6 +336,11 @@ class PairOrigin(models.Model):
     seed_a = models.PositiveBigIntegerField()
     seed_b = models.PositiveBigIntegerField()
     attempts = models.PositiveSmallIntegerField(default=1, help_text="Tries until the two responses differed.")
+    prompt_token_ids = models.JSONField(default=list, blank=True, help_text="The prompt as the policy read it.")
+    logps_a = models.JSONField(
+        default=list, blank=True, help_text="The policy's log-probability of each token, in nats; empty if not known."
+    )
+    logps_b = models.JSONField(default=list, blank=True, help_text="The same of the second response.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["batch", "prompt"], name="pair_once_per_batch_and_prompt")]
@@ -368,6 +380,12 @@ class Promotion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.checkpoint} for {self.project}"
+
+    @classmethod
+    def first_checkpoint(cls, project: Project) -> Checkpoint | None:
+        """The project's first policy: the SFT snapshot that everything is measured against."""
+        first = cls.objects.filter(project=project).select_related("checkpoint__base").order_by("pk").first()
+        return first.checkpoint if first else None
 
 
 class LoopRule(models.Model):

@@ -26,6 +26,9 @@ ONLINE_VARIABLES = (
     *("HF_TOKEN", "HF_ENDPOINT", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
 )
+# An inference server that writes pairs may want a key. Only the engine that asks gets that, and no proxy: it is near.
+SERVER_VARIABLES = ("TIEBREAK_SAMPLING_SERVER_KEY",)
+SERVER_MODULE = "sample"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 MAX_LOG_BYTES = 4 * 2**20
 CHUNK_BYTES = 2**16
@@ -62,7 +65,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"training.engine.{module}", str(run_dir.path)],
                 cwd=settings.BASE_DIR,
-                env=_environment(read_end, online=online),
+                env=_environment(read_end, module, online=online),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -116,8 +119,9 @@ class EngineProcess:
             os.killpg(self._process.pid, number)
 
 
-def _environment(parent_fd: int, *, online: bool) -> dict[str, str]:
-    allowed = ALLOWED_VARIABLES + ONLINE_VARIABLES if online else ALLOWED_VARIABLES
+def _environment(parent_fd: int, module: str, *, online: bool) -> dict[str, str]:
+    allowed = ALLOWED_VARIABLES + (ONLINE_VARIABLES if online else ())
+    allowed += SERVER_VARIABLES if module == SERVER_MODULE else ()
     kept = {name: os.environ[name] for name in allowed if name in os.environ}
     # The write end must not leak into the engine, or the pipe would never close; close_fds sees to that.
     own = {PARENT_FD_VARIABLE: str(parent_fd), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}

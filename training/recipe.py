@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from training.exceptions import Rejected
-from training.jobspec import SampleJob, TrainJob
+from training.jobspec import LossName, SampleJob, TrainJob
+from training.triples import LabelRule, Noise, Ties
 
 Method = Literal["lora", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -15,15 +17,40 @@ LEARNING_RATES = {"lora": TrainJob.learning_rate, "full": 1e-6}
 # What people call the fields, on the form and on a run's page.
 LABELS = {
     "method": "Method",
+    "mode": "Mode",
     "beta": "β",
-    "learning_rate": "Learning rate",
     "epochs": "Epochs",
-    "pairs_per_step": "Pairs per step",
-    "micro_batch": "Micro-batch",
-    "max_length": "Maximum length",
+    "loss": "Loss",
+    "sft_weight": "SFT weight",
+    "ld_alpha": "Length α",
+    "ties": "Ties",
+    "label_noise": "Label noise",
+    "learning_rate": "Learning rate",
     "warmup_ratio": "Warm-up",
+    "pairs_per_step": "Pairs per step",
+    "max_length": "Maximum length",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA α",
+    "fast_layers": "Layers of the fast mode",
+    "micro_batch": "Micro-batch",
+    "processes": "GPUs",
+    "sharding": "Several GPUs",
+}
+# The values of a choice, in the order of the form, as people call them.
+CHOICES: dict[str, dict[str, str]] = {
+    "method": {"lora": "LoRA adapter", "full": "Full fine-tuning"},
+    "mode": {"exact": "Exact", "fast": "Fast"},
+    "loss": {
+        "dpo": "DPO",
+        "ipo": "IPO",
+        "hinge": "Hinge (SLiC-HF)",
+        "robust": "Robust DPO",
+        "apo_zero": "APO-zero",
+        "apo_down": "APO-down",
+    },
+    "ties": {"drop": "Left out", "half": "Triples with label noise ½"},
+    "label_noise": {"none": "None: a majority is certain", "votes": "From the votes of each pair"},
+    "sharding": {"ddp": "DDP: the whole model on each", "fsdp": "FSDP: the model shared out"},
 }
 
 
@@ -68,40 +95,81 @@ class _Bounded:
 
 @dataclass(frozen=True)
 class Recipe(_Bounded):
-    """Hyperparameters of Direct Preference Optimization; the defaults are those of ``TrainJob``."""
+    """Hyperparameters of Direct Preference Optimization; the defaults are those of ``TrainJob``.
+
+    ``ties`` and ``label_noise`` say how triples come of preferences; the others go to the engine.
+    """
 
     method: str = TrainJob.method
+    mode: str = TrainJob.mode
     beta: float = TrainJob.beta
-    learning_rate: float = TrainJob.learning_rate
     epochs: float = TrainJob.epochs
-    pairs_per_step: int = TrainJob.pairs_per_step
-    micro_batch: int = TrainJob.micro_batch
-    max_length: int = TrainJob.max_length
+    loss: str = TrainJob.loss
+    sft_weight: float = TrainJob.sft_weight
+    ld_alpha: float = TrainJob.ld_alpha
+    ties: str = LabelRule.ties
+    label_noise: str = LabelRule.noise
+    learning_rate: float = TrainJob.learning_rate
     warmup_ratio: float = TrainJob.warmup_ratio
+    pairs_per_step: int = TrainJob.pairs_per_step
+    max_length: int = TrainJob.max_length
     lora_rank: int = TrainJob.lora_rank
     lora_alpha: int = TrainJob.lora_alpha
+    fast_layers: int = TrainJob.fast_layers
+    micro_batch: int = TrainJob.micro_batch
+    processes: int = TrainJob.processes
+    sharding: str = TrainJob.sharding
 
     BOUNDS: ClassVar[dict[str, Bound]] = {
         "beta": Bound(0.001, 10),
-        "learning_rate": Bound(1e-9, 1e-2),
         "epochs": Bound(0.1, 50),
-        "pairs_per_step": Bound(1, 1024),
-        "micro_batch": Bound(1, 64),
-        "max_length": Bound(32, 32_768),
+        "sft_weight": Bound(0, 10),
+        "ld_alpha": Bound(0, 1),
+        "learning_rate": Bound(1e-9, 1e-2),
         "warmup_ratio": Bound(0, 1),
+        "pairs_per_step": Bound(1, 1024),
+        "max_length": Bound(32, 32_768),
         "lora_rank": Bound(1, 256),
         "lora_alpha": Bound(1, 1024),
+        "fast_layers": Bound(0, 512),
+        "micro_batch": Bound(0, 1024),
+        "processes": Bound(0, 64),
     }
+    VALUES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "method": METHODS,
+        "mode": ("exact", "fast"),
+        "loss": get_args(LossName),
+        "ties": get_args(Ties),
+        "label_noise": get_args(Noise),
+        "sharding": ("ddp", "fsdp"),
+    }
+    ABOUT_DATA: ClassVar[tuple[str, ...]] = ("ties", "label_noise")
 
     def check(self) -> None:
         super().check()
-        if not isinstance(self.method, str) or self.method not in METHODS:
-            raise Rejected(f"There is no method “{self.method}”; use {' or '.join(METHODS)}.")
-        if self.pairs_per_step % self.micro_batch:
+        for name, values in self.VALUES.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in values:
+                called = name.replace("_", " ")
+                raise Rejected(f"There is no {called} “{str(value)[:40]}”; use {_either(values)}.")
+        if self.loss == "robust" and self.ties == "half":
             raise Rejected(
-                f"{self.pairs_per_step} pairs a step cannot be split into micro-batches of {self.micro_batch}; "
-                "make one a multiple of the other."
+                "The robust loss divides by 1 − 2ε, and ties have label noise ε = 1/2, so it cannot take them. "
+                "Leave ties out, or choose another loss."
             )
+
+    @property
+    def label_rule(self) -> LabelRule:
+        return LabelRule(cast(Ties, self.ties), cast(Noise, self.label_noise))
+
+
+def for_engine(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's recipe is said to ``TrainJob``. A recipe of an earlier version has fewer fields."""
+    return {name: value for name, value in recipe.items() if name not in Recipe.ABOUT_DATA}
+
+
+def _either(values: Sequence[str]) -> str:
+    return " or ".join([", ".join(values[:-1]), values[-1]])
 
 
 @dataclass(frozen=True)

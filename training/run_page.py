@@ -10,8 +10,13 @@ from labeling.models import Prompt
 from training.charts import Chart, Series, line_chart
 from training.jobspec import PairScore, StepMetrics
 from training.models import Job, TrainingRun
-from training.recipe import LABELS
+from training.outcome import Outcome, facts, read_outcome
+from training.recipe import CHOICES, LABELS
 from training.rundir import RunDir, log_tail, read_steps
+
+# Values at which a field does nothing, so that nobody has to read past it.
+SILENT = {"mode": "exact", "sft_weight": 0, "ld_alpha": 1, "ties": "drop", "label_noise": "none", "processes": 1}
+ZERO = {"micro_batch": "as many as fit", "fast_layers": "a third", "processes": "all there are"}
 
 
 @dataclass(frozen=True)
@@ -25,15 +30,16 @@ class RunStatus:
     eta_seconds: int | None
     charts: list[Chart]
     log: str
-    held_out: dict[str, Any]
-    recipe: list[tuple[str, Any]]
+    outcome: Outcome
+    facts: list[tuple[str, str]]
+    recipe: list[tuple[str, str]]
 
 
 def read_status(run: TrainingRun) -> RunStatus:
     run_dir = RunDir.of(run.uuid)
     steps = read_steps(run_dir)
     newest = steps[-1] if steps else None
-    details = run.checkpoint.details if run.checkpoint else {}
+    outcome = read_outcome(run.checkpoint.details if run.checkpoint else {})
     return RunStatus(
         run=run,
         phase=_phase(run),
@@ -42,9 +48,33 @@ def read_status(run: TrainingRun) -> RunStatus:
         eta_seconds=eta_seconds(newest) if run.state == Job.State.RUNNING else None,
         charts=run_charts(steps),
         log=log_tail(run_dir),
-        held_out=details.get("held_out") or {},
-        recipe=[(LABELS.get(name, name), value) for name, value in run.recipe.items()],
+        outcome=outcome,
+        facts=outcome.facts or facts(run.progress),
+        recipe=shown_recipe(run.recipe),
     )
+
+
+def shown_recipe(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """The fields that make a difference to the run, as people call them. Earlier runs have fewer."""
+    order = {name: place for place, name in enumerate(LABELS)}
+    names = sorted(recipe, key=lambda name: order.get(name, len(order)))
+    return [(LABELS.get(name, name), _value(name, recipe[name])) for name in names if _matters(name, recipe)]
+
+
+def _matters(name: str, recipe: dict[str, Any]) -> bool:
+    if name == "fast_layers":
+        return bool(recipe.get("mode") == "fast")
+    if name in ("lora_rank", "lora_alpha"):
+        return bool(recipe.get("method") == "lora")
+    if name == "sharding":
+        return bool(recipe.get("processes", 1) != 1)
+    return not (name in SILENT and recipe[name] == SILENT[name])
+
+
+def _value(name: str, value: Any) -> str:
+    if value == 0 and name in ZERO:
+        return ZERO[name]
+    return CHOICES.get(name, {}).get(str(value), str(value))
 
 
 def _phase(run: TrainingRun) -> str:
@@ -54,7 +84,10 @@ def _phase(run: TrainingRun) -> str:
         return "Waiting for the training worker." if run.attempt == 0 else "Waiting to go on from the last saved step."
     if run.state == Job.State.PUBLISHING:
         return "Hashing and publishing the checkpoint."
-    return str(run.progress.get("phase", "")).capitalize()
+    phase = str(run.progress.get("phase", "")).capitalize()
+    if phase and run.progress.get("total"):
+        return f"{phase}: {run.progress.get('done', 0):,} of {run.progress['total']:,}"
+    return phase
 
 
 def _percent(run: TrainingRun, newest: StepMetrics | None) -> int:

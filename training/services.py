@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,15 @@ from training.models import (
 )
 from training.recipe import Decoding, Recipe
 from training.tasks import hint_on_commit
-from training.triples import Judgement, TripleCounts, derive_triples
+from training.triples import Judgement, LabelRule, TripleCounts, derive_triples, without_engine_fields
 
 log = logging.getLogger(__name__)
 
 MIN_TRAIN_TRIPLES = 8
 MIN_TRAIN_PROMPTS = 2
 MAX_PAIRS_PER_BATCH = 2000
+CHUNK = 1000  # preferences in memory at once
+AS_JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 Requester = User | None
 
 
@@ -58,8 +62,7 @@ def current_policy(project: Project) -> Checkpoint | None:
 
 def default_reference(project: Project) -> Checkpoint | None:
     """The project's first policy: the SFT snapshot that everything is measured against."""
-    first = Promotion.objects.filter(project=project).select_related("checkpoint__base").order_by("pk").first()
-    return first.checkpoint if first else None
+    return Promotion.first_checkpoint(project)
 
 
 def usable_checkpoints(project: Project) -> Any:
@@ -178,47 +181,82 @@ def _prompts_to_sample(project: Project, policy: Checkpoint, decoding: Decoding,
 # Triples and snapshots
 
 
-def judgements(project: Project, pair_ids: Sequence[int] | None = None) -> Iterator[Judgement]:
-    """The project's current preferences, or those of some pairs, sorted by pair, in a stream."""
+def judgements(
+    project: Project, pair_ids: Sequence[int] | None = None, *, with_logps: bool = False
+) -> Iterator[Judgement]:
+    """The project's current preferences, or those of some pairs, sorted by pair, in a stream.
+
+    ``with_logps``: also the tokens of the prompt and the log-probabilities that the sampler kept of a pair.
+    """
     current = Preference.objects.filter(pair__project=project, is_current=True)
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
         .select_related("pair__prompt", "pair__response_a", "pair__response_b")
         .order_by("pair_id", "pk")
     )
-    for preference in rows.iterator(chunk_size=1000):
-        pair = preference.pair
-        yield Judgement(
-            preference_id=preference.pk,
-            pair_id=pair.pk,
-            prompt_id=pair.prompt_id,
-            choice=preference.choice,
-            is_held_out=pair.prompt.is_held_out,
-            messages=pair.prompt.messages,
-            response_a=_completion(pair.response_a),
-            response_b=_completion(pair.response_b),
-        )
+    stream = rows.iterator(chunk_size=CHUNK)
+    while chunk := list(islice(stream, CHUNK)):
+        known = _origins(chunk) if with_logps else {}
+        for preference in chunk:
+            yield _judgement(preference, known.get(preference.pair_id, _Origin()))
 
 
-def _completion(response: Any) -> Completion:
-    return Completion(response.text, response.token_ids, response.finish_reason)
+@dataclass(frozen=True)
+class _Origin:
+    """What the sampler kept of a pair; nothing of one that came from elsewhere."""
+
+    policy_hash: str = ""
+    prompt_token_ids: list[int] = field(default_factory=list)
+    logps_a: list[float] = field(default_factory=list)
+    logps_b: list[float] = field(default_factory=list)
+
+
+def _origins(preferences: Sequence[Preference]) -> dict[int, _Origin]:
+    pair_ids = {preference.pair_id for preference in preferences}
+    names = ("policy__content_hash", "prompt_token_ids", "logps_a", "logps_b")
+    rows = PairOrigin.objects.filter(pair_id__in=pair_ids).values_list("pair_id", *names)
+    return {pair_id: _Origin(*kept) for pair_id, *kept in rows}
+
+
+def _judgement(preference: Preference, origin: _Origin) -> Judgement:
+    pair = preference.pair
+    return Judgement(
+        preference_id=preference.pk,
+        pair_id=pair.pk,
+        prompt_id=pair.prompt_id,
+        choice=preference.choice,
+        is_held_out=pair.prompt.is_held_out,
+        messages=pair.prompt.messages,
+        response_a=_completion(pair.response_a, origin.logps_a, origin.policy_hash),
+        response_b=_completion(pair.response_b, origin.logps_b, origin.policy_hash),
+        prompt_token_ids=origin.prompt_token_ids,
+    )
+
+
+def _completion(response: Any, logps: list[float], policy_hash: str) -> Completion:
+    return Completion(response.text, response.token_ids, response.finish_reason, logps, policy_hash if logps else "")
 
 
 def write_triples(*, project: Project, path: Path) -> TripleCounts:
-    """Write the project's triples as JSONL, one a line, through a neighbouring file and a rename."""
+    """Write the project's triples as JSONL, one a line, for people: without what only the engine reads."""
     counts = TripleCounts()
+    triples = derive_triples(judgements(project), counts)
+    _write_lines(path, (json.dumps(without_engine_fields(triple), **AS_JSON) for triple in triples))
+    return counts
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines through a neighbouring file and a rename, so that nobody sees half of them."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with staging.open("w", encoding="utf-8") as file:
-            for triple in derive_triples(judgements(project), counts):
-                file.write(triple.to_json() + "\n")
+            file.writelines(line + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
-    return counts
 
 
 @dataclass(frozen=True)
@@ -237,14 +275,16 @@ def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
     return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
 
 
-def freeze_snapshot(*, project: Project) -> tuple[DatasetSnapshot, TripleCounts]:
+def freeze_snapshot(*, project: Project, rule: LabelRule | None = None) -> tuple[DatasetSnapshot, TripleCounts]:
     """Write the triples of now into an immutable file named by its sha256, and record the preferences behind it.
 
-    The same triples give the same file, hence the same snapshot.
+    The same triples give the same file, hence the same snapshot. ``rule``: how labels come of preferences.
     """
     newest = Preference.objects.filter(pair__project=project).aggregate(newest=Max("pk"))["newest"] or 0
     draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
-    counts = write_triples(project=project, path=draft)
+    counts = TripleCounts()
+    triples = derive_triples(judgements(project, with_logps=True), counts, rule)
+    _write_lines(draft, (triple.to_json() for triple in triples))
     sha256 = store.hash_file(draft)
     draft.replace(store.snapshot_path(sha256))
     with transaction.atomic():
@@ -254,6 +294,7 @@ def freeze_snapshot(*, project: Project) -> tuple[DatasetSnapshot, TripleCounts]
             defaults={
                 "train_triples": counts.train,
                 "held_out_triples": counts.held_out,
+                "tie_triples": counts.tie_triples,
                 "ties": counts.ties,
                 "both_bad": counts.both_bad,
                 "split_votes": counts.split_votes,
@@ -291,7 +332,7 @@ def request_run(
     if reference is None:
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
     recipe = _continued(recipe, reference)
-    snapshot, counts = freeze_snapshot(project=project)
+    snapshot, counts = freeze_snapshot(project=project, rule=recipe.label_rule)
     _refuse_too_little(counts)
     try:
         with transaction.atomic():
@@ -339,11 +380,11 @@ def _refuse_second_run(project: Project) -> None:
 
 
 def _refuse_too_little(counts: TripleCounts) -> None:
-    if counts.train >= MIN_TRAIN_TRIPLES and len(counts.train_prompts) >= MIN_TRAIN_PROMPTS:
+    if counts.decided >= MIN_TRAIN_TRIPLES and len(counts.train_prompts) >= MIN_TRAIN_PROMPTS:
         return
     raise Rejected(
-        f"There is not enough to train on: {counts.train} triples on {len(counts.train_prompts)} prompts, and at least "
-        f"{MIN_TRAIN_TRIPLES} on {MIN_TRAIN_PROMPTS} are needed. {_where_labels_went(counts)}"
+        f"There is not enough to train on: {counts.decided} triples on {len(counts.train_prompts)} prompts, "
+        f"and at least {MIN_TRAIN_TRIPLES} on {MIN_TRAIN_PROMPTS} are needed. {_where_labels_went(counts)}"
     )
 
 
@@ -354,6 +395,8 @@ def _where_labels_went(counts: TripleCounts) -> str:
         (counts.split_votes, "pairs with split votes"),
     ]
     kept = [f"{number} {name}" for number, name in parts if number]
+    if counts.tie_triples:
+        kept.append(f"{counts.tie_triples} triples of ties, which teach nothing by themselves")
     if counts.held_out:
         kept.append(f"{counts.held_out} triples on held-out prompts, which are only evaluated on")
     return f"Kept, but not trained on: {', '.join(kept)}." if kept else "Label some pairs first."

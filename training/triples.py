@@ -6,9 +6,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
+from typing import Any, Literal
 
 from labeling.models import Choice
 from training.jobspec import Completion, Message, Split, TripleLine
+
+Ties = Literal["drop", "half"]
+Noise = Literal["none", "votes"]
+TIE_NOISE = 0.5
+# A loss that divides by 1 - 2 epsilon would give a pair of 51 against 49 votes fifty times its weight.
+MOST_NOISE = 0.45
+# Of a triple's fields those that only the engine reads; they are several times the size of the rest.
+ENGINE_FIELDS = ("prompt_token_ids",)
+ENGINE_COMPLETION_FIELDS = ("logps", "policy_hash")
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How the judgements of a pair become a label.
+
+    ``ties``: a pair without a majority for one response, with a tie or a split vote among its judgements, gives no
+    triple ("drop"), or one with label noise 1/2 ("half"; Mitchell 2023, a note on DPO with noisy preferences). Only on
+    prompts that are trained on: a held-out pair without a better response says nothing about who finds it.
+    ``noise``: a majority is certain ("none"), or wrong with the probability of the share of votes against it, a tie
+    being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
+    """
+
+    ties: Ties = "drop"
+    noise: Noise = "none"
 
 
 @dataclass(frozen=True)
@@ -23,15 +48,22 @@ class Judgement:
     messages: list[Message]
     response_a: Completion
     response_b: Completion
+    prompt_token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass
 class TripleCounts:
-    """What became of the judgements. Ties and both-bad are kept in the database; they only give no triple."""
+    """What became of the judgements. What gave no triple is kept in the database all the same.
+
+    ``tie_triples`` are those of label noise 1/2, which ``train`` counts as well. ``ties`` are tie judgements behind no
+    triple, ``ties_used`` those behind one; ``split_votes`` are pairs. ``train_prompts`` are those with a majority.
+    """
 
     train: int = 0
     held_out: int = 0
+    tie_triples: int = 0
     ties: int = 0
+    ties_used: int = 0
     both_bad: int = 0
     split_votes: int = 0
     train_prompts: set[int] = field(default_factory=set)
@@ -41,11 +73,19 @@ class TripleCounts:
     def triples(self) -> int:
         return self.train + self.held_out
 
+    @property
+    def decided(self) -> int:
+        """Triples to train on that say which response is better."""
+        return self.train - self.tie_triples
 
-def derive_triples(judgements: Iterable[Judgement], counts: TripleCounts) -> Iterator[TripleLine]:
-    """Yield one triple for each pair with a majority for one response; ``judgements`` come sorted by pair."""
+
+def derive_triples(
+    judgements: Iterable[Judgement], counts: TripleCounts, rule: LabelRule | None = None
+) -> Iterator[TripleLine]:
+    """Yield at most one triple a pair; ``judgements`` come sorted by pair. By default ties give none."""
+    rule = rule or LabelRule()
     for _, group in groupby(judgements, key=attrgetter("pair_id")):
-        triple = _triple_of(list(group), counts)
+        triple = _triple_of(list(group), counts, rule)
         if triple is None:
             continue
         counts.preference_ids.extend(triple.preference_ids)
@@ -53,22 +93,53 @@ def derive_triples(judgements: Iterable[Judgement], counts: TripleCounts) -> Ite
             counts.held_out += 1
         else:
             counts.train += 1
-            counts.train_prompts.add(int(triple.prompt_id))
+            if triple.label_noise < TIE_NOISE:
+                counts.train_prompts.add(int(triple.prompt_id))
         yield triple
 
 
-def _triple_of(judgements: Sequence[Judgement], counts: TripleCounts) -> TripleLine | None:
-    counts.ties += sum(judgement.choice == Choice.TIE for judgement in judgements)
-    counts.both_bad += sum(judgement.choice == Choice.BOTH_BAD for judgement in judgements)
+def without_engine_fields(triple: TripleLine) -> dict[str, Any]:
+    """The triple as people get it, by export or API."""
+    data: dict[str, Any] = {name: value for name, value in vars(triple).items() if name not in ENGINE_FIELDS}
+    for side in ("chosen", "rejected"):
+        completion = vars(data[side])
+        data[side] = {name: value for name, value in completion.items() if name not in ENGINE_COMPLETION_FIELDS}
+    return data
+
+
+def _triple_of(judgements: Sequence[Judgement], counts: TripleCounts, rule: LabelRule) -> TripleLine | None:
+    ties = [judgement for judgement in judgements if judgement.choice == Choice.TIE]
     decided = [judgement for judgement in judgements if judgement.choice in (Choice.A, Choice.B)]
+    counts.both_bad += len(judgements) - len(ties) - len(decided)
     lead = sum(1 if judgement.choice == Choice.A else -1 for judgement in decided)
-    if lead == 0:
+    if lead:
+        behind = [*decided, *ties] if rule.noise == "votes" else decided
+        noise = _noise(len(decided), abs(lead), len(ties)) if rule.noise == "votes" else 0.0
+    elif rule.ties == "half" and not judgements[0].is_held_out:
+        behind, noise = [*decided, *ties], TIE_NOISE
+    else:
+        behind, noise = [], 0.0
         counts.split_votes += bool(decided)
+    used = sum(judgement.choice == Choice.TIE for judgement in behind)
+    counts.ties_used += used
+    counts.ties += len(ties) - used
+    if not behind:
         return None
-    first = decided[0]
+    counts.tie_triples += not lead
+    return _triple(behind, noise, swapped=lead < 0)
+
+
+def _noise(decided: int, lead: int, ties: int) -> float:
+    """The share of votes against the majority; always below 1/2, since the majority leads."""
+    against = (decided - lead) / 2 + ties / 2
+    return min(against / (decided + ties), MOST_NOISE)
+
+
+def _triple(behind: Sequence[Judgement], noise: float, *, swapped: bool) -> TripleLine:
+    first = behind[0]
     split: Split = "held_out" if first.is_held_out else "train"
     chosen, rejected = first.response_a, first.response_b
-    if lead < 0:
+    if swapped:
         chosen, rejected = rejected, chosen
     return TripleLine(
         pair_id=str(first.pair_id),
@@ -77,5 +148,7 @@ def _triple_of(judgements: Sequence[Judgement], counts: TripleCounts) -> TripleL
         messages=first.messages,
         chosen=chosen,
         rejected=rejected,
-        preference_ids=[judgement.preference_id for judgement in decided],
+        preference_ids=sorted(judgement.preference_id for judgement in behind),
+        label_noise=noise,
+        prompt_token_ids=first.prompt_token_ids,
     )

@@ -20,6 +20,9 @@ from training import services, store
 from training.exceptions import Rejected
 from training.forms import LoopRuleForm, PromoteForm, SampleForm, TrainForm
 from training.models import Checkpoint, CheckpointExport, Job, Promotion, SampleBatch, TrainingRun
+from training.outcome import read_outcome
+from training.preflight import look_ahead
+from training.recipe import Recipe
 from training.run_page import held_out_rows, read_status
 
 RUNS_PER_PAGE = 25
@@ -108,13 +111,18 @@ def save_rule(request: SignedInRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @login_required
 def train(request: SignedInRequest, slug: str) -> HttpResponse:
-    """The recipe, and the button that starts a run."""
+    """The recipe, what it would take, and the button that starts a run. htmx asks again what other values take."""
     project = project_or_404(request.user, slug, ADMINS)
+    reference = services.default_reference(project)
+    asked = "HX-Request" in request.headers
     form = TrainForm(
-        request.POST or None,
+        request.POST or (request.GET if asked else None),
         references=services.usable_checkpoints(project).order_by("pk"),
-        initial={"reference": services.default_reference(project)},
+        initial={"reference": reference},
     )
+    if request.method == "GET" and asked:
+        context = _preflight(project, form, reference) | {"errors": form.non_field_errors()}
+        return render(request, "training/train.html#preflight", context)
     if request.method == "POST" and form.is_valid():
         try:
             run = services.request_run(
@@ -129,8 +137,20 @@ def train(request: SignedInRequest, slug: str) -> HttpResponse:
         else:
             _tell_if_unheard(request, run)
             return redirect(run)
-    context = _frame(request, project) | {"form": form, "rule": services.loop_rule(project)}
+    context = _frame(request, project) | _preflight(project, form, reference)
+    context["rule"] = services.loop_rule(project)
     return render(request, "training/train.html", context, status=400 if form.errors else 200)
+
+
+def _preflight(project: Project, form: TrainForm, reference: Checkpoint | None) -> dict[str, Any]:
+    """What the recipe in the form would take; the default one before anything is chosen, none while it is wrong."""
+    recipe: Recipe | None = Recipe()
+    if form.is_bound:
+        form.is_valid()
+        recipe = form.cleaned_data.get("recipe")
+        reference = form.cleaned_data.get("reference", reference)
+    preflight = look_ahead(project, recipe, reference) if recipe else None
+    return {"project": project, "form": form, "preflight": preflight}
 
 
 @require_GET
@@ -196,7 +216,7 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
         "checkpoint": checkpoint,
         "run": TrainingRun.objects.filter(checkpoint=checkpoint).select_related("snapshot", "reference").first(),
         "manifest": _manifest(checkpoint),
-        "held_out": checkpoint.details.get("held_out") or {},
+        "outcome": read_outcome(checkpoint.details),
         "promotions": checkpoint.promotions.filter(project=project).select_related("promoted_by"),
     }  # fmt: skip
     return render(request, "training/checkpoint.html", context)

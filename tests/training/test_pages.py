@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 
 import pytest
 from django.urls import reverse
+from django.utils.html import escape
 from kombu.exceptions import OperationalError
 
+from tests.training.test_outcome import DETAILS, OLDER
+from tests.training.test_preflight import CONFIG
 from training import services, store, tasks
+from training.footprint import Memory
+from training.forms import TrainForm
 from training.jobspec import StepMetrics
-from training.models import CheckpointExport, Job, LoopRule, TrainingRun
+from training.models import Checkpoint, CheckpointExport, Job, LoopRule, SampleBatch, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
 
@@ -25,6 +31,13 @@ def client(sign_in, project_admin):
 @pytest.fixture
 def url(project):
     return lambda name, **keys: reverse(f"training:{name}", kwargs={"slug": project.slug} | keys)
+
+
+@pytest.fixture
+def sized(policy) -> Checkpoint:
+    """The policy, with a config that says how large it is."""
+    (store.checkpoint_dir(policy.uuid) / "config.json").write_text(json.dumps(CONFIG))
+    return policy
 
 
 @pytest.fixture
@@ -48,6 +61,23 @@ def test_the_form_explains_every_field(client, url, policy):
     page = client.get(url("train")).content.decode()
     for word in ("Rafailov", "β", "LoRA rank", "Micro-batch", "frozen model"):
         assert word in page
+    form = TrainForm(references=Checkpoint.objects.all())
+    for name in form.fields:
+        assert f'id="id_{name}"' in page, name
+        described = re.search(rf'id="id_{name}_helptext"\s+class="field-help">[^<]', page)
+        assert described or f"<strong>{escape(form[name].field.explained[0][0])}:</strong>" in page, name
+    for paper in ("Azar et al. 2023", "Zhao et al. 2023", "Chowdhury et al. 2024", "Oosterlinck et al. 2024"):
+        assert paper in page
+    for paper in ("Liu et al. 2024; Pang et al. 2024", "arXiv 2409.06411", "Mitchell 2023"):
+        assert paper in page
+
+
+def test_every_help_text_that_a_control_names_is_there_once(client, url, policy):
+    page = client.get(url("train")).content.decode()
+    named = [name for names in re.findall(r'aria-describedby="([^"]+)"', page) for name in names.split()]
+    assert named
+    for name in [*named, *re.findall(r'aria-labelledby="([^"]+)"', page), *re.findall(r'for="([^"]+)"', page)]:
+        assert page.count(f'id="{name}"') == 1, name
 
 
 def test_training_is_started_by_the_form(client, url, policy, label):
@@ -71,9 +101,162 @@ def test_a_refused_run_says_why_and_keeps_the_form(client, url, policy):
     response = client.post(url("train"), values)
     assert response.status_code == 400
     assert "not enough to train on" in response.content.decode()
-    response = client.post(url("train"), values | {"pairs_per_step": 7})
-    assert "cannot be split" in response.content.decode()
+    assert "What it takes" in response.content.decode()
+    response = client.post(url("train"), values | {"loss": "robust", "ties": "half"})
+    assert response.content.decode().count("The robust loss divides by") == 1
     assert not TrainingRun.objects.exists()
+
+
+def _facts(response) -> dict[str, str]:
+    """The facts of a page or fragment, with their markup taken away."""
+    page = response.content.decode()
+    pairs = re.findall(r"<dt>([^<]+)</dt>\s*<dd>(.*?)</dd>", page, re.DOTALL)
+    return {name: " ".join(re.sub(r"<[^>]+>", " ", text).split()) for name, text in pairs}
+
+
+def test_the_form_says_what_a_run_takes_before_it_is_started(client, url, sized, label):
+    label(10)
+    label(2, held_out=True)
+    facts = _facts(client.get(url("train")))
+    assert facts["Triples"] == "10 to train on, 2 held out"
+    assert re.fullmatch(r"about \d+ tokens, the prompt once and both responses", facts["Longest pair"])
+    memory = r"about \S+\s[MG]B, with 8 pairs of that length at once · \S+\s[MG]B on a machine like this one"
+    assert re.fullmatch(memory, facts["Memory"]), facts["Memory"]
+    assert "Time" not in facts, "no run has been timed"
+
+
+def test_another_choice_in_the_form_gets_another_estimate_and_no_page(client, url, sized, label):
+    label(10)
+    label(4, "tie")
+    htmx = {"HX-Request": "true"}
+    values = Recipe().to_dict() | {"reference": sized.pk}
+    exact = client.get(url("train"), values, headers=htmx)
+    assert "<html" not in exact.content.decode()
+    other = client.get(url("train"), values | {"mode": "fast", "ties": "half", "micro_batch": 2}, headers=htmx)
+    assert _facts(other)["Triples"] == "14 to train on, 0 held out · 4 of the former are ties"
+    assert "with 2 pairs of that length at once" in _facts(other)["Memory"]
+    assert not TrainingRun.objects.exists()
+    wrong = client.get(url("train"), values | {"ties": "half", "loss": "robust"}, headers=htmx)
+    assert (wrong.status_code, _facts(wrong)) == (200, {})
+    assert "The robust loss divides by" in wrong.content.decode()
+    assert client.get(url("train"), {"beta": "x"}, headers=htmx).status_code == 200
+
+
+def test_the_estimate_asks_without_the_token_that_guards_the_form(client, url, sized):
+    page = client.get(url("train")).content.decode()
+    assert 'hx-params="not csrfmiddlewaretoken"' in page
+
+
+def test_too_few_triples_are_said_before_and_not_only_when_the_button_is_pressed(client, url, policy, label):
+    label(7)
+    assert "too few to start" in _facts(client.get(url("train")))["Triples"]
+    label(1)
+    assert _facts(client.get(url("train")))["Triples"] == "8 to train on, 0 held out"
+
+
+def test_a_machine_that_is_too_small_is_said(client, url, sized, label, monkeypatch):
+    label(8)
+    monkeypatch.setattr("training.footprint.machine_memory", lambda: Memory(10**9, 10**9))
+    assert _facts(client.get(url("train")))["Memory"].endswith("on a machine like this one, which is too little")
+
+
+def test_time_is_told_by_an_earlier_run(client, url, project, sized, label, run, make_checkpoint):
+    details = {"speed": {"pairs_per_s": 0.25}}
+    checkpoint = make_checkpoint("dpo", project=project, kind="dpo", base=sized, parent=sized, details=details)
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED, checkpoint=checkpoint)
+    assert _facts(client.get(url("train")))["Time"] == "about 2 min of training · at the pace of Run 1"
+
+
+def _succeed(run: TrainingRun, make_checkpoint, details: dict) -> Checkpoint:
+    checkpoint = make_checkpoint(
+        "dpo", project=run.project, kind="dpo", base=run.reference, parent=run.reference, details=details
+    )
+    TrainingRun.objects.filter(pk=run.pk).update(state=Job.State.SUCCEEDED, checkpoint=checkpoint)
+    return checkpoint
+
+
+def test_a_whole_outcome_is_shown_on_the_page_of_the_run_and_of_the_checkpoint(client, url, run, make_checkpoint):
+    checkpoint = _succeed(run, make_checkpoint, DETAILS)
+    run_page, checkpoint_page = client.get(run.get_absolute_url()), client.get(url("checkpoint", uuid=checkpoint.uuid))
+    for page in (run_page, checkpoint_page):
+        text = " ".join(page.content.decode().split())
+        for shown in (
+            *("Chosen responses became less likely.", "Add an SFT term.", "Its own responses", "1.00 to 1.50"),
+            *("by taking the shorter response", "95 % interval, after", "of at most 128 tokens"),
+        ):
+            assert shown in text, shown
+    assert _facts(run_page)["Reference"].startswith("3 computed, 1,200 from earlier runs")
+    text = run_page.content.decode()
+    assert text.index("Add an SFT term.") < text.index("What came out")
+
+
+def test_an_outcome_of_an_older_run_is_shown_without_the_new(client, url, run, make_checkpoint):
+    checkpoint = _succeed(run, make_checkpoint, OLDER)
+    for page in (client.get(run.get_absolute_url()), client.get(url("checkpoint", uuid=checkpoint.uuid))):
+        text = page.content.decode()
+        assert "75.0\u202f%" in text
+        for absent in ("by taking the", "Its own responses", 'class="note flag"', "<dt>Speed</dt>", "fast mode"):
+            assert absent not in text, absent
+
+
+def test_a_run_in_fast_mode_is_marked_wherever_it_is_shown(client, url, project, policy, label, make_checkpoint):
+    label(10)
+    run = services.request_run(project=project, recipe=Recipe(mode="fast"))
+    assert "fast mode</span>" in client.get(run.get_absolute_url()).content.decode()
+    checkpoint = _succeed(run, make_checkpoint, {})
+    for page in (client.get(run.get_absolute_url()), client.get(url("checkpoint", uuid=checkpoint.uuid))):
+        assert "fast mode</span>" in page.content.decode()
+        assert "only the upper layers could change" in page.content.decode()
+    assert "LoRA, fast" in client.get(url("overview")).content.decode()
+
+
+def test_the_recipe_of_a_run_is_told_in_words_and_without_what_does_nothing(client, project, policy, label):
+    label(10)
+    recipe = Recipe(mode="fast", loss="apo_zero", ties="half", sft_weight=0.5)
+    facts = _facts(client.get(services.request_run(project=project, recipe=recipe).get_absolute_url()))
+    assert (facts["Mode"], facts["Loss"], facts["SFT weight"]) == ("Fast", "APO-zero", "0.5")
+    assert (facts["Micro-batch"], facts["Layers of the fast mode"]) == ("as many as fit", "a third")
+    assert facts["Ties"] == "Triples with label noise ½"
+    assert not {"Length α", "Label noise", "GPUs", "Several GPUs"} & set(facts)
+
+
+def test_a_recipe_of_an_earlier_version_is_told(client, run):
+    TrainingRun.objects.update(recipe={"method": "full", "beta": 0.2, "lora_rank": 16, "micro_batch": 2})
+    facts = _facts(client.get(run.get_absolute_url()))
+    assert (facts["Method"], facts["β"], facts["Micro-batch"]) == ("Full fine-tuning", "0.2", "2")
+    assert "LoRA rank" not in facts
+
+
+def test_ties_that_are_trained_on_are_counted_on_the_page(client, url, project, policy, label):
+    label(10)
+    label(3, "tie")
+    run = services.request_run(project=project, recipe=Recipe(ties="half"))
+    facts = _facts(client.get(run.get_absolute_url()))
+    assert facts["Triples"].startswith("13 to train on, 3 of them ties, 0 held out")
+    assert "0 ties" in facts["Triples"]
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        ({"phase": "reading reference", "done": 1200, "total": 4000}, "Reading reference: 1,200 of 4,000"),
+        ({"phase": "comparing responses", "done": 3, "total": 32}, "Comparing responses: 3 of 32"),
+        ({"phase": "writing checkpoint"}, "Writing checkpoint"),
+        ({}, "Running"),
+    ],
+)
+def test_a_running_run_says_how_far_its_phase_is(client, run, progress, said):
+    run.claim("worker")
+    run.renew(progress)
+    assert f">{said}<" in client.get(run.get_absolute_url()).content.decode()
+
+
+def test_a_running_run_says_how_much_is_in_memory(client, run):
+    run.claim("worker")
+    run.renew({"phase": "training", "memory": {"estimate_mb": 2048, "limit_mb": 8192, "micro_batch": 1}})
+    facts = _facts(client.get(run.get_absolute_url()))
+    assert facts["Memory"] == "estimated 2.0 GB, 8.0 GB to use"
+    assert facts["At once"] == "1 pair in memory"
 
 
 def test_a_running_run_shows_step_figures_charts_and_log_and_polls(client, url, run):
@@ -177,7 +360,11 @@ def test_the_rule_is_saved_and_bad_values_are_named(client, url, project, policy
 def test_sampling_progress_ends_its_own_polling(client, url, project, policy, make_prompt):
     make_prompt()
     client.post(url("sample"), {"pairs": 1})
-    assert client.get(url("sampling-status")).status_code == 200
+    moving = client.get(url("sampling-status"))
+    assert moving.status_code == 200
+    assert "tokens/s" not in moving.content.decode()
+    SampleBatch.objects.update(progress={"phase": "sampling", "tokens_per_s": 78.6})
+    assert "79 tokens/s" in client.get(url("sampling-status")).content.decode()
     services.cancel_job(job=project.batches.get())
     assert client.get(url("sampling-status")).status_code == 286
     page = client.post(url("sample"), {"pairs": 0}, follow=True).content.decode()

@@ -32,9 +32,17 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_engine():
 def test_only_an_import_from_the_hub_gets_a_token_and_a_way_out(monkeypatch):
     for name in ("HF_TOKEN", "HTTPS_PROXY", "TIEBREAK_SECRET_KEY", "DATABASE_URL"):
         monkeypatch.setenv(name, "secret")
-    alone = process._environment(3, online=False)
-    assert "secret" not in alone.values()
-    assert alone["HF_HUB_OFFLINE"] == "1"
-    online = process._environment(3, online=True)
+    for module in ("train_dpo", "sample"):
+        alone = process._environment(3, module, online=False)
+        assert "secret" not in alone.values()
+        assert alone["HF_HUB_OFFLINE"] == "1"
+    online = process._environment(3, "import_model", online=True)
     assert {name for name, value in online.items() if value == "secret"} == {"HF_TOKEN", "HTTPS_PROXY"}
     assert "HF_HUB_OFFLINE" not in online
+
+
+def test_only_the_sampling_engine_gets_the_key_of_the_inference_server(monkeypatch):
+    monkeypatch.setenv("TIEBREAK_SAMPLING_SERVER_KEY", "key")
+    assert process._environment(3, "sample", online=False)["TIEBREAK_SAMPLING_SERVER_KEY"] == "key"
+    for module, online in (("train_dpo", False), ("merge", False), ("import_model", True)):
+        assert "key" not in process._environment(3, module, online=online).values()

@@ -35,6 +35,16 @@ def test_too_little_to_train_on_is_refused_with_the_reason(project, policy, labe
     assert not TrainingRun.objects.exists()
 
 
+def test_ties_that_train_do_not_make_up_for_triples_with_a_better_response(project, policy, label):
+    label(12, "tie")
+    label(7)
+    with pytest.raises(Rejected, match=r"7 triples on 7 prompts.*12 triples of ties, which teach nothing"):
+        services.request_run(project=project, recipe=Recipe(ties="half"))
+    label(1)
+    run = services.request_run(project=project, recipe=Recipe(ties="half"))
+    assert (run.snapshot.train_triples, run.snapshot.tie_triples, run.snapshot.ties) == (20, 12, 0)
+
+
 def test_labels_on_held_out_prompts_do_not_train(project, policy, label):
     label(12, held_out=True)
     with pytest.raises(Rejected, match="12 triples on held-out prompts"):
@@ -60,25 +70,6 @@ def test_one_run_at_a_time(project, policy, label):
     _request(project)
     with pytest.raises(Rejected, match="Run 1 is still going on"):
         _request(project)
-
-
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        ({"beta": -1.0}, "beta is -1"),
-        ({"epochs": 1000}, "epochs is 1000"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"pairs_per_step": 8, "micro_batch": 3}, "cannot be split"),
-        ({"method": "magic"}, "no method “magic”"),
-        ({"speed": 1}, "no field “speed”"),
-        ({"beta": "high"}, "beta must be a number"),
-        ({"lora_rank": True}, "lora_rank must be a number"),
-        ({"lora_rank": 16.5}, "must be a whole number"),
-    ],
-)
-def test_a_recipe_out_of_bounds_is_refused(values, reason):
-    with pytest.raises(Rejected, match=reason):
-        Recipe.from_dict(values)
 
 
 def test_cancel_before_a_worker_took_it_and_resume(project, policy, label):

@@ -7,13 +7,15 @@ import threading
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training import services, store
 from training.jobspec import Completion, TripleLine
-from training.models import DatasetSnapshot
-from training.triples import Judgement, TripleCounts, derive_triples
+from training.models import DatasetSnapshot, PairOrigin
+from training.recipe import Recipe
+from training.triples import MOST_NOISE, Judgement, LabelRule, TripleCounts, derive_triples
 
 A, B = Completion("A", [1], "stop"), Completion("B", [2], "stop")
 
@@ -22,9 +24,15 @@ def _judgement(number: int, choice: str, pair: int = 1, *, held_out: bool = Fals
     return Judgement(number, pair, pair * 10, choice, held_out, [{"role": "user", "content": "x"}], A, B)
 
 
-def _derive(*judgements: Judgement) -> tuple[list[TripleLine], TripleCounts]:
+def _derive(*judgements: Judgement, **rule: str) -> tuple[list[TripleLine], TripleCounts]:
     counts = TripleCounts()
-    return list(derive_triples(judgements, counts)), counts
+    return list(derive_triples(judgements, counts, LabelRule(**rule))), counts
+
+
+def _votes(choices: str, *, held_out: bool = False) -> list[Judgement]:
+    """Judgements of one pair, a letter each: a, b, t for a tie, x for both bad."""
+    named = {"t": "tie", "x": "both_bad"}
+    return [_judgement(n, named.get(choice, choice), held_out=held_out) for n, choice in enumerate(choices, start=1)]
 
 
 @pytest.mark.parametrize(("choice", "chosen", "rejected"), [("a", A, B), ("b", B, A)])
@@ -55,6 +63,69 @@ def test_held_out_prompts_are_marked():
     assert counts.held_out == 1
 
 
+@pytest.mark.parametrize("choices", ["t", "tt", "ab", "atb", "tx"])
+def test_a_pair_without_a_majority_trains_as_a_tie_when_the_rule_says_so(choices):
+    (triple,), counts = _derive(*_votes(choices), ties="half")
+    assert (triple.label_noise, triple.weight, triple.chosen, triple.rejected) == (0.5, 1.0, A, B)
+    used = [number for number, choice in enumerate(choices, start=1) if choice != "x"]
+    assert triple.preference_ids == counts.preference_ids == used
+    assert (counts.train, counts.tie_triples, counts.decided, counts.split_votes) == (1, 1, 0, 0)
+    assert (counts.ties, counts.ties_used, counts.train_prompts) == (0, choices.count("t"), set())
+    assert counts.both_bad == choices.count("x")
+
+
+@pytest.mark.parametrize("rule", [{}, {"ties": "half"}, {"ties": "half", "noise": "votes"}])
+def test_both_bad_alone_is_never_a_triple(rule):
+    triples, counts = _derive(*_votes("xx"), **rule)
+    assert not triples
+    assert (counts.both_bad, counts.split_votes, counts.tie_triples) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("choices", ["t", "ab"])
+def test_a_tie_is_never_held_out_because_it_has_no_better_response(choices):
+    triples, counts = _derive(*_votes(choices, held_out=True), ties="half")
+    assert not triples
+    assert (counts.ties, counts.split_votes, counts.held_out) == (choices.count("t"), "ab" in choices, 0)
+
+
+def test_a_majority_beside_ties_is_no_tie():
+    (triple,), counts = _derive(*_votes("att"), ties="half")
+    assert (triple.label_noise, triple.preference_ids) == (0.0, [1])
+    assert (counts.ties, counts.ties_used, counts.decided) == (2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "noise", "used"),
+    [
+        ("a", 0.0, [1]),
+        ("aab", 1 / 3, [1, 2, 3]),
+        ("bba", 1 / 3, [1, 2, 3]),
+        ("at", 1 / 4, [1, 2]),
+        ("aabt", 1.5 / 4, [1, 2, 3, 4]),
+        ("ax", 0.0, [1]),
+        ("tabaxaa", 1.5 / 6, [1, 2, 3, 4, 6, 7]),
+        ("a" * 26 + "b" * 25, MOST_NOISE, list(range(1, 52))),
+    ],
+)
+def test_label_noise_is_the_share_of_votes_against_the_majority(choices, noise, used):
+    (triple,), counts = _derive(*_votes(choices), noise="votes")
+    assert triple.label_noise == pytest.approx(noise)
+    assert triple.preference_ids == used
+    assert (counts.ties, counts.ties_used) == (0, choices.count("t"))
+    assert _derive(*_votes(choices))[0][0].label_noise == 0.0
+
+
+@given(st.text("abtx", max_size=12), st.sampled_from(["drop", "half"]), st.sampled_from(["none", "votes"]))
+def test_no_judgement_is_lost_and_only_a_tie_reaches_a_half(choices, ties, noise):
+    triples, counts = _derive(*_votes(choices), ties=ties, noise=noise)
+    assert counts.ties + counts.ties_used == choices.count("t")
+    assert counts.both_bad == choices.count("x")
+    for triple in triples:
+        is_tie = choices.count("a") == choices.count("b")
+        assert (triple.label_noise == 0.5) == is_tie
+        assert is_tie == bool(counts.tie_triples)
+
+
 @given(st.lists(st.sampled_from(["a", "b", "tie", "both_bad"]), max_size=9))
 def test_swapping_the_responses_swaps_the_triple(choices):
     mirror = {"a": "b", "b": "a"}
@@ -81,6 +152,72 @@ def test_a_snapshot_is_an_immutable_file_named_by_its_hash(project, data_dir, la
         snapshot.preferences.values_list("pk", flat=True)
     )
     assert lines[0]["chosen"]["token_ids"] == [5, 6, 7]
+
+
+@pytest.fixture
+def sampled(project, policy, make_prompt):
+    """A pair as a batch of the policy has written it: ``sampled(**origin)``."""
+
+    def make(make_pair, **kept):
+        pair = make_pair(held_out=False)
+        batch = project.batches.first() or services.request_samples(project=project, pairs=1)
+        PairOrigin.objects.create(pair=pair, batch=batch, policy=policy, prompt=pair.prompt, seed_a=1, seed_b=2, **kept)
+        return pair
+
+    return make
+
+
+def _frozen_lines(project, **rule: str) -> list[dict]:
+    snapshot, _ = services.freeze_snapshot(project=project, rule=LabelRule(**rule))
+    return [json.loads(line) for line in store.snapshot_path(snapshot.sha256).read_text().splitlines()]
+
+
+def test_a_snapshot_carries_what_the_sampler_kept_and_an_export_does_not(
+    project, policy, sampled, make_pair, judge, annotator, data_dir
+):
+    kept = {"prompt_token_ids": [1, 2], "logps_a": [-0.1, -0.2, -0.3], "logps_b": [-1.0, -2.0]}
+    judge(sampled(make_pair, **kept), annotator, "b")
+    judge(sampled(make_pair, prompt_token_ids=[3]), annotator, "a")
+    judge(make_pair(held_out=False), annotator, "a")
+    first, without_logps, imported = _frozen_lines(project)
+    assert first["prompt_token_ids"] == [1, 2]
+    assert (first["chosen"]["logps"], first["rejected"]["logps"]) == ([-1.0, -2.0], [-0.1, -0.2, -0.3])
+    assert first["chosen"]["policy_hash"] == first["rejected"]["policy_hash"] == policy.content_hash
+    assert (without_logps["prompt_token_ids"], without_logps["chosen"]["policy_hash"]) == ([3], "")
+    assert (imported["prompt_token_ids"], imported["chosen"]["logps"]) == ([], [])
+    path = data_dir / "triples.jsonl"
+    services.write_triples(project=project, path=path)
+    exported = json.loads(path.read_text().splitlines()[0])
+    assert set(exported["chosen"]) == {"text", "token_ids", "finish_reason"}
+    assert "prompt_token_ids" not in exported
+
+
+def test_what_the_sampler_kept_costs_one_query_a_chunk(project, sampled, make_pair, judge, annotator, monkeypatch):
+    for _ in range(5):
+        judge(sampled(make_pair, logps_a=[-0.5] * 3, logps_b=[-0.5] * 2), annotator, "a")
+
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            assert len(list(services.judgements(project, with_logps=True))) == 5
+        return len(captured)
+
+    assert queries() == 2
+    monkeypatch.setattr(services, "CHUNK", 2)
+    assert queries() == 1 + 3
+
+
+def test_the_rule_of_the_recipe_decides_what_is_frozen(project, policy, label, data_dir):
+    label(10)
+    label(3, "tie")
+    label(2, "tie", held_out=True)
+    run = services.request_run(project=project, recipe=Recipe(ties="half"))
+    snapshot = run.snapshot
+    assert (snapshot.train_triples, snapshot.tie_triples, snapshot.ties) == (13, 3, 2)
+    assert snapshot.preferences.count() == 13
+    plain, _ = services.freeze_snapshot(project=project)
+    assert (plain.train_triples, plain.tie_triples, plain.ties) == (10, 0, 5)
+    assert plain != snapshot
+    assert services.write_triples(project=project, path=data_dir / "t.jsonl").triples == 10, "exports keep their rule"
 
 
 def test_the_same_triples_are_the_same_snapshot_and_a_new_label_is_another(project, data_dir, label):

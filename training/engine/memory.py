@@ -19,9 +19,6 @@ from training.engine.preference_data import TokenTriple
 from training.footprint import Footprint, Shape
 from training.jobspec import TrainJob
 
-# Positions at once from which the matrix products of a device gain nothing more. On a CPU they are at their fastest
-# from some hundreds of rows on, and what is in memory for longer leaves the caches.
-MOST_TOKENS = {"cpu": 1536, "cuda": 16_384}
 HINT = "Choose LoRA, the fast mode or a shorter maximum length, or use a machine with more memory."
 
 
@@ -69,7 +66,7 @@ def plan(job: TrainJob, config: PretrainedConfig, triples: Sequence[TokenTriple]
     pairs, checkpointing = chosen
     tokens = pairs * fixed["tokens"]
     if not job.micro_batch:
-        tokens = max(fixed["tokens"], min(tokens, MOST_TOKENS[compute.device.type]))
+        tokens = max(fixed["tokens"], min(tokens, footprint.MOST_TOKENS[compute.device.type]))
     expected = footprint.estimate(shape, **fixed, pairs=-(-tokens // fixed["tokens"]), checkpointing=checkpointing)
     return Plan(Room(tokens, min(at_once, pairs) if job.micro_batch else at_once, checkpointing), expected, limit)
 

@@ -57,13 +57,15 @@ def step_of(state_dir: Path) -> int:
 def job_identity(run_dir: Path) -> str:
     """sha256 over the job and its data: a state is good for nothing else.
 
-    Where the weights lie does not count, because their hashes do, and neither does the number of threads: a run goes on
-    after its data directory has moved.
+    Where the weights and the cache lie does not count, and neither does the number of threads: a run goes on after its
+    data directory has moved.
     """
     job = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
-    job.pop("threads", None)
-    for place in ("base_dir", "adapter_dir"):
-        job.get("reference", {}).pop(place, None)
+    for private in ("threads", "cache_dir", "cache_mb"):
+        job.pop(private, None)
+    for model in (job.get("reference"), job.get("first")):
+        for place in ("base_dir", "adapter_dir"):
+            (model or {}).pop(place, None)
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
     digest.update(hashlib.sha256((run_dir / "dataset.jsonl").read_bytes()).digest())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from training import services
 from training.command_line import checkpoint_named, project_named, wait_for
 from training.exceptions import Rejected
-from training.recipe import LEARNING_RATES, METHODS, Recipe
+from training.recipe import LEARNING_RATES, Recipe
 
 
 class Command(BaseCommand):
@@ -26,18 +26,17 @@ class Command(BaseCommand):
             "--reference", help="Name, uuid or hash of the frozen reference (default: the first policy)."
         )
         parser.add_argument("--seed", type=int, help="Seed of the run (default: random, recorded).")
-        parser.add_argument("--method", choices=METHODS, default=Recipe.method)
         for field in fields(Recipe):
-            if field.name != "method":
-                kind = int if isinstance(field.default, int) else float
-                option = f"--{field.name.replace('_', '-')}"
-                default = "by method" if field.name == "learning_rate" else field.default
-                parser.add_argument(option, type=kind, help=f"Default: {default}.")
+            option = f"--{field.name.replace('_', '-')}"
+            default = "by method" if field.name == "learning_rate" else field.default
+            parser.add_argument(
+                option, type=type(field.default), choices=Recipe.VALUES.get(field.name), help=f"Default: {default}."
+            )
 
     def handle(self, *args: Any, project: str, wait: bool, reference: str | None, **options: Any) -> None:
         target = project_named(project)
         values = {field.name: options[field.name] for field in fields(Recipe) if options[field.name] is not None}
-        values.setdefault("learning_rate", LEARNING_RATES[values["method"]])
+        values.setdefault("learning_rate", LEARNING_RATES[values.get("method", Recipe.method)])
         try:
             run = services.request_run(
                 project=target,

@@ -1,0 +1,175 @@
+"""What a worker writes for an engine, and what it keeps of what the engine writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from django.conf import settings
+
+from labeling.models import Prompt
+from training import services
+from training.execution import PROBES, Sampling, Training
+from training.jobspec import PromptLine, Result, SampledPair, SampledResponse, SampleJob, TrainJob, read_job
+from training.models import Job, PairOrigin, SampleBatch, TrainingRun
+from training.recipe import Recipe
+from training.rundir import RunDir
+
+
+@pytest.fixture
+def batch(project, policy, make_prompt) -> SampleBatch:
+    make_prompt()
+    batch = services.request_samples(project=project, pairs=1)
+    assert batch.claim("worker")
+    RunDir.of(batch.uuid).make()
+    return batch
+
+
+@pytest.fixture
+def start(project, policy, label):
+    """Ask for a run and let a worker prepare it."""
+
+    def start(recipe: Recipe | None = None, **values) -> Training:
+        label(10)
+        run = services.request_run(project=project, recipe=recipe or Recipe(), **values)
+        assert run.claim("worker")
+        RunDir.of(run.uuid).make()
+        work = Training(run, RunDir.of(run.uuid))
+        assert work.prepare()
+        return work
+
+    return start
+
+
+def _job(work: Training) -> TrainJob:
+    return read_job(work.run_dir.path, TrainJob)
+
+
+def _probes(work: Training) -> list[PromptLine]:
+    lines = (work.run_dir.path / "probes.jsonl").read_text().splitlines()
+    return [PromptLine.from_dict(json.loads(line)) for line in lines]
+
+
+def test_the_engine_is_told_the_recipe_the_cache_and_nothing_about_labels(start, settings, tmp_path):
+    settings.CACHE_DIR, settings.CACHE_MB = tmp_path / "cache", 7
+    job = _job(start(Recipe(mode="fast", fast_layers=3, loss="ipo", sft_weight=0.5, ties="half", processes=2)))
+    assert (job.mode, job.fast_layers, job.loss, job.sft_weight, job.processes) == ("fast", 3, "ipo", 0.5, 2)
+    assert (job.cache_dir, job.cache_mb, job.micro_batch) == (str(tmp_path / "cache"), 7, 0)
+
+
+def test_a_run_asked_for_by_an_earlier_version_is_prepared(start):
+    work = start()
+    earlier = {name: work.job.recipe[name] for name in ("method", "beta", "epochs", "lora_rank")} | {"micro_batch": 1}
+    TrainingRun.objects.filter(pk=work.job.pk).update(recipe=earlier)
+    again = Training(TrainingRun.objects.get(pk=work.job.pk), work.run_dir)
+    assert again.prepare()
+    assert (_job(again).micro_batch, _job(again).loss) == (1, "dpo")
+
+
+def test_the_first_policy_is_told_only_where_the_reference_is_another(project, policy, start, make_checkpoint):
+    assert _job(start()).first is None
+    TrainingRun.objects.update(state=Job.State.CANCELLED)
+    other = make_checkpoint("other", project=project, kind="dpo", parent=policy)
+    job = _job(start(reference=other))
+    assert job.reference.base_hash == other.content_hash
+    assert job.first is not None
+    assert job.first.base_hash == policy.content_hash
+
+
+def test_probes_are_held_out_prompts_in_the_order_of_their_hashes(start, make_prompt):
+    for _ in range(PROBES + 3):
+        make_prompt(held_out=True)
+    probes = _probes(start())
+    held_out = Prompt.objects.filter(is_held_out=True).order_by("content_hash")
+    assert [probe.prompt_id for probe in probes] == [str(prompt.pk) for prompt in held_out[:PROBES]]
+    assert probes[0].messages == held_out[0].messages
+
+
+def test_a_run_that_goes_on_keeps_its_probes(start, make_prompt):
+    work = start()
+    before = _probes(work)
+    for _ in range(PROBES + 5):
+        make_prompt(held_out=True)
+    work.prepare()
+    assert _probes(work) == before
+
+
+def test_a_project_without_held_out_prompts_has_no_probes(start):
+    work = start()
+    (work.run_dir.path / "probes.jsonl").unlink()
+    Prompt.objects.filter(is_held_out=True).delete()
+    work.prepare()
+    assert _probes(work) == []
+
+
+def test_probes_go_with_the_other_inputs_once_the_checkpoint_is_there(start):
+    work = start(Recipe(method="full"))
+    work.run_dir.checkpoint.mkdir()
+    (work.run_dir.checkpoint / "model.safetensors").write_bytes(b"weights")
+    work.publish(Result(ok=True, details={"mode": "exact"}))
+    work.job.refresh_from_db()
+    assert work.job.state == Job.State.SUCCEEDED
+    assert not (work.run_dir.path / "probes.jsonl").exists()
+
+
+def test_the_counter_of_one_phase_is_not_that_of_the_next(start):
+    work = start()
+    lines = [
+        {"phase": "reading reference", "done": 3, "total": 9},
+        {"phase": "training", "at": 1.0},
+        {"phase": "training", "memory": {"micro_batch": 4}},
+    ]
+    work.run_dir.metrics.write_text(json.dumps(lines[0]) + "\n")
+    assert work.tick() == lines[0]
+    work.run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert work.tick() == {"phase": "training", "at": 1.0, "memory": {"micro_batch": 4}}
+
+
+def _sampled(batch: SampleBatch, **kept) -> RunDir:
+    run_dir = RunDir.of(batch.uuid)
+    responses = [
+        SampledResponse("One", [1, 2], "stop", 7, logps=kept.get("logps_a", [])),
+        SampledResponse("Two", [1, 3, 4], "length", 8, logps=kept.get("logps_b", [])),
+    ]
+    prompt_ids = kept.get("prompt_token_ids", [])
+    pair = SampledPair(str(batch.prompt_ids[0]), responses=responses, prompt_token_ids=prompt_ids)
+    run_dir.samples.write_text(pair.to_json() + "\n")
+    return run_dir
+
+
+def test_what_the_sampler_kept_is_stored_with_the_pair(batch):
+    kept = {"prompt_token_ids": [9, 8, 7], "logps_a": [-0.25, -1.5], "logps_b": [-3.0, -0.5, -0.125]}
+    work = Sampling(batch, _sampled(batch, **kept))
+    work.prepare()
+    work.tick()
+    origin = PairOrigin.objects.get()
+    assert {name: getattr(origin, name) for name in kept} == kept
+    assert origin.pair.response_a.token_ids == [1, 2]
+
+
+@pytest.mark.parametrize("logps", [[], [-0.25], [-0.25, float("nan")], [-0.25, float("-inf")]])
+def test_log_probabilities_that_do_not_fit_the_tokens_are_not_kept(batch, logps):
+    work = Sampling(batch, _sampled(batch, logps_a=logps, logps_b=[-1.0, -1.0, -1.0]))
+    work.prepare()
+    work.tick()
+    origin = PairOrigin.objects.get()
+    assert (origin.logps_a, origin.logps_b) == ([], [-1.0, -1.0, -1.0])
+
+
+def test_pairs_are_written_here_or_by_the_server_that_the_settings_name(batch, settings):
+    work = Sampling(batch, RunDir.of(batch.uuid))
+    work.prepare()
+    assert read_job(work.run_dir.path, SampleJob).backend == "local"
+    settings.SAMPLING_SERVER_URL, settings.SAMPLING_SERVER_MODEL = "http://127.0.0.1:8000/v1", "smol"
+    work.prepare()
+    job = read_job(work.run_dir.path, SampleJob)
+    assert (job.backend, job.server_url, job.server_model) == ("server", "http://127.0.0.1:8000/v1", "smol")
+
+
+def test_an_inference_server_without_the_name_of_its_model_is_refused_at_the_start(environment):
+    environment |= {"TIEBREAK_SAMPLING_SERVER_URL": "http://127.0.0.1:8000/v1"}
+    command = [sys.executable, "-c", "import config.settings"]
+    done = subprocess.run(command, cwd=settings.BASE_DIR, env=environment, capture_output=True, text=True, check=False)
+    assert "TIEBREAK_SAMPLING_SERVER_MODEL must say under which name" in done.stderr

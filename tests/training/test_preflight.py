@@ -1,0 +1,181 @@
+"""What a run would take: counted as the run itself would, and bounded by this machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from labeling.services import NewResponse, add_pair
+from training import footprint, preflight, services, store
+from training.footprint import Memory
+from training.models import Job, PairOrigin, TrainingRun
+from training.preflight import Longest, count_triples, longest_pair, look_ahead
+from training.recipe import Recipe
+
+CONFIG = {
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def sized(policy):
+    """The policy, with a config that says how large it is."""
+    (store.checkpoint_dir(policy.uuid) / "config.json").write_text(json.dumps(CONFIG))
+    return policy
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def has(total: float) -> None:
+        monkeypatch.setattr(preflight.footprint, "machine_memory", lambda: Memory(int(total), int(total)))
+
+    return has
+
+
+@pytest.mark.parametrize("ties", ["drop", "half"])
+def test_triples_are_counted_as_a_run_would_derive_them(
+    project, data_dir, label, judge, make_pair, annotator, other_annotator, ties
+):
+    label(3)
+    label(2, held_out=True)
+    label(4, "tie")
+    label(1, "tie", held_out=True)
+    label(1, "both_bad")
+    project.judgements_per_pair = 2
+    project.save()
+    for first, second in (("a", "b"), ("a", "tie"), ("tie", "both_bad"), ("b", "b")):
+        pair = make_pair(held_out=False)
+        pair.project.judgements_per_pair = 2
+        judge(pair, annotator, first)
+        judge(pair, other_annotator, second)
+    recipe = Recipe(ties=ties)
+    snapshot, counts = services.freeze_snapshot(project=project, rule=recipe.label_rule)
+    found = count_triples(project, recipe)
+    assert (found.train, found.held_out, found.ties) == (counts.train, counts.held_out, counts.tie_triples)
+    assert (found.train, found.ties) == ((5, 0) if ties == "drop" else (11, 6))
+    assert snapshot.train_triples == found.train
+
+
+def test_the_longest_pair_counts_tokens_where_a_sampler_did_and_characters_elsewhere(
+    project, policy, make_prompt, judge, annotator
+):
+    assert longest_pair(project, 1024) is None
+    prompt = make_prompt("Hm?")
+    imported = add_pair(prompt=prompt, responses=(NewResponse("a" * 300), NewResponse("b" * 30)))
+    assert longest_pair(project, 1024) is None, "only judged pairs are trained on"
+    judge(imported, annotator, "a")
+    guessed = longest_pair(project, 1024)
+    assert guessed.completion_tokens == 101 + 11
+    assert guessed.tokens - guessed.completion_tokens == len(json.dumps(prompt.messages)) // 3 + 1
+    responses = (NewResponse("one", list(range(400))), NewResponse("two", list(range(50))))
+    sampled = add_pair(prompt=prompt, responses=responses)
+    batch = services.request_samples(project=project, pairs=1)
+    PairOrigin.objects.create(
+        pair=sampled, batch=batch, policy=policy, prompt=prompt, seed_a=1, seed_b=2, prompt_token_ids=[1] * 20
+    )
+    judge(sampled, annotator, "b")
+    assert longest_pair(project, 1024) == Longest(470, 450)
+    assert longest_pair(project, 200) == Longest(20 + 180 + 50, 230), "cut as training cuts it"
+
+
+def test_memory_is_that_of_the_micro_batch_that_this_machine_holds(project, sized, label, machine):
+    label(8)
+    machine(64e9)
+    memory = look_ahead(project, Recipe(pairs_per_step=4), sized).memory
+    assert (memory.pairs, memory.checkpointing, memory.fits) == (4, False, True)
+    one = look_ahead(project, Recipe(micro_batch=1), sized).memory
+    assert one.pairs == 1
+    assert one.footprint.total < memory.footprint.total
+    fast = look_ahead(project, Recipe(micro_batch=1, mode="fast"), sized).memory
+    assert fast.footprint.activations < one.footprint.activations / 2
+    machine(1e9)
+    small = look_ahead(project, Recipe(), sized).memory
+    assert (small.pairs, small.checkpointing, small.fits) == (1, True, False)
+
+
+def test_more_tokens_at_once_than_gain_anything_are_in_memory_only_when_asked_for(
+    project, sized, machine, make_prompt, judge, annotator
+):
+    responses = (NewResponse("one", list(range(300))), NewResponse("two", list(range(290))))
+    judge(add_pair(prompt=make_prompt("Hm?"), responses=responses), annotator, "a")
+    machine(640e9)
+    assert longest_pair(project, 1024).tokens * 3 > footprint.MOST_TOKENS["cpu"]
+    assert look_ahead(project, Recipe(pairs_per_step=8), sized).memory.pairs == 3
+    assert look_ahead(project, Recipe(pairs_per_step=8, micro_batch=6), sized).memory.pairs == 6
+
+
+def test_an_adapter_is_as_large_as_its_base(project, sized, label, make_checkpoint, machine):
+    label(8)
+    machine(64e9)
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=sized, parent=sized)
+    assert look_ahead(project, Recipe(), adapter).memory == look_ahead(project, Recipe(), sized).memory
+
+
+def test_a_gpu_has_memory_of_its_own_that_is_not_known_here(project, sized, label, settings):
+    label(8)
+    settings.ENGINE_DEVICE = "cuda"
+    memory = look_ahead(project, Recipe(), sized).memory
+    assert (memory.machine, memory.fits, memory.checkpointing) == (None, True, False)
+    assert memory.footprint.weights == footprint.parameters(footprint.Shape.from_config(CONFIG)) * 2
+
+
+@pytest.mark.parametrize("config", ["{}", "not json", None])
+def test_a_model_of_unknown_size_has_no_estimate_and_the_rest_is_there(project, policy, label, config):
+    label(8)
+    path = store.checkpoint_dir(policy.uuid) / "config.json"
+    path.unlink()
+    if config is not None:
+        path.write_text(config)
+    found = look_ahead(project, Recipe(), policy)
+    assert found.memory is None
+    assert found.triples.train == 8
+
+
+def test_a_project_without_anything(project):
+    found = look_ahead(project, Recipe(), None)
+    assert (found.triples.train, found.longest, found.memory, found.pace) == (0, None, None, None)
+    assert not found.triples.is_enough
+
+
+def _finish(project, policy, make_checkpoint, name: str, recipe: Recipe, details: dict) -> TrainingRun:
+    run = services.request_run(project=project, recipe=recipe)
+    checkpoint = make_checkpoint(name, project=project, kind="dpo", base=policy, parent=policy, details=details)
+    TrainingRun.objects.filter(pk=run.pk).update(state=Job.State.SUCCEEDED, checkpoint=checkpoint)
+    return run
+
+
+def test_time_is_told_at_the_pace_of_the_newest_run_of_its_kind_and_else_not_at_all(
+    project, policy, label, make_checkpoint
+):
+    label(10)
+    assert look_ahead(project, Recipe(), policy).pace is None
+    _finish(project, policy, make_checkpoint, "older", Recipe(), {"speed": {"pairs_per_s": 9.0}})
+    run = _finish(project, policy, make_checkpoint, "newer", Recipe(), {"speed": {"pairs_per_s": 0.5}})
+    _finish(project, policy, make_checkpoint, "silent", Recipe(), {})
+    pace = look_ahead(project, Recipe(epochs=2), policy).pace
+    assert (pace.seconds, pace.run) == (10 * 2 / 0.5, run)
+    assert look_ahead(project, Recipe(mode="fast"), policy).pace is None
+    assert look_ahead(project, Recipe(method="full"), policy).pace is None
+    other = make_checkpoint("other model")
+    assert look_ahead(project, Recipe(), other).pace is None
+
+
+def test_looking_costs_as_many_queries_for_many_pairs_as_for_few(project, sized, label):
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            look_ahead(project, Recipe(), sized)
+        return len(captured)
+
+    label(2)
+    few = queries()
+    label(10)
+    assert queries() == few <= 3
