@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,10 @@ def run_variant(variant: str) -> dict[str, Any]:
 def measure(variant: str, setup: Setup) -> dict[str, Any]:
     import torch
 
-    from training.engine import process
+    from training.engine import loading, process  # loading keeps progress bars off the screen
 
+    del loading
+    warnings.filterwarnings("ignore", category=FutureWarning)
     for name, value in process.ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if setup.threads:

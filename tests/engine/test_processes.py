@@ -190,7 +190,7 @@ def test_a_run_stopped_while_scoring_does_not_train_again(train_run: MakeRun, mo
 
 
 def test_sampling_stops_at_once_and_keeps_what_it_has(sample_run: MakeRun, launched: Callable[..., Any]) -> None:
-    run_dir = sample_run(400, prompts_per_batch=1)
+    run_dir = sample_run(400, rows=1)
     child = launched("sample", run_dir)
     deadline = time.monotonic() + 60
     while not (run_dir / "samples.jsonl").exists():

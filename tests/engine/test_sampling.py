@@ -10,22 +10,78 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.engine.runs import do, question, read_lines, succeed
-from training.engine import chat, decoding, loading, sampling
+from training.engine import chat, decoding, kv_cache, loading, sampling, sampling_backends
+from training.engine.compute import Compute
 from training.engine.decoding import Decoding, Request, Row
+from training.engine.errors import EngineError
 from training.engine.journal import Journal
-from training.jobspec import PromptLine, SampledPair, SampledResponse
+from training.jobspec import ModelRef, PromptLine, SampledPair, SampledResponse
+from training.modelfiles import ALLOWED_MODEL_TYPES
 
 MakeRun = Callable[..., Path]
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "vocab_size": 50,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+WINDOW: dict[str, Any] = {"sliding_window": 5}
+ALTERNATING = WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "mistral": WINDOW,
+    "phi3": WINDOW,
+    "starcoder2": WINDOW,
+    "qwen2": ALTERNATING | {"use_sliding_window": True},
+    "qwen3": ALTERNATING | {"use_sliding_window": True},
+    "gemma2": ALTERNATING,
+    "gemma3_text": ALTERNATING,
+    "cohere2": ALTERNATING,
+    "smollm3": ALTERNATING | {"use_sliding_window": True, "no_rope_layers": [1, 0]},
+}
+SHAPES = [(model_type, WINDOWS.get(model_type, {})) for model_type in sorted(ALLOWED_MODEL_TYPES)]
+SHAPES += [
+    ("falcon", {"alibi": True}),
+    ("falcon", {"multi_query": False}),
+    ("falcon", {"new_decoder_architecture": True}),
+]
 
 
 def pairs(run_dir: Path) -> dict[str, dict[str, Any]]:
     return {line["prompt_id"]: line for line in read_lines(run_dir, "samples.jsonl")}
 
 
+def written(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """What was sampled, without the log-probabilities, whose last digits depend on the batch."""
+    lines = pairs(run_dir)
+    for response in (response for line in lines.values() for response in line["responses"]):
+        del response["logps"]
+    return lines
+
+
+@torch.inference_mode()
+def forced_logps(model: PreTrainedModel, prompt_ids: list[int], token_ids: list[int]) -> torch.Tensor:
+    """log pi(token | prefix) of each token by one plain forward of the whole text."""
+    logits = model(input_ids=torch.tensor([prompt_ids + token_ids])).logits[0, len(prompt_ids) - 1 : -1].float()
+    return torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(token_ids)[:, None]).squeeze(1)
+
+
+def assert_logps(model: PreTrainedModel, prompt_ids: list[int], token_ids: list[int], logps: list[float]) -> None:
+    expected = forced_logps(model, prompt_ids, token_ids)
+    torch.testing.assert_close(torch.tensor(logps), expected, atol=1e-4, rtol=0)
+
+
 def test_each_prompt_gets_two_different_readable_responses(sample_run: MakeRun) -> None:
-    run_dir = sample_run(8, prompts_per_batch=3)
+    run_dir = sample_run(8, rows=3)
     details = succeed("sample", run_dir)
 
     records = [SampledPair.from_dict(line) for line in read_lines(run_dir, "samples.jsonl")]
@@ -70,16 +126,16 @@ def test_every_end_token_of_model_and_tokenizer_stops(tiny_model_dir: Path) -> N
     assert chat.stop_token_ids(tokenizer, GenerationConfig(eos_token_id=0)) == sorted({0, eos})
     assert chat.stop_token_ids(tokenizer, None) == [eos]
     row = Row(0, 1, 10)
-    row.add(0, frozenset({0, eos}))
+    row.add(0, -1.5, frozenset({0, eos}))
     assert row.finish_reason == "stop"
 
 
 def test_the_same_job_gives_the_same_responses_in_any_batch(sample_run: MakeRun) -> None:
-    one_by_one = sample_run(6, name="small", prompts_per_batch=1)
-    together = sample_run(6, name="large", prompts_per_batch=6)
+    one_by_one = sample_run(6, name="small", rows=1)
+    together = sample_run(6, name="large", rows=12)
     succeed("sample", one_by_one)
     succeed("sample", together)
-    assert pairs(one_by_one) == pairs(together)
+    assert written(one_by_one) == written(together)
 
 
 def test_another_seed_gives_other_responses(sample_run: MakeRun) -> None:
@@ -99,17 +155,47 @@ def test_a_restart_keeps_what_is_there_and_drops_a_torn_line(sample_run: MakeRun
     assert details["pairs"] == 3
     assert details["from_earlier_attempts"] == 2
     assert (cut / "samples.jsonl").read_text(encoding="utf-8").startswith("".join(lines[:2]))
-    assert pairs(cut) == pairs(whole)
+    assert written(cut) == written(whole)
     progress = [line for line in read_lines(cut, "metrics.jsonl") if "total" in line]
     assert progress[-1]["done"] == progress[-1]["total"] == 5
 
 
-def test_the_first_batch_is_one_prompt(sample_run: MakeRun) -> None:
-    run_dir = sample_run(5, prompts_per_batch=4)
+def test_the_first_pair_is_written_alone_and_told_at_once(sample_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counting(model: Any, requests: list[Request], decoding: Decoding, rows: int) -> Any:
+        sizes.append(len(requests))
+        return original(model, requests, decoding, rows)
+
+    original = sampling_backends.write_responses
+    monkeypatch.setattr(sampling_backends, "write_responses", counting)
+    run_dir = sample_run(5, rows=8, seed=8)
     succeed("sample", run_dir)
+    assert sizes[:2] == [1, 4]
+    assert next(iter(pairs(run_dir))) == "prompt-0"
     progress = [line for line in read_lines(run_dir, "metrics.jsonl") if "total" in line]
-    assert progress[0]["done"] <= 1
+    assert progress[0]["done"] == 1
+    assert progress[-1]["done"] == 5
     assert progress[-1]["tokens_per_s"] > 0
+
+
+def test_a_pair_keeps_what_it_was_sampled_from_and_how_likely_it_was(sample_run: MakeRun, tiny_model_dir: Path) -> None:
+    run_dir = sample_run(4, temperature=0.6, top_p=0.8)
+    succeed("sample", run_dir)
+    model, tokenizer = loading.load_weights(tiny_model_dir, torch.float32), loading.load_tokenizer(tiny_model_dir)
+    for number in range(4):
+        line = pairs(run_dir)[f"prompt-{number}"]
+        assert line["prompt_token_ids"] == chat.prompt_token_ids(tokenizer, question(number).messages)
+        for response in line["responses"]:
+            assert response["finish_reason"] in {"stop", "length"}
+            assert all(logp <= 0 and float(f"{logp:.9g}") == logp for logp in response["logps"])
+            assert_logps(model, line["prompt_token_ids"], response["token_ids"], response["logps"])
+
+
+def test_the_result_says_how_it_was_sampled(sample_run: MakeRun) -> None:
+    details = succeed("sample", sample_run(3, rows=4))
+    assert (details["backend"], details["rows"], details["device"]) == ("local", 4, "cpu")
+    assert details["tokens_per_s"] == pytest.approx(details["tokens"] / details["seconds"], rel=0.01)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_its_length(sample_run: MakeRun) -> None:
@@ -123,8 +209,6 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_length(sample_run: Mak
 
 
 def test_a_prompt_that_the_template_does_not_accept_is_refused(sample_run: MakeRun, copied_model: Path) -> None:
-    from training.jobspec import ModelRef
-
     template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}<|im_start|>"
     (copied_model / "chat_template.jinja").write_text(template, encoding="utf-8")
     bad = PromptLine("bad", [{"role": "assistant", "content": "Hello"}])
@@ -144,12 +228,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: Callable[[str, int, int], 
         known[seed] = (prompt_id, attempt, index)
         return seed
 
-    def write_responses(model: Any, requests: list[Request], decoding: Decoding) -> Any:
+    def write_responses(model: Any, requests: list[Request], decoding: Decoding, rows: int) -> Any:
         for number, request in enumerate(requests):
             yield number, [Row(number, seed, 9, script(*known[seed]), "stop") for seed in request.seeds]
 
     monkeypatch.setattr(sampling, "response_seed", remembered)
-    monkeypatch.setattr(sampling, "write_responses", write_responses)
+    monkeypatch.setattr(sampling_backends, "write_responses", write_responses)
 
 
 def test_equal_pairs_are_sampled_again_and_only_they(sample_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,11 +295,33 @@ def test_responses_equal_within_what_training_reads_are_no_pair() -> None:
     assert not sampling.unusable([first, second], trained_tokens=4)
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_attempts": 0}])
-def test_a_job_that_cannot_be_done_is_told(sample_run: MakeRun, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"rows": 0}, "rows"),
+        ({"backend": "cloud"}, "cloud"),
+        ({"backend": "server", "server_model": "tiny"}, "URL"),
+        ({"backend": "server", "server_model": "tiny", "server_url": "ftp://example.org/v1"}, "URL"),
+        ({"backend": "server", "server_url": "http://example.org/v1"}, "model"),
+        (
+            {
+                "backend": "server",
+                "server_url": "http://example.org/v1",
+                "server_model": "tiny",
+                "model": ModelRef("base", "hash", "adapter"),
+            },
+            "hash",
+        ),
+    ],
+)
+def test_a_job_that_cannot_be_done_is_told(sample_run: MakeRun, fields: dict[str, Any], word: str) -> None:
     result = do("sample", sample_run(1, **fields))
     assert result.error_code == "bad_job"
-    assert result.error
+    assert word in result.error
 
 
 def test_a_prompt_listed_twice_is_told(sample_run: MakeRun) -> None:
@@ -226,16 +332,105 @@ def test_no_prompts_is_no_failure(sample_run: MakeRun) -> None:
     assert succeed("sample", sample_run(0))["pairs"] == 0
 
 
-def test_an_adapter_changes_what_is_written(sample_run: MakeRun, train_run: MakeRun, tiny_model_dir: Path) -> None:
-    from training.jobspec import ModelRef
+def make_adapter(base_dir: Path, directory: Path) -> ModelRef:
+    """A LoRA adapter that changes what the model writes."""
+    from peft import LoraConfig, get_peft_model
 
-    trained = train_run(6, epochs=4)
-    succeed("train_dpo", trained)
-    adapted = ModelRef(str(tiny_model_dir), "base", str(trained / "checkpoint"), "adapter")
+    model = loading.load_weights(base_dir, torch.float32)
+    names = ["q_proj", "v_proj", "down_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+    adapted.save_pretrained(directory)
+    return ModelRef(str(base_dir), "base", str(directory), "adapter")
+
+
+def test_an_adapter_changes_what_is_written(sample_run: MakeRun, tiny_model_dir: Path, tmp_path: Path) -> None:
+    adapted = make_adapter(tiny_model_dir, tmp_path / "adapter")
     plain, changed = sample_run(3, name="plain"), sample_run(3, name="changed", model=adapted)
-    succeed("sample", plain)
-    succeed("sample", changed)
-    assert pairs(plain) != pairs(changed)
+    assert not succeed("sample", plain)["adapter_merged"]
+    assert succeed("sample", changed)["adapter_merged"]
+    assert written(plain) != written(changed)
+
+
+def test_folding_the_adapter_in_changes_no_log_probability(
+    sample_run: MakeRun, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    adapted = make_adapter(tiny_model_dir, tmp_path / "adapter")
+    run_dir = sample_run(3, model=adapted)
+    succeed("sample", run_dir)
+    beside = loading.load_policy(adapted, Compute(torch.device("cpu"), torch.float32))
+    for line in pairs(run_dir).values():
+        for response in line["responses"]:
+            assert_logps(beside, line["prompt_token_ids"], response["token_ids"], response["logps"])
+
+
+@pytest.mark.parametrize(("model_type", "fields"), SHAPES)
+def test_every_model_that_may_be_added_writes_as_it_would_alone(
+    model_type: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places that are taken anew, columns that move, and windows shorter than the text change nothing."""
+    monkeypatch.setattr(kv_cache, "LEAST_SLACK", 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(SMALL | fields))).eval()
+    settings = Decoding(1.3, 0.95, frozenset({2, 3, 4}), 0)
+    lengths = (3, 17, 5, 5, 9, 2)
+    requests = [
+        Request([7 + (11 * number + place) % 40 for place in range(length)], [number, number + 100], 24)
+        for number, length in enumerate(lengths)
+    ]
+    answers = dict(decoding.write_responses(model, requests, settings, rows=5))
+    assert sorted(answers) == list(range(6))
+    for number, rows in answers.items():
+        for row in rows:
+            prompt_ids = requests[number].prompt_ids
+            assert row.token_ids == written_alone(model, prompt_ids, row.seed, settings, 24)
+            assert_logps(model, prompt_ids, row.token_ids, row.logps)
+
+
+def watched(model: PreTrainedModel) -> tuple[list[int], list[int]]:
+    """Rows of each forward of ``model`` from now on: those that read prompts, and those that read one token a row."""
+    prompts: list[int] = []
+    steps: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        rows, columns = kwargs["input_ids"].shape
+        (steps if columns == 1 else prompts).append(rows)
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return prompts, steps
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 50])
+def test_a_place_that_is_freed_is_taken_at_once(tiny_model_dir: Path, rows: int) -> None:
+    model = loading.load_weights(tiny_model_dir, torch.float32).eval()
+    prompts, steps = watched(model)
+    requests = [Request([1, 5, 9 + number, 12], [2 * number, 2 * number + 1], 12 + number) for number in range(9)]
+    answers = dict(decoding.write_responses(model, requests, Decoding(0.9, 0.95, frozenset(), 0), rows=rows))
+
+    assert sum(prompts) == 9, "each prompt is read once for both of its responses"
+    full = min(rows, 18)
+    assert max(steps) == full
+    assert sum(steps) == sum(len(row.token_ids) - 1 for answer in answers.values() for row in answer)
+    queued = [size for place, size in enumerate(steps) if sum(steps[place:]) > full * 20]
+    assert full * len(queued) - sum(queued) <= 18, "an end leaves a place empty for one token at most"
+
+
+def test_rows_below_one_are_no_way_to_write(tiny_model_dir: Path) -> None:
+    model = loading.load_weights(tiny_model_dir, torch.float32)
+    with pytest.raises(ValueError, match="0 rows"):
+        next(decoding.write_responses(model, [Request([1], [1], 1)], Decoding(1, 1, frozenset(), 0), rows=0))
+
+
+def test_logits_that_are_not_finite_are_told(tiny_model_dir: Path) -> None:
+    model = loading.load_weights(tiny_model_dir, torch.float32).eval()
+    model.lm_head.weight.data[7, 3] = float("nan")
+    with pytest.raises(EngineError) as told:
+        list(decoding.write_responses(model, [Request([1, 5], [1], 3)], Decoding(1, 0.9, frozenset(), 0)))
+    assert told.value.code == "bad_weights"
 
 
 def test_padding_and_cache_do_not_change_the_distribution(tiny_model_dir: Path) -> None:
@@ -263,7 +458,7 @@ def written_alone(model: Any, prompt_ids: list[int], seed: int, settings: Decodi
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
 def test_draws_follow_the_nucleus(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frequencies over a fine grid of uniforms equal the renormalised nucleus, also on the sorting path."""
-    monkeypatch.setattr(decoding, "LIKELIEST", 2)
+    monkeypatch.setattr(decoding, "CANDIDATES", (2, 3))
     logits = torch.tensor([0.3, 1.7, -0.4, 0.9, 0.0])
     probabilities = torch.softmax(logits / 0.7, 0)
     order = probabilities.argsort(descending=True)
@@ -275,6 +470,18 @@ def test_draws_follow_the_nucleus(top_p: float, monkeypatch: pytest.MonkeyPatch)
     grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     drawn = decoding.choose(logits.repeat(len(grid), 1), grid, Decoding(0.7, top_p, frozenset(), 0))
     torch.testing.assert_close(torch.bincount(drawn, minlength=5) / len(grid), expected, atol=2e-4, rtol=0)
+
+
+def test_a_draw_does_not_depend_on_the_nucleus_of_a_neighbour() -> None:
+    """Ties are broken by the sort, so a row must be sorted the same way beside a row that needs a wider one."""
+    generator = torch.Generator().manual_seed(0)
+    narrow = torch.randn(1, 5000, generator=generator).round(decimals=0) * 4
+    wide = torch.zeros(1, 5000)
+    settings, uniforms = Decoding(1.0, 0.9, frozenset(), 0), torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    for uniform in uniforms:
+        alone = decoding.choose(narrow, uniform[None], settings)
+        beside = decoding.choose(torch.cat([wide, narrow]), uniform.repeat(2), settings)
+        assert beside[1] == alone[0]
 
 
 def test_seeds_fit_a_json_number_and_differ() -> None:

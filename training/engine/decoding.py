@@ -1,20 +1,28 @@
-"""The sampling loop: many prompts at once, each response with a random stream of its own.
+"""The sampling loop: many responses in flight, each with a random stream of its own.
 
 A response depends on its prompt, its seed and the weights. It does not depend on the responses written beside it,
-except for the rounding of sums, because no random number is shared and padding is masked out.
+except for the rounding of sums, because no random number is shared and the columns of others are masked out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from peft import PeftModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
+from training.engine.errors import EngineError
+from training.engine.kv_cache import ResponseCache
 from training.jobspec import FinishReason
 
-LIKELIEST = 2048  # as many candidates are sorted first; all are, where these hold less than top_p
+CANDIDATES = (64, 2048)  # as many are sorted first, then more for the rows where these hold less than top_p
+PROMPT_TOKENS = 4096  # of prompts read at once, padding included
+REFILL_SHARE = 16  # new prompts are read when one in so many places is free: a pair at 32 rows
+SIGNIFICANT_DIGITS = 9  # enough for a float32 to come back as it was
 
 
 @dataclass(frozen=True)
@@ -36,20 +44,30 @@ class Request:
 
 @dataclass
 class Row:
-    """One response being written."""
+    """One response: its tokens up to and with the one that stopped it, and log pi(token | prefix) of each in nats.
+
+    The log-probabilities are those of the policy itself, at temperature 1 over the whole vocabulary, whatever
+    temperature and nucleus the tokens were drawn with.
+    """
 
     request: int
     seed: int
     max_new_tokens: int
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason = ""
+    logps: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def generator(self) -> torch.Generator:
         # On the CPU also for a model on a GPU, so that both draw the same numbers.
-        self.generator = torch.Generator().manual_seed(self.seed)
+        return torch.Generator().manual_seed(self.seed)
 
-    def add(self, token: int, stop_ids: frozenset[int]) -> None:
+    def uniform(self) -> torch.Tensor:
+        return torch.rand(1, generator=self.generator, dtype=torch.float64)
+
+    def add(self, token: int, logp: float, stop_ids: frozenset[int]) -> None:
         self.token_ids.append(token)
+        self.logps.append(float(f"{logp:.{SIGNIFICANT_DIGITS}g}"))
         if token in stop_ids:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_new_tokens:
@@ -58,37 +76,141 @@ class Row:
 
 @torch.inference_mode()
 def write_responses(
-    model: PreTrainedModel, requests: list[Request], decoding: Decoding
+    model: PreTrainedModel | PeftModel, requests: Sequence[Request], decoding: Decoding, rows: int = 32
 ) -> Iterator[tuple[int, list[Row]]]:
     """Yield (number of the request, its rows in the order of its seeds) as soon as all rows of a request have ended.
 
-    The prompt is read once for all responses to it. Rows that have ended leave the batch.
+    At most ``rows`` responses are in flight; when one ends, the next one that waits takes its place. The longest
+    prompts come first, so that neighbours in the queue need little padding and memory is greatest at the beginning.
+    A prompt is read once for all responses to it. Raises ``EngineError`` bad_weights when the logits are not finite,
+    and ``ValueError`` when ``rows`` is less than 1.
     """
-    answers = [[Row(number, seed, item.max_new_tokens) for seed in item.seeds] for number, item in enumerate(requests)]
-    rows = [row for answer in answers for row in answer]
-    input_ids, mask = left_padded([request.prompt_ids for request in requests], decoding.pad_id, model.device)
-    cache = DynamicCache(config=model.config)
-    logits = forward(model, input_ids, mask, cache)
-    owners = torch.tensor([row.request for row in rows], device=model.device)
-    logits, mask = logits[owners], mask[owners]
-    cache.batch_select_indices(owners)
+    if rows < 1:
+        raise ValueError(f"{rows} rows cannot write anything")
+    answers = {
+        number: [Row(number, seed, request.max_new_tokens) for seed in request.seeds]
+        for number, request in enumerate(requests)
+    }
+    longest_first = sorted(answers, key=lambda number: -len(requests[number].prompt_ids))
+    waiting = deque(row for number in longest_first for row in answers[number])
+    flight = Flight(model, requests, decoding, min(rows, len(waiting)), waiting)
+    left = Counter(row.request for row in waiting)
+    while flight.refill():
+        for row in flight.draw():
+            left[row.request] -= 1
+            if not left[row.request]:
+                yield row.request, answers.pop(row.request)
+        flight.advance()
 
-    while rows:
-        uniforms = torch.cat([torch.rand(1, generator=row.generator, dtype=torch.float64) for row in rows])
-        tokens = choose(logits, uniforms, decoding)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.add(token, decoding.stop_ids)
-        ended = sorted({row.request for row in rows if row.finish_reason})
-        yield from ((number, answers[number]) for number in ended if all(row.finish_reason for row in answers[number]))
-        kept = [place for place, row in enumerate(rows) if not row.finish_reason]
-        if not kept:
+
+@dataclass
+class Prompt:
+    """A prompt that the model has read: row ``index`` of ``cache``, and the logits (vocabulary,) that follow it."""
+
+    cache: DynamicCache
+    index: int
+    tokens: int
+    logits: torch.Tensor
+    waiting: int  # responses to it that have no place yet
+
+
+class Flight:
+    """The responses that are being written, at most ``places``, and those that wait for a place.
+
+    ``rows`` are in the order of their places in the cache, and ``logits`` (rows, vocabulary), float32, are what their
+    next tokens are drawn from.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        requests: Sequence[Request],
+        decoding: Decoding,
+        places: int,
+        waiting: deque[Row],
+    ) -> None:
+        self.model = model
+        self.device = model.device
+        self.requests = requests
+        self.decoding = decoding
+        self.places = places
+        self.waiting = waiting
+        self.rows: list[Row] = []
+        self.prompts: dict[int, Prompt] = {}
+        self.cache: ResponseCache | None = None
+        self.logits = torch.empty(0)
+        self.tokens = torch.empty(0)
+
+    def refill(self) -> bool:
+        """Give free places to rows that wait. Returns whether anything is in flight."""
+        free = self.places - len(self.rows)
+        if self.waiting and (not self.rows or free >= max(1, self.places // REFILL_SHARE)):
+            self.admit([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))])
+        return bool(self.rows)
+
+    def admit(self, new: list[Row]) -> None:
+        self.read([number for number in dict.fromkeys(row.request for row in new) if number not in self.prompts])
+        prompts = [self.prompts[row.request] for row in new]
+        if self.cache is None:
+            self.cache = ResponseCache(self.places, prompts[0].cache)
+        self.cache.make_room(max(prompt.tokens for prompt in prompts))
+        for prompt in prompts:
+            self.cache.add(prompt.cache, prompt.index, prompt.tokens)
+            prompt.waiting -= 1
+        logits = torch.stack([prompt.logits for prompt in prompts])
+        self.logits = torch.cat([self.logits, logits]) if self.rows else logits
+        self.rows += new
+        self.prompts = {number: prompt for number, prompt in self.prompts.items() if prompt.waiting}
+
+    def read(self, numbers: list[int]) -> None:
+        """Read the prompts of these requests, as many at once as ``PROMPT_TOKENS`` allows."""
+        while numbers:
+            longest = max(len(self.requests[number].prompt_ids) for number in numbers)
+            count = max(1, PROMPT_TOKENS // longest)
+            batch, numbers = numbers[:count], numbers[count:]
+            self.read_together(batch)
+
+    def read_together(self, numbers: list[int]) -> None:
+        sequences = [self.requests[number].prompt_ids for number in numbers]
+        ids, mask = left_padded(sequences, self.decoding.pad_id, self.device)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        cache = DynamicCache()  # without the configuration, or layers with a window would forget columns
+        logits = forward(self.model, ids, mask, positions, cache)
+        for index, number in enumerate(numbers):
+            request = self.requests[number]
+            self.prompts[number] = Prompt(
+                cache, index, len(request.prompt_ids), logits[index], waiting=len(request.seeds)
+            )
+
+    def draw(self) -> list[Row]:
+        """Draw the next token of every row. Rows that end with it leave their places and are returned."""
+        uniforms = torch.cat([row.uniform() for row in self.rows])
+        tokens = choose(self.logits, uniforms, self.decoding)
+        logps = torch.log_softmax(self.logits, dim=-1).gather(1, tokens[:, None]).squeeze(1)
+        if not bool(logps.isfinite().all()):
+            hint = "Check the checkpoint that is sampled from: a run that diverged writes such weights."
+            raise EngineError("bad_weights", "The model's logits are not finite.", hint)
+        for row, token, logp in zip(self.rows, tokens.tolist(), logps.tolist(), strict=True):
+            row.add(token, logp, self.decoding.stop_ids)
+        ended = [place for place, row in enumerate(self.rows) if row.finish_reason]
+        return self.leave(ended, tokens)
+
+    def leave(self, places: list[int], tokens: torch.Tensor) -> list[Row]:
+        """Free ``places``. ``tokens`` (rows,) of the rows that stay are what ``advance`` reads."""
+        ended = [self.rows[place] for place in places]
+        order = self.cache.remove(set(places)) if ended else list(range(len(self.rows)))
+        self.tokens = tokens[torch.tensor(order, device=tokens.device, dtype=torch.int64)] if ended else tokens
+        self.rows = [self.rows[place] for place in order]
+        return ended
+
+    def advance(self) -> None:
+        """Read the tokens just drawn, which gives the logits of the next ones."""
+        if not self.rows:
             return
-        if len(kept) < len(rows):
-            index = torch.tensor(kept, device=model.device)
-            cache.batch_select_indices(index)
-            mask, tokens, rows = mask[index], tokens[index], [rows[place] for place in kept]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        logits = forward(model, tokens[:, None], mask, cache)
+        self.cache.make_room()
+        mask, positions = self.cache.mask(self.device), self.cache.positions(self.device)
+        self.logits = forward(self.model, self.tokens[:, None], mask, positions, self.cache)
+        self.cache.step()
 
 
 def left_padded(
@@ -101,9 +223,14 @@ def left_padded(
     return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
 
 
-def forward(model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-    """Logits of the last position, (rows, vocabulary), float32. ``cache`` grows by the columns of ``input_ids``."""
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+def forward(
+    model: PreTrainedModel | PeftModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Cache,
+) -> torch.Tensor:
+    """Logits of the last position, (rows, vocabulary), float32. ``cache`` takes the columns of ``input_ids`` in."""
     output = model(
         input_ids=input_ids,
         attention_mask=mask,
@@ -121,15 +248,29 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor, decoding: Decoding) -> 
     ``logits`` (rows, vocabulary) float32, ``uniforms`` (rows,) float64 in [0, 1). Returns (rows,) int64.
     """
     probabilities = torch.softmax(logits / decoding.temperature, dim=-1)
-    top, ids = probabilities.topk(min(LIKELIEST, probabilities.shape[-1]), dim=-1)
-    # Rounding leaves the sum of everything a little off one: with top_p 1 everything is in the nucleus anyway.
-    if bool((top.double().sum(dim=-1) < decoding.top_p).any()):
-        top, ids = probabilities.sort(dim=-1, descending=True)
-    top = top.double()
-    before = top.cumsum(dim=-1) - top
-    nucleus = top.masked_fill(before >= decoding.top_p, 0.0)
-    cumulative = nucleus.cumsum(dim=-1)
-    targets = uniforms.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    picked = torch.searchsorted(cumulative, targets, right=True)
-    last = (nucleus > 0).sum(dim=-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(picked, last)).squeeze(1)
+    uniforms = uniforms.to(logits.device)
+    if decoding.top_p >= 1:
+        return invert(probabilities.double(), uniforms)  # everything is in the nucleus, in whatever order
+    chosen = uniforms.new_zeros(len(uniforms), dtype=torch.int64)
+    rows, vocabulary = torch.arange(len(uniforms), device=logits.device), probabilities.shape[-1]
+    # Sorting a vocabulary costs as much as the model itself, and a nucleus rarely holds a hundred tokens.
+    for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
+        top, ids = probabilities.topk(size, dim=-1)
+        top = top.double()
+        before = top.cumsum(dim=-1) - top
+        picked = invert(top.masked_fill(before >= decoding.top_p, 0.0), uniforms[rows])
+        chosen[rows] = ids.gather(1, picked[:, None]).squeeze(1)
+        wider = top.sum(dim=-1) < decoding.top_p
+        if size == vocabulary or not bool(wider.any()):
+            break
+        rows, probabilities = rows[wider], probabilities[wider]
+    return chosen
+
+
+def invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The first column where the running sum of ``weights`` (rows, columns) float64 exceeds its share ``uniforms``."""
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    targets = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    picked = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
+    return picked.clamp(max=weights.shape[-1] - 1)

@@ -6,9 +6,15 @@ from __future__ import annotations
 class EngineError(Exception):
     """A run that cannot go on for a reason that a person can act on.
 
-    ``code`` is stable and goes to ``Result.error_code``: bad_job, bad_dataset, bad_weights, bad_tokenizer,
-    no_chat_template, unsupported_model, unsafe_weights, no_gpu, out_of_memory, disk_full, wrong_reference, diverged,
-    displaced.
+    ``code`` is stable and goes to ``Result.error_code``:
+
+    * of jobs and data: bad_job, bad_dataset
+    * of models: bad_weights, bad_tokenizer, no_chat_template, unsupported_model, unsafe_weights
+    * of the machine: no_gpu, out_of_memory, disk_full
+    * of training: wrong_reference, diverged, displaced
+    * of a sampling server: server_unreachable, server_timeout, server_refused, server_answer, server_failed,
+      unknown_model, server_adapter, prompt_too_long
+
     ``message`` is one sentence, ``hint`` says what to do about it.
     """
 

@@ -7,27 +7,24 @@ import hashlib
 import re
 import time
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from training.engine import compute as compute_module
-from training.engine import loading
-from training.engine.chat import PromptError, context_length, prompt_token_ids, response_text, stop_token_ids
-from training.engine.compute import Compute
-from training.engine.decoding import Decoding, Request, Row, write_responses
+from training.engine.chat import PromptError, prompt_token_ids
+from training.engine.decoding import Request
 from training.engine.errors import EngineError
 from training.engine.journal import Journal, MetricsJournal
 from training.engine.jsonlines import read_lines
+from training.engine.sampling_backends import Backend, Refusal, open_backend
 from training.jobspec import PromptLine, SampledPair, SampledResponse, SampleJob
 
 LEAST_ROOM = 16  # tokens a response needs to be worth comparing
 SEED_BITS = 53  # what a JSON number holds exactly in every reader
+PROGRESS_SECONDS = 1.0  # at least, between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,10 @@ class Counts:
     started: float = field(default_factory=time.monotonic)
 
     @property
+    def finished(self) -> int:
+        return self.pairs + self.refused
+
+    @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
@@ -65,25 +66,43 @@ def sample(run_dir: Path, job: SampleJob) -> dict[str, Any]:
     """
     check(job)
     metrics = MetricsJournal(run_dir)
-    metrics.phase("loading model")
-    compute = compute_module.choose(job.device, job.threads)
-    tokenizer = loading.load_tokenizer(job.model.base_dir)
-    model = loading.load_policy(job.model, compute)
-    prompts = read_prompts(run_dir / "dataset.jsonl")
-    sampler = Sampler(run_dir, job, model, tokenizer, metrics)
-    metrics.phase("sampling")
-    sampler.run(prompts)
-    return sampler.describe(len(prompts), compute)
+    metrics.phase("loading model" if job.backend == "local" else "connecting to the sampling server")
+    backend = open_backend(job)
+    try:
+        prompts = read_prompts(run_dir / "dataset.jsonl")
+        sampler = Sampler(run_dir, job, backend, metrics)
+        metrics.phase("sampling")
+        sampler.run(prompts)
+        return sampler.describe(len(prompts))
+    finally:
+        backend.close()
 
 
 def check(job: SampleJob) -> None:
+    """Raises ``EngineError`` bad_job with the first thing about ``job`` that cannot be."""
     if job.temperature <= 0:
         hint = "At temperature 0 the two responses would be the same. Choose one above 0."
         raise EngineError("bad_job", f"The temperature is {job.temperature}.", hint)
     if not 0 < job.top_p <= 1:
         raise EngineError("bad_job", f"top_p is {job.top_p}.", "Choose a value above 0 and up to 1.")
-    if min(job.max_new_tokens, job.prompts_per_batch, job.max_attempts) < 1:
-        raise EngineError("bad_job", "max_new_tokens, prompts_per_batch and max_attempts must be at least 1.")
+    if min(job.max_new_tokens, job.rows, job.max_attempts) < 1:
+        raise EngineError("bad_job", "max_new_tokens, rows and max_attempts must be at least 1.")
+    if job.backend not in {"local", "server"}:
+        raise EngineError("bad_job", f"There is no sampling backend {job.backend!r}.", "Choose local or server.")
+    if job.backend == "server":
+        check_server(job)
+
+
+def check_server(job: SampleJob) -> None:
+    url = urlsplit(job.server_url)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        hint = "Give the URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."
+        raise EngineError("bad_job", "The job samples from a server and has no URL of one.", hint)
+    if not job.server_model:
+        hint = "Give the name that the server serves the base weights under (--served-model-name)."
+        raise EngineError("bad_job", "The job samples from a server and does not say from which model there.", hint)
+    if job.model.adapter_dir is not None and not job.model.adapter_hash:
+        raise EngineError("bad_job", "The adapter has no hash, which is what the server knows it by.")
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
@@ -95,76 +114,76 @@ def read_prompts(path: Path) -> list[PromptLine]:
 
 
 class Sampler:
-    """The queue of prompts and what becomes of them."""
+    """The prompts, and what becomes of them."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        job: SampleJob,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        metrics: MetricsJournal,
-    ) -> None:
+    def __init__(self, run_dir: Path, job: SampleJob, backend: Backend, metrics: MetricsJournal) -> None:
         self.job = job
-        self.model = model
-        self.tokenizer = tokenizer
+        self.backend = backend
         self.metrics = metrics
         self.samples = Journal(run_dir / "samples.jsonl")
-        self.context = context_length(model.config)
-        stop_ids = stop_token_ids(tokenizer, model.generation_config)
-        self.decoding = Decoding(job.temperature, job.top_p, frozenset(stop_ids), tokenizer.pad_token_id)
         self.counts = Counts()
+        self.total = self.done_before = 0
+        self.told = float("-inf")
 
     def run(self, prompts: list[PromptLine]) -> None:
         finished = {line["prompt_id"] for line in self.samples.read()}
-        total, done = len(prompts), len(finished)
-        queue = deque(self.accept([prompt for prompt in prompts if prompt.prompt_id not in finished]))
+        self.total, self.done_before = len(prompts), len(finished)
+        tasks = self.accept([prompt for prompt in prompts if prompt.prompt_id not in finished])
         # One prompt alone comes first, so that somebody who waits has something to read soon.
-        size = 1
-        while queue:
-            batch = [queue.popleft() for _ in range(min(size, len(queue)))]
-            queue.extendleft(reversed(self.write_batch(batch)))
-            size = self.job.prompts_per_batch
-            finished_now = self.counts.pairs + self.counts.refused
-            self.metrics.progress(done + finished_now, total, self.counts.tokens, self.counts.seconds)
+        first, others = tasks[:1], tasks[1:]
+        tasks = self.write(first) + others
+        while tasks:
+            tasks = self.write(tasks)
+        self.tell_progress()
 
     def accept(self, prompts: list[PromptLine]) -> list[Task]:
         """Tasks for the prompts that leave room for a response; the others are refused now."""
         tasks = []
         for prompt in prompts:
             try:
-                ids = prompt_token_ids(self.tokenizer, prompt.messages)
+                ids = prompt_token_ids(self.backend.tokenizer, prompt.messages)
             except PromptError as error:
                 self.refuse(prompt.prompt_id, 0, str(error))
                 continue
-            if len(ids) + LEAST_ROOM >= min(self.context, self.job.max_length):
+            if len(ids) + LEAST_ROOM >= min(self.backend.context, self.job.max_length):
                 self.refuse(prompt.prompt_id, 0, self.too_long(len(ids)))
                 continue
-            tasks.append(Task(prompt.prompt_id, ids, min(self.job.max_new_tokens, self.context - len(ids))))
+            tasks.append(Task(prompt.prompt_id, ids, min(self.job.max_new_tokens, self.backend.context - len(ids))))
         return tasks
 
     def too_long(self, tokens: int) -> str:
         return (
-            f"The prompt has {tokens:,} tokens; the model reads at most {self.context:,} and training "
+            f"The prompt has {tokens:,} tokens; the model reads at most {self.backend.context:,} and training "
             f"{self.job.max_length:,}, and a response needs {LEAST_ROOM} of them."
         )
 
-    def write_batch(self, batch: list[Task]) -> list[Task]:
+    def write(self, tasks: list[Task]) -> list[Task]:
         """Sample once for each task, save the pairs as they come, and return the tasks that must try again."""
-        requests = [Request(task.prompt_ids, task.seeds(self.job.seed), task.max_new_tokens) for task in batch]
+        requests = [Request(task.prompt_ids, task.seeds(self.job.seed), task.max_new_tokens) for task in tasks]
         again = []
-        for number, rows in write_responses(self.model, requests, self.decoding):
-            self.counts.tokens += sum(len(row.token_ids) for row in rows)
-            if retry := self.settle(batch[number], [self.response(row) for row in rows]):
+        for number, outcome in self.backend.write(requests):
+            if isinstance(outcome, Refusal):
+                self.refuse(tasks[number].prompt_id, tasks[number].attempt, outcome.reason)
+                continue
+            self.counts.tokens += sum(len(response.token_ids) for response in outcome)
+            if retry := self.settle(tasks[number], outcome):
                 again.append(retry)
+            if time.monotonic() - self.told >= PROGRESS_SECONDS:
+                self.tell_progress()
         return again
+
+    def tell_progress(self) -> None:
+        self.told = time.monotonic()
+        done = self.done_before + self.counts.finished
+        self.metrics.progress(done, self.total, self.counts.tokens, self.counts.seconds)
 
     def settle(self, task: Task, responses: list[SampledResponse]) -> Task | None:
         """Save the pair, or refuse the prompt, or return the task that tries once more."""
         problem = unusable(responses, self.job.max_length - len(task.prompt_ids))
         if not problem:
             self.counts.pairs += 1
-            self.samples.append(SampledPair(task.prompt_id, responses, task.attempt), durable=True)
+            pair = SampledPair(task.prompt_id, responses, task.attempt, prompt_token_ids=task.prompt_ids)
+            self.samples.append(pair, durable=True)
             return None
         if task.attempt < self.job.max_attempts:
             self.counts.resampled += 1
@@ -172,26 +191,26 @@ class Sampler:
         self.refuse(task.prompt_id, task.attempt, f"{problem} in each of {task.attempt} attempts.")
         return None
 
-    def response(self, row: Row) -> SampledResponse:
-        return SampledResponse(response_text(self.tokenizer, row.token_ids), row.token_ids, row.finish_reason, row.seed)
-
     def refuse(self, prompt_id: str, attempts: int, reason: str) -> None:
         self.counts.refused += 1
         self.samples.append(SampledPair(prompt_id, attempts=attempts, refused=reason), durable=True)
 
-    def describe(self, prompts: int, compute: Compute) -> dict[str, Any]:
-        counts = self.counts
-        return compute.describe() | {
+    def describe(self, prompts: int) -> dict[str, Any]:
+        counts, seconds = self.counts, self.counts.seconds
+        return self.backend.describe() | {
+            "backend": self.job.backend,
+            "rows": self.job.rows,
             "prompts": prompts,
             "pairs": counts.pairs,
             "refused": counts.refused,
             "resampled": counts.resampled,
-            "from_earlier_attempts": prompts - counts.pairs - counts.refused,
+            "from_earlier_attempts": prompts - counts.finished,
             "tokens": counts.tokens,
-            "seconds": round(counts.seconds, 3),
+            "seconds": round(seconds, 3),
+            "tokens_per_s": round(counts.tokens / seconds, 1),
             "seed": self.job.seed,
-            "context": self.context,
-            "stop_token_ids": sorted(self.decoding.stop_ids),
+            "context": self.backend.context,
+            "stop_token_ids": self.backend.stop_ids,
         }
 
 
