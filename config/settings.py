@@ -250,14 +250,22 @@ ENGINE_DEVICE = env.str("TIEBREAK_DEVICE", "auto")
 # What training runs of this machine have computed and later ones can use: it may be deleted at any time.
 CACHE_DIR = Path(env.str("TIEBREAK_CACHE_DIR", "") or DATA_DIR / "cache").resolve()
 CACHE_MB = env.int("TIEBREAK_CACHE_MB", 20_000)
-# An inference server that writes the pairs; empty: the sampling worker does. Its key, if it wants one, goes from the
-# environment to the sampling engine and is a value of no other process.
+if CACHE_MB < 0:
+    raise ImproperlyConfigured(f"TIEBREAK_CACHE_MB is {CACHE_MB}; it is a number of megabytes, and 0 keeps nothing.")
+# An inference server that writes the pairs of policies on its weights; empty: the sampling worker does. Its key, if it
+# wants one, goes from the environment to the sampling engine and is a value of no other process.
 SAMPLING_SERVER_URL = env.str("TIEBREAK_SAMPLING_SERVER_URL", "")
 SAMPLING_SERVER_MODEL = env.str("TIEBREAK_SAMPLING_SERVER_MODEL", "")
+SAMPLING_SERVER_CHECKPOINT = env.str("TIEBREAK_SAMPLING_SERVER_CHECKPOINT", "")
 if SAMPLING_SERVER_URL and not SAMPLING_SERVER_MODEL:
     raise ImproperlyConfigured(
         "TIEBREAK_SAMPLING_SERVER_URL is set, so TIEBREAK_SAMPLING_SERVER_MODEL must say under which name that server "
-        "knows the base model."
+        "knows the model that it holds."
+    )
+if SAMPLING_SERVER_URL and not SAMPLING_SERVER_CHECKPOINT:
+    raise ImproperlyConfigured(
+        "TIEBREAK_SAMPLING_SERVER_URL is set, so TIEBREAK_SAMPLING_SERVER_CHECKPOINT must say by name or content hash "
+        "which checkpoint has the weights that the server holds. Policies on other weights are sampled without it."
     )
 MINIMUM_FREE_DISK_MB = env.int("TIEBREAK_MINIMUM_FREE_DISK_MB", 1024)
 

@@ -172,6 +172,8 @@ def _cursor(position: str) -> str:
         ("post", "runs/", {"recipe": {"method": {}}}),
         ("post", "runs/", {"recipe": {"loss": ["dpo"]}}),
         ("post", "runs/", {"recipe": {"loss": "robust", "ties": "half"}}),
+        ("post", "runs/", {"recipe": {"loss": "robust"}}),
+        ("post", "runs/", {"recipe": {"mode": "fast", "fast_layers": 500}}),
         ("post", "runs/", {"recipe": {"beta": 10**400}}),
         ("get", "runs/?cursor=cD1hYmM=", None),
         ("get", "prompts/?cursor=%00", None),

@@ -65,9 +65,9 @@ def wait_for(job: Job, say: Callable[[str], None]) -> None:
 
 def _progress_line(job: Job) -> str:
     progress: dict[str, Any] = job.progress
-    if "steps" in progress:
+    if "steps" in progress and progress.get("phase", "training") == "training":
         figures = f"loss {progress['loss']:.4f}, margin {progress['reward_margin']:.4f}"
         return f"{job}: step {progress['step']} of {progress['steps']}, {figures}"
-    if progress.get("done"):
+    if progress.get("done") and progress.get("total"):
         return f"{job}: {progress.get('phase') or 'sampling'}, {progress['done']} of {progress['total']}"
     return f"{job}: {progress.get('phase') or job.get_state_display().lower()}"

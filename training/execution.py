@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -17,9 +17,10 @@ from labeling.exceptions import LabelingError
 from labeling.models import Prompt
 from labeling.services import NewResponse, add_pair
 from training import registry, store
-from training.exceptions import JobFailed, LeaseLost
+from training.exceptions import JobFailed, LeaseLost, Rejected
 from training.jobspec import (
     MergeJob,
+    ModelRef,
     PromptLine,
     Result,
     SampledPair,
@@ -44,7 +45,10 @@ from training.recipe import for_engine
 from training.rundir import LineReader, RunDir
 from training.supervision import Work
 
+log = logging.getLogger(__name__)
+
 PROBES = 16  # held-out prompts that a run's policies answer to be compared
+MIN_HASH = 12  # characters of a content hash that name a checkpoint; pages show as many
 
 
 class Training(Work[TrainingRun]):
@@ -75,11 +79,10 @@ class Training(Work[TrainingRun]):
     def _job(self) -> TrainJob:
         reference = self.job.reference
         root = reference.base or reference
-        first = Promotion.first_checkpoint(self.job.project)
-        is_other = first is not None and first.content_hash != reference.content_hash
+        verified: registry.Verified = {}
         return TrainJob(
-            reference=registry.weights_of(reference),
-            first=registry.weights_of(first) if first and is_other else None,
+            reference=registry.weights_of(reference, verified),
+            first=self._first(verified),
             seed=self.job.seed,
             base_name=root.public_name or root.name,
             cache_dir=str(settings.CACHE_DIR),
@@ -89,17 +92,22 @@ class Training(Work[TrainingRun]):
             **for_engine(self.job.recipe),
         )
 
+    def _first(self, verified: registry.Verified) -> ModelRef | None:
+        """The first policy, to measure the drift from. It only measures, so a run does without a damaged one."""
+        first = Promotion.first_behind(self.job.project, self.job.reference)
+        try:
+            return registry.weights_of(first, verified) if first else None
+        except (Rejected, OSError) as error:
+            log.warning("%s does without the first policy: %s", self.job, error)
+            return None
+
     def _write_probes(self) -> None:
         """The prompts that policies are compared on. A run that goes on keeps those that it has begun with."""
-        if self._probes.exists():
+        if self.run_dir.probes.exists():
             return
         held_out = Prompt.objects.filter(project=self.job.project, is_held_out=True).order_by("content_hash")
         lines = [PromptLine(str(prompt.pk), prompt.messages).to_json() + "\n" for prompt in held_out[:PROBES]]
-        write_atomically(self._probes, "".join(lines))
-
-    @property
-    def _probes(self) -> Path:
-        return self.run_dir.path / "probes.jsonl"
+        write_atomically(self.run_dir.probes, "".join(lines))
 
     def _discard_leftovers(self) -> None:
         """A worker that died between publishing its checkpoint and committing the row left the directory behind."""
@@ -148,7 +156,6 @@ class Training(Work[TrainingRun]):
             store.discard(checkpoint.uuid)
             raise
         self.run_dir.drop_inputs()
-        self._probes.unlink(missing_ok=True)
 
 
 def _checkpoint_uuid(run: TrainingRun, fence: int) -> UUID:
@@ -191,7 +198,7 @@ class Sampling(Work[SampleBatch]):
             seed=self.job.seed,
             threads=settings.ENGINE_THREADS,
             device=settings.ENGINE_DEVICE,
-            **_backend(),
+            **_backend(self.job.policy),
             **self.job.decoding,
         )
         write_job(self.run_dir.path, job)
@@ -253,15 +260,20 @@ class Sampling(Work[SampleBatch]):
         self.run_dir.remove()  # all of it is in the database
 
 
-def _backend() -> dict[str, Any]:
-    """Where responses are written: by the engine itself, or by an inference server that it asks."""
-    if not settings.SAMPLING_SERVER_URL:
+def _backend(policy: Checkpoint) -> dict[str, Any]:
+    """Where responses are written: by the inference server if it holds the policy's weights, else by the engine."""
+    if not settings.SAMPLING_SERVER_URL or not _is_on_server(policy.base or policy):
         return {}
     return {
         "backend": "server",
         "server_url": settings.SAMPLING_SERVER_URL,
         "server_model": settings.SAMPLING_SERVER_MODEL,
     }
+
+
+def _is_on_server(root: Checkpoint) -> bool:
+    named = settings.SAMPLING_SERVER_CHECKPOINT
+    return named == root.name or (len(named) >= MIN_HASH and root.content_hash.startswith(named))
 
 
 def _usable_logps(sampled: SampledResponse) -> list[float]:

@@ -8,7 +8,7 @@ SmolLM2-135M, a block keeps exactly the number of values that ``values_kept`` gi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,13 +22,14 @@ OVERHEAD = 600 * 10**6  # Python, torch, transformers and their libraries
 # SmolLM2-135M in float32, LoRA of rank 16, 1 to 4 pairs of 384 tokens; peaks of 2.8, 4.5 and 7.7 GB of an earlier
 # trainer at 1, 2 and 4 pairs of 512 tokens agree.
 ACTIVATION_FACTOR = 2.4
-HEAD_ROWS = 64  # completion tokens whose logits are there at once
+HEAD_ROWS = 256  # completion tokens whose logits are there at once; the product is at its fastest from here on
 HEAD_COPIES = 3  # logits, their softmax, and its gradient
 SHARE = 0.7  # of the limit, that the planned micro-batch may take
 LAST_SHARE = 0.9  # of the limit, that a single pair with checkpointing may take before the run is refused
 # Tokens in memory at once from which a larger micro-batch gains nothing: the matrix products of a CPU are at their
 # fastest from some hundreds of rows on, and what is in memory for longer leaves its caches.
 MOST_TOKENS = {"cpu": 1024, "cuda": 16_384}
+UNKNOWN = 2**40  # limit where nothing can be read, so that nothing is refused
 
 
 class ShapeError(ValueError):
@@ -97,10 +98,21 @@ class Footprint:
     activations: int
     head: int
     overhead: int
+    products: int = 0  # W + s B A beside W
+    beside: int = 0  # models that the policy is compared with, loaded when training is done
+
+    @property
+    def training(self) -> int:
+        return sum(vars(self).values()) - self.beside
+
+    @property
+    def comparing(self) -> int:
+        return self.weights + self.optimizer + self.beside + self.overhead
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        """The most at any time."""
+        return max(self.training, self.comparing)
 
 
 def parameters(shape: Shape) -> int:
@@ -111,7 +123,12 @@ def parameters(shape: Shape) -> int:
 
 def layer_parameters(shape: Shape) -> int:
     """Weights of one block: its linear layers and two norms."""
-    return sum(inputs * outputs for inputs, outputs in _linears(shape)) + 2 * shape.hidden
+    return linear_parameters(shape) + 2 * shape.hidden
+
+
+def linear_parameters(shape: Shape) -> int:
+    """Weights of the linear layers of one block."""
+    return sum(inputs * outputs for inputs, outputs in _linears(shape))
 
 
 def adapter_parameters(shape: Shape, rank: int, layers: int) -> int:
@@ -158,12 +175,14 @@ def estimate(
     checkpointing: bool,
     bytes_per_weight: int,
     trained_layers: int,
+    models_beside: int = 0,
 ) -> Footprint:
     """The footprint of a training step on ``pairs`` pairs at once.
 
     ``tokens``: of the longest pair, packed: its prompt once, then both completions. ``completion_tokens``: of both its
     completions. ``bytes_per_weight``: of frozen weights; trained ones are float32. ``trained_layers``: see
-    ``layers_trained``. Activations are counted in float32, which is an upper bound under bfloat16 autocast.
+    ``layers_trained``. ``models_beside``: see ``models_compared``. Activations are counted in float32, which is an
+    upper bound under bfloat16 autocast.
     """
     weights, optimizer = _weights(shape, method, mode, lora_rank, trained_layers, bytes_per_weight)
     values = values_kept(shape, method=method, lora_rank=lora_rank, tokens=tokens)
@@ -177,6 +196,7 @@ def estimate(
         activations=round(ACTIVATION_FACTOR * pairs * tokens * values * FLOAT),
         head=(logits + completions) * FLOAT,
         overhead=OVERHEAD,
+        beside=models_beside * parameters(shape) * bytes_per_weight,
     )
 
 
@@ -209,6 +229,7 @@ def choose(
     pairs_per_step: int,
     limit_bytes: int,
     most_tokens: int,
+    models_beside: int = 0,
 ) -> tuple[int, bool] | None:
     """(pairs at once, checkpointing): what ``SHARE`` of the limit holds; else one with checkpointing; else ``None``.
 
@@ -216,7 +237,7 @@ def choose(
     has those of a device.
     """
 
-    def total(pairs: int, *, checkpointing: bool) -> int:
+    def needs(pairs: int, *, checkpointing: bool) -> Footprint:
         return estimate(
             shape,
             method=method,
@@ -228,51 +249,86 @@ def choose(
             checkpointing=checkpointing,
             bytes_per_weight=bytes_per_weight,
             trained_layers=trained_layers,
-        ).total
+            models_beside=models_beside,
+        )
 
+    least = needs(1, checkpointing=True)
+    if least.total > LAST_SHARE * limit_bytes:
+        return None
     most = max(1, min(pairs_per_step, most_tokens // tokens))
-    none, one = total(0, checkpointing=False), total(1, checkpointing=False)
+    none, one = needs(0, checkpointing=False).training, needs(1, checkpointing=False).training
     fitting = int((SHARE * limit_bytes - none) // (one - none))  # every pair adds the same
-    if fitting >= 1:
-        return min(most, fitting), False
-    return (1, True) if total(1, checkpointing=True) <= LAST_SHARE * limit_bytes else None
+    return (min(most, fitting), False) if fitting >= 1 else (1, True)
+
+
+def models_compared(method: Method, *, on_adapter: bool, has_first: bool) -> int:
+    """Models beside the policy when what it writes is compared with what others would.
+
+    A fresh adapter is switched off to have the reference; another one, or full weights, need the reference once more.
+    The project's first policy is one more, where it is not the reference.
+    """
+    return int(method == "full" or on_adapter) + int(has_first)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Of this machine, or of the container that this process runs in."""
+class Plan:
+    """How much of a step is in memory at once. ``merge``: hold the products W + s B A beside W."""
 
-    total: int
-    available: int
+    tokens: int
+    pairs: int  # like the longest
+    checkpointing: bool
+    merge: bool
+    expected: Footprint
 
 
-def machine_memory(root: Path = Path("/")) -> Memory | None:
-    """What /proc and the control group say; ``None`` where there is no /proc."""
+def plan(
+    shape: Shape, *, micro_batch: int, pairs_per_step: int, limit_bytes: int, device: str, **sizes: Any
+) -> Plan | None:
+    """What a run on ``device`` ("cpu" or "cuda") does; ``None`` where not one pair fits. ``sizes``: as of ``estimate``.
+
+    ``micro_batch``: pairs at once, if somebody asked; 0 for as many as fit and gain anything.
+    """
+    at_once = micro_batch or pairs_per_step
+    chosen = choose(shape, **sizes, pairs_per_step=at_once, limit_bytes=limit_bytes, most_tokens=UNKNOWN)
+    if chosen is None:
+        return None
+    pairs, checkpointing = chosen
+    longest = sizes["tokens"]
+    tokens = pairs * longest
+    if not micro_batch:
+        tokens = max(longest, min(tokens, MOST_TOKENS[device]))
+    expected = estimate(shape, **sizes, pairs=-(-tokens // longest), checkpointing=checkpointing)
+    merge = False
+    if sizes["method"] == "lora" and device == "cpu" and not checkpointing:
+        merged = replace(expected, products=sizes["trained_layers"] * linear_parameters(shape) * FLOAT)
+        merge = merged.total <= SHARE * limit_bytes
+        expected = merged if merge else expected
+    return Plan(tokens, tokens // longest, checkpointing, merge, expected)
+
+
+def machine_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of this machine, or of the container that this process runs in; ``None`` where there is no /proc."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         known = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-        total, available = known["MemTotal"], known["MemAvailable"]
+        total = known["MemTotal"]
     except (OSError, KeyError, ValueError, IndexError):
         return None
-    for limit, used in _group_limits(root):
-        total, available = min(total, limit), min(available, max(0, limit - used))
-    return Memory(total, available)
+    return min([total, *_group_limits(root)])
 
 
-def _group_limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, use without what the page cache can give back) of every control group that this process is in."""
+def _group_limits(root: Path) -> list[int]:
+    """Of every control group that this process is in and that has one."""
     found = []
-    for group, limit, used, idle in _group_files(root):
+    for path in _limit_files(root):
         try:
-            bound, use = int((group / limit).read_text()), int((group / used).read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            found.append(int(path.read_text()))
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
-        found.append((bound, max(0, use - int(stat.get(idle, 0)))))
     return found
 
 
-def _group_files(root: Path) -> list[tuple[Path, str, str, str]]:
+def _limit_files(root: Path) -> list[Path]:
     """Where version 2 of control groups, and version 1, keep limits; the group itself and those that it is in."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -282,12 +338,11 @@ def _group_files(root: Path) -> list[tuple[Path, str, str, str]]:
     for line in [*lines, "0::/", "0:memory:/"]:  # inside a container its own group is often mounted as the root
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            mount, name = root / "sys/fs/cgroup", "memory.max"
         elif "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
         else:
             continue
         own = mount / path.strip("/")
-        found += [(group, *names) for group in (own, *own.parents) if group == mount or mount in group.parents]
+        found += [group / name for group in (own, *own.parents) if group == mount or mount in group.parents]
     return list(dict.fromkeys(found))

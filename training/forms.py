@@ -30,7 +30,7 @@ class TrainForm(forms.Form):
     )
     mode = ExplainedChoice(
         "mode",
-        "",
+        "What of the model can change. An adapter that starts from another adapter keeps that one’s mode and layers.",
         {
             "exact": "every layer can change.",
             "fast": "a different hypothesis class: only the upper layers can change. Judged by the same held-out "
@@ -54,18 +54,18 @@ class TrainForm(forms.Form):
     )
     loss = ExplainedChoice(
         "loss",
-        "What becomes of the difference between the two log-ratios of a pair, z.",
+        "What becomes of z, β times the difference between the log-ratios of a pair’s two responses.",
         {
             "dpo": "the logistic loss of z (Rafailov et al. 2023).",
-            "ipo": "draws z to a fixed distance and back, so that labels without noise are fitted less "
-            "(Azar et al. 2023).",
-            "hinge": "stops pulling once z has reached 1 (Zhao et al. 2023, SLiC-HF).",
-            "robust": "corrects for labels that are wrong with a known probability; set label noise below "
-            "(Chowdhury et al. 2024).",
+            "ipo": "takes the log-ratios as averages per token here, and draws their difference to 1 / (2β) and back, "
+            "so that sure labels are not fitted without end (Azar et al. 2023).",
+            "hinge": "stops pulling once z has reached 1 (Liu et al. 2023, RSO, after SLiC of Zhao et al. 2023).",
+            "robust": "corrects for labels that are wrong with a known probability, which it takes from the votes; it "
+            "takes no ties (Chowdhury et al. 2024).",
             "apo_zero": "makes the chosen response likelier and the rejected one less likely; for chosen responses "
-            "better than the model’s own (D’Oosterlinck et al. 2024).",
+            "better than the model’s own. It takes no ties (D’Oosterlinck et al. 2024).",
             "apo_down": "makes both less likely, the rejected one more so; for a model that writes better than the "
-            "chosen responses (D’Oosterlinck et al. 2024).",
+            "chosen responses. It takes no ties (D’Oosterlinck et al. 2024).",
         },
     )
     sft_weight = forms.FloatField(
@@ -82,18 +82,20 @@ class TrainForm(forms.Form):
         choices=list(CHOICES["ties"].items()),
         initial=Recipe.ties,
         help_text="A tie, or a vote that is split, can train as a pair that may be labelled either way, which holds "
-        "its two responses together (Mitchell 2023, the note on cDPO). Never on held-out prompts.",
+        "its two responses together. Never on held-out prompts.",
     )
     label_noise = forms.ChoiceField(
         choices=list(CHOICES["label_noise"].items()),
         initial=Recipe.label_noise,
         help_text="How likely a label is the wrong way round: with votes, the share of a pair’s judgements against its "
-        "majority, ties being half a vote (Mitchell 2023). A single judgement stays certain.",
+        "majority, ties being half a vote, and 0.45 at most. The loss is then the expected one (Mitchell 2023, the "
+        "note on conservative DPO). A single judgement stays certain: with one a pair, votes change nothing.",
     )
     learning_rate = forms.FloatField(
         required=False,
         help_text=f"Leave empty for {LEARNING_RATES['lora']:g} with LoRA and {LEARNING_RATES['full']:g} with full "
-        "fine-tuning. If the loss stays at 0.69, raise it; if it becomes unsteady, lower it.",
+        "fine-tuning. The loss of DPO starts at 0.69; if it stays there, raise the rate, and if it becomes unsteady, "
+        "lower it.",
     )
     warmup_ratio = forms.FloatField(
         initial=Recipe.warmup_ratio,
@@ -114,11 +116,13 @@ class TrainForm(forms.Form):
     )
     lora_rank = forms.IntegerField(
         initial=Recipe.lora_rank,
-        help_text="Width of the adapter. An adapter that starts from another adapter keeps that one’s rank.",
+        help_text="Width of the adapter. An adapter that starts from another adapter keeps that one’s rank, α, mode "
+        "and layers.",
     )
     lora_alpha = forms.IntegerField(initial=Recipe.lora_alpha, help_text="The adapter’s effect is scaled by α / rank.")
     fast_layers = forms.IntegerField(
-        initial=Recipe.fast_layers, help_text="Upper layers that the fast mode trains; 0 is a third of them."
+        initial=Recipe.fast_layers,
+        help_text="Upper layers that the fast mode trains, no more than the model has; 0 is a third of them.",
     )
     micro_batch = forms.IntegerField(
         initial=Recipe.micro_batch,
@@ -126,7 +130,7 @@ class TrainForm(forms.Form):
     )
     processes = forms.IntegerField(
         initial=Recipe.processes,
-        help_text="Processes on one machine, one a GPU; 0 takes every GPU. On a CPU it stays 1.",
+        help_text="Processes on one machine, one a GPU; 0 takes every GPU. Without a GPU leave it at 1.",
     )
     sharding = forms.ChoiceField(
         choices=list(CHOICES["sharding"].items()),

@@ -6,6 +6,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+# What was minimised, and who wrote of it.
+OBJECTIVES = {
+    "dpo": "Direct Preference Optimization (Rafailov et al. 2023)",
+    "ipo": "Identity Preference Optimization (IPO; Azar et al. 2023), with log-ratios averaged over tokens,",
+    "hinge": "the hinge loss on differences of log-ratios (Liu et al. 2023, RSO, after SLiC of Zhao et al. 2023)",
+    "robust": "robust DPO (Chowdhury et al. 2024)",
+    "apo_zero": "Anchored Preference Optimization (APO-zero; D’Oosterlinck et al. 2024)",
+    "apo_down": "Anchored Preference Optimization (APO-down; D’Oosterlinck et al. 2024)",
+}
+
 
 def render_card(manifest: dict[str, Any]) -> str:
     """Return ``README.md``: front matter, what it is, how to load it, what it was made from, how it scored."""
@@ -35,8 +45,9 @@ def _summary(manifest: dict[str, Any]) -> str:
     if manifest["kind"] != "dpo":
         return f"Weights that preference training started from. Content hash `{manifest['content_hash']}`."
     kind = "A LoRA adapter" if manifest["base"] else "Full weights"
+    loss = manifest.get("recipe", {}).get("loss", "dpo")
     return (
-        f"{kind}, trained with Direct Preference Optimization (Rafailov et al. 2023) on human judgements of pairs, "
+        f"{kind}, trained with {OBJECTIVES.get(loss, loss)} on human judgements of pairs, "
         f"collected with Tiebreak. {_mode(manifest)}Content hash `{manifest['content_hash']}`."
     )
 
@@ -91,7 +102,7 @@ def _lineage(manifest: dict[str, Any]) -> str:
 
 def _ties(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if ties := manifest["snapshot"].get("tie_triples"):
-        yield "Of these ties", f"{ties} for training, with label noise 1/2"
+        yield "Of those for training, ties", f"{ties}, with label noise 1/2"
 
 
 def _unused(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -69,6 +69,21 @@ class Checkpoint(models.Model):
     def short_hash(self) -> str:
         return self.content_hash[:12]
 
+    def descends_from(self, other: Checkpoint) -> bool:
+        """Whether its weights were made from those of ``other``: a base or a parent, however far back."""
+        seen: set[int] = set()
+        waiting = [self]
+        while waiting:
+            checkpoint = waiting.pop()
+            for earlier in (checkpoint.base, checkpoint.parent):
+                if earlier is None or earlier.pk in seen:
+                    continue
+                if earlier.content_hash == other.content_hash:
+                    return True
+                seen.add(earlier.pk)
+                waiting.append(earlier)
+        return False
+
 
 class DatasetSnapshot(models.Model):
     """An immutable, sha256-named file of triples and the exact preferences behind it."""
@@ -290,6 +305,13 @@ class TrainingRun(Job):
         return bool(self.recipe.get("mode") == "fast")
 
     @property
+    def adapter(self) -> dict[str, Any]:
+        """What of the recipe says which matrices its adapter has. Earlier versions had the exact mode alone."""
+        plain = {"mode": TrainJob.mode, "fast_layers": TrainJob.fast_layers}
+        plain |= {"lora_rank": TrainJob.lora_rank, "lora_alpha": TrainJob.lora_alpha}
+        return {name: self.recipe.get(name, value) for name, value in plain.items()}
+
+    @property
     def beta(self) -> float:
         return float(self.recipe.get("beta", TrainJob.beta))
 
@@ -386,6 +408,18 @@ class Promotion(models.Model):
         """The project's first policy: the SFT snapshot that everything is measured against."""
         first = cls.objects.filter(project=project).select_related("checkpoint__base").order_by("pk").first()
         return first.checkpoint if first else None
+
+    @classmethod
+    def first_behind(cls, project: Project, reference: Checkpoint) -> Checkpoint | None:
+        """The project's first policy where ``reference`` is another model that was made from it, else ``None``.
+
+        A project may have begun with a model of another family, which has other tokens: nothing can be measured
+        between the two.
+        """
+        first = cls.first_checkpoint(project)
+        if first is None or first.content_hash == reference.content_hash:
+            return None
+        return first if reference.descends_from(first) else None
 
 
 class LoopRule(models.Model):

@@ -5,7 +5,7 @@ Every part of a result's details may be missing: older runs know less, and an en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class HeldOut:
     length_rule: str = ""  # "longer" or "shorter"
     length_accuracy: str = ""
     length_interval: str = ""
+    length_advantage: str = ""  # interval of the policy's accuracy over that of length, if it was measured
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ class Outcome:
     facts: list[tuple[str, str]]  # how it ran
 
 
-def read_outcome(details: dict[str, Any]) -> Outcome:
+def read_outcome(details: dict[str, Any], recipe: dict[str, Any] | None = None) -> Outcome:
+    """``recipe``: of the run, where there is one."""
     return Outcome(
         held_out=_held_out(_part(details, "held_out")),
         on_policy=_on_policy(_part(details, "on_policy")),
         flags=[Flag(flag["message"], flag.get("hint", "")) for flag in details.get("flags") or []],
-        facts=facts(details),
+        facts=facts(details, recipe),
     )
 
 
@@ -90,20 +92,22 @@ def _held_out(figures: dict[str, Any]) -> HeldOut:
     return HeldOut(
         pairs=figures["pairs"],
         prompts=figures.get("prompts", 0),
-        accuracy=percent(_part(figures, "after").get("accuracy")),
-        interval=_interval(figures.get("accuracy_interval"), percent),
+        accuracy=_share(_part(figures, "after").get("accuracy")),
+        interval=_interval(figures.get("accuracy_interval"), _share),
         comparison=Comparison(_held_out_rows(figures)),
         length_rule=length.get("rule", ""),
-        length_accuracy=percent(length.get("accuracy")),
-        length_interval=_interval(length.get("interval"), percent),
+        length_accuracy=_share(length.get("accuracy")),
+        length_interval=_interval(length.get("interval"), _share),
+        length_advantage=_interval(length.get("advantage_interval"), _points),
     )
 
 
 def _held_out_rows(figures: dict[str, Any]) -> list[Row]:
     before, after = _part(figures, "before"), _part(figures, "after")
-    accuracy = _interval(figures.get("accuracy_interval"), percent)
+    accuracy = _interval(figures.get("accuracy_interval"), _share)
     rows = [
         Row("Accuracy by implicit reward", _share(before.get("accuracy")), _share(after.get("accuracy")), accuracy),
+        *_advantage_row(_part(figures, "length_baseline")),
         Row("Accuracy by log-probability", _share(before.get("logp_accuracy")), _share(after.get("logp_accuracy"))),
     ]
     margin = _interval(figures.get("margin_interval"), signed)
@@ -114,13 +118,21 @@ def _held_out_rows(figures: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _advantage_row(length: dict[str, Any]) -> Iterator[Row]:
+    """Over the same pairs, so that its interval says more than those of the two accuracies."""
+    if length.get("advantage") is None:
+        return
+    name = f"Advantage over always choosing the {length['rule']} response, points"
+    yield Row(name, "", _points(length["advantage"]), _interval(length.get("advantage_interval"), _points))
+
+
 def _on_policy(figures: dict[str, Any]) -> OnPolicy:
     before, after = _part(figures, "before"), _part(figures, "after")
     shown: list[tuple[str, str, Show]] = [
         ("kl_reference", "KL from the reference, nats a response", _hundredths),
         ("kl_first", "KL from the first policy, nats a response", _hundredths),
         ("mean_tokens", "Length, tokens", _tenths),
-        ("finish_rate", "Ended by themselves", percent),
+        ("finish_rate", "Ended by themselves", _share),
         ("distinct_1", "Different tokens", _share),
         ("distinct_2", "Different pairs of tokens", _share),
         ("distinct_3", "Different triples of tokens", _share),
@@ -137,6 +149,11 @@ def _share(value: float | None) -> str:
     return percent(value, 1)
 
 
+def _points(share: float | None) -> str:
+    """A difference of two shares, in percentage points."""
+    return signed(None if share is None else 100 * share, 1)
+
+
 def _tenths(value: float | None) -> str:
     return decimals(value, 1)
 
@@ -145,12 +162,13 @@ def _hundredths(value: float | None) -> str:
     return decimals(value, 2)
 
 
-def facts(details: dict[str, Any]) -> list[tuple[str, str]]:
+def facts(details: dict[str, Any], recipe: dict[str, Any] | None = None) -> list[tuple[str, str]]:
     """How the run was carried out: (what, figures). Also of the progress of one that is going on."""
+    asked = bool((recipe or {}).get("micro_batch"))
     found = [
         ("Speed", _speed(_part(details, "speed"))),
         ("Memory", _memory(_part(details, "memory"))),
-        ("At once", _at_once(_part(details, "memory"), shared=bool(details.get("shared_prompt")))),
+        ("At once", _at_once(_part(details, "memory"), shared=bool(details.get("shared_prompt")), asked=asked)),
         ("Reference", _reference(_part(details, "reference_logps"))),
     ]
     return [(name, text) for name, text in found if text]
@@ -168,9 +186,12 @@ def _memory(memory: dict[str, Any]) -> str:
     )
 
 
-def _at_once(memory: dict[str, Any], *, shared: bool) -> str:
-    pairs = memory.get("micro_batch")
-    parts = [f"{pairs} pair{'' if pairs == 1 else 's'} in memory" if pairs else ""]
+def _at_once(memory: dict[str, Any], *, shared: bool, asked: bool) -> str:
+    """Tokens bound what is in memory; a number of pairs does where somebody has ``asked`` for one."""
+    tokens, pairs = memory.get("tokens"), memory.get("micro_batch")
+    parts = [f"up to {tokens:,} tokens in memory" if tokens else ""]
+    if pairs and (asked or not tokens):  # the results of earlier versions know pairs alone
+        parts.append(f"{pairs} pair{'' if pairs == 1 else 's'} in memory")
     parts.append("each prompt computed once" if shared else "")
     parts.append("activations computed again (checkpointing)" if memory.get("checkpointing") else "")
     parts.append("halved when memory ran out" if memory.get("halved") else "")

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from django.conf import settings
+from django.core.cache import cache
 from django.db.models import Case, Count, F, Func, IntegerField, Max, OuterRef, Q, Subquery, Sum, TextField, Value, When
 from django.db.models.functions import Cast, Coalesce, Greatest, Least, Length, NullIf
 
 from labeling.models import Choice, Preference, Project
-from training import footprint, store
-from training.footprint import Footprint, Memory, Method, Mode, Shape
-from training.models import Checkpoint, Job, PairOrigin, TrainingRun
+from training import footprint, registry
+from training.exceptions import Rejected
+from training.footprint import Footprint, Method, Mode
+from training.models import Checkpoint, Job, PairOrigin, Promotion, TrainingRun
 from training.recipe import Recipe
-from training.services import MIN_TRAIN_TRIPLES
+from training.services import MIN_TRAIN_PROMPTS, MIN_TRAIN_TRIPLES, continued, refuse_impossible
 
 PAIRS_LOOKED_AT = 20_000  # the newest; their tokens are counted on every look at the page
 RUNS_LOOKED_AT = 20
 CHARACTERS_PER_TOKEN = 3  # where no sampler has counted; English has four to five
+# Counting a large project takes seconds, and the form asks again with every field that is changed.
+LARGE = 20_000  # judged pairs
+KEPT_SECONDS = 60
+
+_Counted = TypeVar("_Counted")
 
 
 @dataclass(frozen=True)
 class Triples:
-    """How many triples the recipe's rule would give now. ``ties`` are among those to train on."""
+    """How many triples the recipe's rule would give now. ``ties`` are among those to train on.
+
+    ``train_prompts`` are the prompts of the others. ``pairs`` are all that were judged, whatever becomes of them.
+    """
 
     train: int
     held_out: int
     ties: int
+    train_prompts: int
+    pairs: int
+
+    least_triples = MIN_TRAIN_TRIPLES
+    least_prompts = MIN_TRAIN_PROMPTS
 
     @property
     def is_enough(self) -> bool:
-        return self.train - self.ties >= MIN_TRAIN_TRIPLES
+        return self.train - self.ties >= MIN_TRAIN_TRIPLES and self.train_prompts >= MIN_TRAIN_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -46,13 +60,19 @@ class Longest:
 
 @dataclass(frozen=True)
 class NeededMemory:
-    """How many pairs like the longest would be in memory at once, what that needs and what there is; if it fits."""
+    """How many pairs like the longest would be in memory at once, what that needs and what there is; if it fits.
+
+    ``machine``: bytes of a machine like this one, if the run is on its CPU. ``is_guess``: nothing says yet that it is.
+    ``as_many_as_fit``: a GPU decides how many, and ``footprint`` is that of one.
+    """
 
     footprint: Footprint
     pairs: int
-    checkpointing: bool
-    machine: Memory | None
-    fits: bool
+    checkpointing: bool = False
+    machine: int | None = None
+    fits: bool = True
+    is_guess: bool = False
+    as_many_as_fit: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,22 +85,63 @@ class Pace:
 
 @dataclass(frozen=True)
 class Preflight:
+    """``refusal``: why a run would be refused, whatever is labelled. ``note``: what the recipe will not do."""
+
     triples: Triples
     longest: Longest | None
     memory: NeededMemory | None
     pace: Pace | None
+    refusal: str = ""
+    note: str = ""
 
 
 def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -> Preflight:
-    triples = count_triples(project, recipe)
-    longest = longest_pair(project, recipe.max_length)
-    root = (reference.base or reference) if reference else None
+    """Of a project with many pairs the counts may be as old as ``KEPT_SECONDS``."""
+    triples = _kept(f"triples:{project.pk}:{recipe.ties}", lambda: count_triples(project, recipe), _is_large)
+    longest = _kept(
+        f"longest:{project.pk}:{recipe.max_length}",
+        lambda: longest_pair(project, recipe.max_length),
+        lambda _: _is_large(triples),
+    )
+    if reference is None:
+        return Preflight(triples, longest, None, None)
+    recipe = continued(recipe, reference)
     return Preflight(
         triples=triples,
         longest=longest,
-        memory=_memory(recipe, root, longest) if root and longest else None,
-        pace=_pace(project, recipe, root, triples) if root and triples.train else None,
+        memory=_memory(project, recipe, reference, longest) if longest else None,
+        pace=_pace(project, recipe, reference.base or reference, triples) if triples.train else None,
+        refusal=_refusal(recipe, reference),
+        note=_note(project, recipe),
     )
+
+
+def _kept(key: str, count: Callable[[], _Counted], is_large: Callable[[_Counted], bool]) -> _Counted:
+    key = f"preflight:{key}"
+    if (counted := cache.get(key)) is not None:
+        return cast(_Counted, counted)
+    counted = count()
+    if is_large(counted):
+        cache.set(key, counted, KEPT_SECONDS)
+    return counted
+
+
+def _is_large(triples: Triples) -> bool:
+    return triples.pairs >= LARGE
+
+
+def _refusal(recipe: Recipe, reference: Checkpoint) -> str:
+    try:
+        refuse_impossible(recipe, reference)
+    except Rejected as refusal:
+        return str(refusal)
+    return ""
+
+
+def _note(project: Project, recipe: Recipe) -> str:
+    if recipe.label_noise != "votes" or project.judgements_per_pair > 1:
+        return ""
+    return "The project asks for one judgement a pair, and one vote leaves a label certain: votes change nothing."
 
 
 def count_triples(project: Project, recipe: Recipe) -> Triples:
@@ -90,16 +151,18 @@ def count_triples(project: Project, recipe: Recipe) -> Triples:
         Preference.objects.filter(pair__project=project, is_current=True)
         .exclude(choice=Choice.BOTH_BAD)
         .values("pair_id")
-        .annotate(lead=Sum(vote), is_held_out=F("pair__prompt__is_held_out"))
+        .annotate(lead=Sum(vote), is_held_out=F("pair__prompt__is_held_out"), prompt=F("pair__prompt_id"))
     )
     decided = ~Q(lead=0)
     counts = pairs.aggregate(
         train=Count("pair_id", filter=decided & Q(is_held_out=False)),
         held_out=Count("pair_id", filter=decided & Q(is_held_out=True)),
         ties=Count("pair_id", filter=~decided & Q(is_held_out=False)),
+        train_prompts=Count("prompt", filter=decided & Q(is_held_out=False), distinct=True),
+        pairs=Count("pair_id"),
     )
     ties = counts["ties"] if recipe.ties == "half" else 0
-    return Triples(counts["train"] + ties, counts["held_out"], ties)
+    return Triples(counts["train"] + ties, counts["held_out"], ties, counts["train_prompts"], counts["pairs"])
 
 
 class ArrayLength(Func):
@@ -135,42 +198,51 @@ def _guess(text: Any) -> Any:
     return Length(text) / CHARACTERS_PER_TOKEN + 1
 
 
-def _memory(recipe: Recipe, root: Checkpoint, longest: Longest) -> NeededMemory | None:
-    shape = _shape(root)
+def _memory(project: Project, recipe: Recipe, reference: Checkpoint, longest: Longest) -> NeededMemory | None:
+    """What the engine would plan. How much a GPU has, this process cannot know."""
+    shape = registry.shape_of(reference)
     if shape is None:
         return None
-    on_gpu = settings.ENGINE_DEVICE == "cuda"
+    device = _device(project)
+    first = Promotion.first_behind(project, reference)
+    mode, method = cast(Mode, recipe.mode), cast(Method, recipe.method)
     sizes: dict[str, Any] = {
-        "method": cast(Method, recipe.method),
-        "mode": cast(Mode, recipe.mode),
+        "method": method,
+        "mode": mode,
         "lora_rank": recipe.lora_rank,
         "tokens": longest.tokens,
         "completion_tokens": longest.completion_tokens,
-        "bytes_per_weight": 2 if on_gpu else 4,
-        "trained_layers": footprint.layers_trained(shape, cast(Mode, recipe.mode), recipe.fast_layers),
+        "bytes_per_weight": 2 if device == "cuda" else 4,
+        "trained_layers": footprint.layers_trained(shape, mode, recipe.fast_layers),
+        "models_beside": footprint.models_compared(
+            method, on_adapter=reference.is_adapter, has_first=first is not None
+        ),
     }
-    # Whether the workers run here, and how much a GPU has, this process cannot know.
-    machine = None if on_gpu else footprint.machine_memory()
-    chosen = footprint.choose(
+    if device == "cuda":
+        pairs = recipe.micro_batch or 1
+        needed = footprint.estimate(shape, **sizes, pairs=pairs, checkpointing=False)
+        return NeededMemory(needed, pairs, as_many_as_fit=not recipe.micro_batch)
+    machine = footprint.machine_memory()
+    plan = footprint.plan(
         shape,
         **sizes,
-        pairs_per_step=recipe.micro_batch or recipe.pairs_per_step,
-        limit_bytes=machine.total if machine else 0,
-        most_tokens=sys.maxsize,
+        micro_batch=recipe.micro_batch,
+        pairs_per_step=recipe.pairs_per_step,
+        limit_bytes=machine or footprint.UNKNOWN,
+        device="cpu",
     )
-    pairs, checkpointing = chosen or (1, machine is not None)
-    if not recipe.micro_batch:
-        pairs = min(pairs, -(-footprint.MOST_TOKENS["cuda" if on_gpu else "cpu"] // longest.tokens))
-    needed = footprint.estimate(shape, **sizes, pairs=pairs, checkpointing=checkpointing)
-    return NeededMemory(needed, pairs, checkpointing, machine, chosen is not None or machine is None)
+    if plan is None:
+        needed = footprint.estimate(shape, **sizes, pairs=1, checkpointing=True)
+        return NeededMemory(needed, 1, checkpointing=True, machine=machine, fits=False, is_guess=not device)
+    return NeededMemory(plan.expected, plan.pairs, plan.checkpointing, machine, is_guess=not device)
 
 
-def _shape(root: Checkpoint) -> Shape | None:
-    try:
-        config = (store.checkpoint_dir(root.uuid) / "config.json").read_text(encoding="utf-8")
-        return Shape.from_config(json.loads(config))
-    except (OSError, ValueError):  # a ShapeError is one
-        return None
+def _device(project: Project) -> str:
+    """What training runs on: as it is set, or else as the project's last run found it; empty without one."""
+    if settings.ENGINE_DEVICE != "auto":
+        return str(settings.ENGINE_DEVICE)
+    runs = TrainingRun.objects.filter(project=project, state=Job.State.SUCCEEDED, checkpoint__isnull=False)
+    return runs.order_by("-pk").values_list("checkpoint__details__device", flat=True).first() or ""
 
 
 def _pace(project: Project, recipe: Recipe, root: Checkpoint, triples: Triples) -> Pace | None:

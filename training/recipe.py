@@ -43,7 +43,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "loss": {
         "dpo": "DPO",
         "ipo": "IPO",
-        "hinge": "Hinge (SLiC-HF)",
+        "hinge": "Hinge",
         "robust": "Robust DPO",
         "apo_zero": "APO-zero",
         "apo_down": "APO-down",
@@ -51,6 +51,14 @@ CHOICES: dict[str, dict[str, str]] = {
     "ties": {"drop": "Left out", "half": "Triples with label noise ½"},
     "label_noise": {"none": "None: a majority is certain", "votes": "From the votes of each pair"},
     "sharding": {"ddp": "DDP: the whole model on each", "fsdp": "FSDP: the model shared out"},
+}
+
+
+# Losses that a tie, with label noise 1/2, does not fit.
+WITHOUT_TIES = {
+    "robust": "The robust loss divides by 1 − 2ε, and ties have label noise ε = 1/2, so it cannot take them.",
+    "apo_zero": "Under APO-zero a tie has no gradient: it teaches nothing and takes the place of a pair that would.",
+    "apo_down": "Under APO-down a tie makes both of its responses less likely, which is not what a tie says.",
 }
 
 
@@ -152,10 +160,12 @@ class Recipe(_Bounded):
             if not isinstance(value, str) or value not in values:
                 called = name.replace("_", " ")
                 raise Rejected(f"There is no {called} “{str(value)[:40]}”; use {_either(values)}.")
-        if self.loss == "robust" and self.ties == "half":
+        if self.ties == "half" and (reason := WITHOUT_TIES.get(self.loss)):
+            raise Rejected(f"{reason} Leave ties out, or choose another loss.")
+        if self.loss == "robust" and self.label_noise == "none":
             raise Rejected(
-                "The robust loss divides by 1 − 2ε, and ties have label noise ε = 1/2, so it cannot take them. "
-                "Leave ties out, or choose another loss."
+                "The robust loss corrects for label noise, and without any it is plain DPO. Take label noise from the "
+                "votes, or choose DPO."
             )
 
     @property

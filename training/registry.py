@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 from labeling.models import Project
 from training import store
+from training.footprint import Shape
 from training.jobspec import ModelRef
 from training.model_card import render_card
 from training.models import Checkpoint
@@ -68,15 +71,39 @@ def _manifest(checkpoint: Checkpoint, files: list[store.StoredFile], lineage: di
     } | lineage
 
 
-def weights_of(checkpoint: Checkpoint) -> ModelRef:
-    """Verify the checkpoint's files, and its base's, against their hashes and say where they lie."""
+Verified = dict[uuid.UUID, Path]
+
+
+def weights_of(checkpoint: Checkpoint, verified: Verified | None = None) -> ModelRef:
+    """Verify the checkpoint's files, and its base's, against their hashes and say where they lie.
+
+    ``verified`` has the directories that the caller has had verified already, and is added to: each is read once.
+    Raises ``CheckpointDamaged``.
+    """
+    verified = {} if verified is None else verified
     base = checkpoint.base
     if base is None:
-        directory = store.verify(checkpoint.uuid, checkpoint.content_hash)
-        return ModelRef(base_dir=str(directory), base_hash=checkpoint.content_hash)
+        return ModelRef(base_dir=str(_verify(checkpoint, verified)), base_hash=checkpoint.content_hash)
     return ModelRef(
-        base_dir=str(store.verify(base.uuid, base.content_hash)),
+        base_dir=str(_verify(base, verified)),
         base_hash=base.content_hash,
-        adapter_dir=str(store.verify(checkpoint.uuid, checkpoint.content_hash, base.content_hash)),
+        adapter_dir=str(_verify(checkpoint, verified)),
         adapter_hash=checkpoint.content_hash,
     )
+
+
+def _verify(checkpoint: Checkpoint, verified: Verified) -> Path:
+    if checkpoint.uuid not in verified:
+        base_hash = checkpoint.base.content_hash if checkpoint.base else None
+        verified[checkpoint.uuid] = store.verify(checkpoint.uuid, checkpoint.content_hash, base_hash)
+    return verified[checkpoint.uuid]
+
+
+def shape_of(checkpoint: Checkpoint) -> Shape | None:
+    """The sizes of the model, of an adapter those of its base; ``None`` where no ``config.json`` says them."""
+    root = checkpoint.base or checkpoint
+    try:
+        config = (store.checkpoint_dir(root.uuid) / "config.json").read_text(encoding="utf-8")
+        return Shape.from_config(json.loads(config))
+    except (OSError, ValueError, TypeError, AttributeError):  # a ShapeError is a ValueError
+        return None

@@ -39,17 +39,17 @@ def read_status(run: TrainingRun) -> RunStatus:
     run_dir = RunDir.of(run.uuid)
     steps = read_steps(run_dir)
     newest = steps[-1] if steps else None
-    outcome = read_outcome(run.checkpoint.details if run.checkpoint else {})
+    outcome = read_outcome(run.checkpoint.details if run.checkpoint else {}, run.recipe)
     return RunStatus(
         run=run,
         phase=_phase(run),
         newest=newest,
         percent=_percent(run, newest),
-        eta_seconds=eta_seconds(newest) if run.state == Job.State.RUNNING else None,
+        eta_seconds=eta_seconds(newest) if _is_training(run) else None,
         charts=run_charts(steps),
         log=log_tail(run_dir),
         outcome=outcome,
-        facts=outcome.facts or facts(run.progress),
+        facts=outcome.facts or facts(run.progress, run.recipe),
         recipe=shown_recipe(run.recipe),
     )
 
@@ -90,6 +90,11 @@ def _phase(run: TrainingRun) -> str:
     return phase
 
 
+def _is_training(run: TrainingRun) -> bool:
+    """Whether steps are being made: others phases have no pace that is known."""
+    return run.state == Job.State.RUNNING and run.progress.get("phase", "training") == "training"
+
+
 def _percent(run: TrainingRun, newest: StepMetrics | None) -> int:
     if run.state == Job.State.SUCCEEDED:
         return 100
@@ -97,8 +102,8 @@ def _percent(run: TrainingRun, newest: StepMetrics | None) -> int:
 
 
 def eta_seconds(newest: StepMetrics | None) -> int | None:
-    """Seconds that the remaining steps take at the pace so far."""
-    if newest is None or newest.step == 0:
+    """Seconds that the remaining steps take at the pace so far; ``None`` without a pace, or without a step left."""
+    if newest is None or newest.step == 0 or newest.step >= newest.steps:
         return None
     return round(newest.seconds / newest.step * (newest.steps - newest.step))
 

@@ -36,6 +36,10 @@ class RunDir:
         return self.path / "dataset.jsonl"
 
     @property
+    def probes(self) -> Path:
+        return self.path / "probes.jsonl"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -67,6 +71,7 @@ class RunDir:
         """Remove what only a run that goes on would need, and keep its record: metrics, scores and log."""
         self.drop_resume_state()
         self.dataset.unlink(missing_ok=True)
+        self.probes.unlink(missing_ok=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import Case, Count, Max, OuterRef, Q, Subquery, Sum, When
+from django.db.models import Case, Count, JSONField, Max, OuterRef, Q, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -39,7 +39,7 @@ from training.models import (
 )
 from training.recipe import Decoding, Recipe
 from training.tasks import hint_on_commit
-from training.triples import Judgement, LabelRule, TripleCounts, derive_triples, without_engine_fields
+from training.triples import AS_JSON, Judgement, LabelRule, TripleCounts, as_line, derive_triples, without_engine_fields
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ MIN_TRAIN_TRIPLES = 8
 MIN_TRAIN_PROMPTS = 2
 MAX_PAIRS_PER_BATCH = 2000
 CHUNK = 1000  # preferences in memory at once
-AS_JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 Requester = User | None
 
 
@@ -182,11 +181,12 @@ def _prompts_to_sample(project: Project, policy: Checkpoint, decoding: Decoding,
 
 
 def judgements(
-    project: Project, pair_ids: Sequence[int] | None = None, *, with_logps: bool = False
+    project: Project, pair_ids: Sequence[int] | None = None, *, reference_hash: str | None = None
 ) -> Iterator[Judgement]:
     """The project's current preferences, or those of some pairs, sorted by pair, in a stream.
 
-    ``with_logps``: also the tokens of the prompt and the log-probabilities that the sampler kept of a pair.
+    ``reference_hash``: also the tokens of the prompt as sampled, and of the pairs that the policy of this content hash
+    wrote the log-probabilities of their tokens.
     """
     current = Preference.objects.filter(pair__project=project, is_current=True)
     rows = (
@@ -196,7 +196,7 @@ def judgements(
     )
     stream = rows.iterator(chunk_size=CHUNK)
     while chunk := list(islice(stream, CHUNK)):
-        known = _origins(chunk) if with_logps else {}
+        known = {} if reference_hash is None else _origins(chunk, reference_hash)
         for preference in chunk:
             yield _judgement(preference, known.get(preference.pair_id, _Origin()))
 
@@ -211,11 +211,16 @@ class _Origin:
     logps_b: list[float] = field(default_factory=list)
 
 
-def _origins(preferences: Sequence[Preference]) -> dict[int, _Origin]:
+def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int, _Origin]:
     pair_ids = {preference.pair_id for preference in preferences}
-    names = ("policy__content_hash", "prompt_token_ids", "logps_a", "logps_b")
-    rows = PairOrigin.objects.filter(pair_id__in=pair_ids).values_list("pair_id", *names)
-    return {pair_id: _Origin(*kept) for pair_id, *kept in rows}
+    is_reference = Q(policy__content_hash=reference_hash)
+    # Those of other policies, which are most of what is stored, are not read at all.
+    kept = [Case(When(is_reference, then=name), output_field=JSONField()) for name in ("logps_a", "logps_b")]
+    rows = PairOrigin.objects.filter(pair_id__in=pair_ids).values_list("pair_id", "prompt_token_ids", *kept)
+    return {
+        pair_id: _Origin(reference_hash, prompt_token_ids, logps_a or [], logps_b or [])
+        for pair_id, prompt_token_ids, logps_a, logps_b in rows
+    }
 
 
 def _judgement(preference: Preference, origin: _Origin) -> Judgement:
@@ -275,16 +280,19 @@ def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
     return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
 
 
-def freeze_snapshot(*, project: Project, rule: LabelRule | None = None) -> tuple[DatasetSnapshot, TripleCounts]:
+def freeze_snapshot(
+    *, project: Project, rule: LabelRule | None = None, reference_hash: str = ""
+) -> tuple[DatasetSnapshot, TripleCounts]:
     """Write the triples of now into an immutable file named by its sha256, and record the preferences behind it.
 
     The same triples give the same file, hence the same snapshot. ``rule``: how labels come of preferences.
+    ``reference_hash``: of the policy whose log-probabilities go along where its sampler kept them.
     """
     newest = Preference.objects.filter(pair__project=project).aggregate(newest=Max("pk"))["newest"] or 0
     draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
     counts = TripleCounts()
-    triples = derive_triples(judgements(project, with_logps=True), counts, rule)
-    _write_lines(draft, (triple.to_json() for triple in triples))
+    triples = derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)
+    _write_lines(draft, map(as_line, triples))
     sha256 = store.hash_file(draft)
     draft.replace(store.snapshot_path(sha256))
     with transaction.atomic():
@@ -331,8 +339,9 @@ def request_run(
     reference = reference or default_reference(project)
     if reference is None:
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
-    recipe = _continued(recipe, reference)
-    snapshot, counts = freeze_snapshot(project=project, rule=recipe.label_rule)
+    recipe = continued(recipe, reference)
+    refuse_impossible(recipe, reference)
+    snapshot, counts = freeze_snapshot(project=project, rule=recipe.label_rule, reference_hash=reference.content_hash)
     _refuse_too_little(counts)
     try:
         with transaction.atomic():
@@ -360,12 +369,27 @@ def request_run(
     return run
 
 
-def _continued(recipe: Recipe, reference: Checkpoint) -> Recipe:
-    """An adapter is trained on at its own rank, so that is what the recipe of the run says."""
-    earlier = TrainingRun.objects.filter(checkpoint=reference).first()
-    if recipe.method != "lora" or not reference.is_adapter or earlier is None:
+def continued(recipe: Recipe, reference: Checkpoint) -> Recipe:
+    """An adapter is trained on at its own rank and in its own layers, so that is what the recipe of the run says."""
+    if recipe.method != "lora" or not reference.is_adapter:
         return recipe
-    return replace(recipe, lora_rank=earlier.recipe["lora_rank"], lora_alpha=earlier.recipe["lora_alpha"])
+    earlier = TrainingRun.objects.filter(checkpoint=reference).first()
+    return replace(recipe, **earlier.adapter) if earlier else recipe
+
+
+def refuse_impossible(recipe: Recipe, reference: Checkpoint) -> None:
+    """``Rejected`` for what the recipe alone does not show: the model is smaller, or the workers have no GPU."""
+    if recipe.processes > 1 and settings.ENGINE_DEVICE == "cpu":
+        raise Rejected(
+            f"A run on {recipe.processes} GPUs was asked for, and here training is on the CPU (TIEBREAK_DEVICE), where "
+            "one process uses every core. Leave GPUs at 1."
+        )
+    shape = registry.shape_of(reference) if recipe.mode == "fast" else None
+    if shape and recipe.fast_layers > shape.layers:
+        raise Rejected(
+            f"The fast mode is to train {recipe.fast_layers} layers, and the model has {shape.layers}. "
+            "Choose fewer, or 0 for a third of them."
+        )
 
 
 def _refuse_stale(rule: LoopRule) -> None:

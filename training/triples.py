@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,6 +20,7 @@ MOST_NOISE = 0.45
 # Of a triple's fields those that only the engine reads; they are several times the size of the rest.
 ENGINE_FIELDS = ("prompt_token_ids",)
 ENGINE_COMPLETION_FIELDS = ("logps", "policy_hash")
+AS_JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ def derive_triples(
             if triple.label_noise < TIE_NOISE:
                 counts.train_prompts.add(int(triple.prompt_id))
         yield triple
+
+
+def as_line(triple: TripleLine) -> str:
+    """The bytes of ``TripleLine.to_json``, which copies every token on its way and takes several times as long."""
+    return json.dumps(vars(triple) | {side: vars(getattr(triple, side)) for side in ("chosen", "rejected")}, **AS_JSON)
 
 
 def without_engine_fields(triple: TripleLine) -> dict[str, Any]:

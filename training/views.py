@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.paginator import Paginator
 from django.http import FileResponse, Http404, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
@@ -121,7 +122,7 @@ def train(request: SignedInRequest, slug: str) -> HttpResponse:
         initial={"reference": reference},
     )
     if request.method == "GET" and asked:
-        context = _preflight(project, form, reference) | {"errors": form.non_field_errors()}
+        context = _preflight(project, form, reference) | {"errors": _named_errors(form)}
         return render(request, "training/train.html#preflight", context)
     if request.method == "POST" and form.is_valid():
         try:
@@ -151,6 +152,15 @@ def _preflight(project: Project, form: TrainForm, reference: Checkpoint | None) 
         reference = form.cleaned_data.get("reference", reference)
     preflight = look_ahead(project, recipe, reference) if recipe else None
     return {"project": project, "form": form, "preflight": preflight}
+
+
+def _named_errors(form: TrainForm) -> list[str]:
+    """Each with the field that it is of, for a place where the fields are not."""
+    return [
+        str(error) if name == NON_FIELD_ERRORS else f"{form[name].label}: {error}"
+        for name, errors in form.errors.items()
+        for error in errors
+    ]
 
 
 @require_GET

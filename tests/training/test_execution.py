@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from django.conf import settings
 
 from labeling.models import Prompt
-from training import services
+from training import services, store
 from training.execution import PROBES, Sampling, Training
 from training.jobspec import PromptLine, Result, SampledPair, SampledResponse, SampleJob, TrainJob, read_job
 from training.models import Job, PairOrigin, SampleBatch, TrainingRun
@@ -48,7 +49,7 @@ def _job(work: Training) -> TrainJob:
 
 
 def _probes(work: Training) -> list[PromptLine]:
-    lines = (work.run_dir.path / "probes.jsonl").read_text().splitlines()
+    lines = work.run_dir.probes.read_text().splitlines()
     return [PromptLine.from_dict(json.loads(line)) for line in lines]
 
 
@@ -78,6 +79,43 @@ def test_the_first_policy_is_told_only_where_the_reference_is_another(project, p
     assert job.first.base_hash == policy.content_hash
 
 
+def test_a_first_policy_of_another_family_is_nothing_to_measure_from(project, policy, start, make_checkpoint):
+    """The two have other tokens, and a KL between different vocabularies fails."""
+    stranger = make_checkpoint("another family")
+    child = make_checkpoint("child", project=project, kind="dpo", base=stranger, parent=stranger)
+    grandchild = make_checkpoint("grandchild", project=project, kind="dpo", base=stranger, parent=child)
+    for reference in (stranger, child, grandchild):
+        assert _job(start(reference=reference)).first is None
+        TrainingRun.objects.update(state=Job.State.CANCELLED)
+
+
+def test_the_first_policy_is_found_however_far_back_it_is(project, policy, start, make_checkpoint):
+    full = make_checkpoint("full", project=project, kind="dpo", parent=policy)
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=full, parent=full)
+    again = make_checkpoint("again", project=project, kind="dpo", base=full, parent=adapter)
+    assert _job(start(reference=again)).first.base_hash == policy.content_hash
+
+
+def test_a_damaged_first_policy_costs_no_run(project, policy, start, make_checkpoint, caplog):
+    full = make_checkpoint("full", project=project, kind="dpo", parent=policy)
+    (store.checkpoint_dir(policy.uuid) / "model.safetensors").write_bytes(b"other")
+    assert _job(start(reference=full)).first is None
+    assert "does without the first policy" in caplog.text
+    TrainingRun.objects.update(state=Job.State.CANCELLED)
+    shutil.rmtree(store.checkpoint_dir(policy.uuid))
+    assert _job(start(reference=full)).first is None
+
+
+def test_no_checkpoint_is_read_twice_for_one_run(project, policy, start, make_checkpoint, monkeypatch):
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    read, verify = [], store.verify
+    monkeypatch.setattr(store, "verify", lambda uuid, *hashes: read.append(uuid) or verify(uuid, *hashes))
+    job = _job(start(reference=adapter))
+    assert sorted(read) == sorted([policy.uuid, adapter.uuid])
+    assert job.first.base_dir == job.reference.base_dir == str(store.checkpoint_dir(policy.uuid))
+    assert (job.first.adapter_dir, job.reference.adapter_hash) == (None, adapter.content_hash)
+
+
 def test_probes_are_held_out_prompts_in_the_order_of_their_hashes(start, make_prompt):
     for _ in range(PROBES + 3):
         make_prompt(held_out=True)
@@ -98,7 +136,7 @@ def test_a_run_that_goes_on_keeps_its_probes(start, make_prompt):
 
 def test_a_project_without_held_out_prompts_has_no_probes(start):
     work = start()
-    (work.run_dir.path / "probes.jsonl").unlink()
+    work.run_dir.probes.unlink()
     Prompt.objects.filter(is_held_out=True).delete()
     work.prepare()
     assert _probes(work) == []
@@ -111,7 +149,8 @@ def test_probes_go_with_the_other_inputs_once_the_checkpoint_is_there(start):
     work.publish(Result(ok=True, details={"mode": "exact"}))
     work.job.refresh_from_db()
     assert work.job.state == Job.State.SUCCEEDED
-    assert not (work.run_dir.path / "probes.jsonl").exists()
+    assert not work.run_dir.probes.exists()
+    assert not work.run_dir.dataset.exists()
 
 
 def test_the_counter_of_one_phase_is_not_that_of_the_next(start):
@@ -158,18 +197,63 @@ def test_log_probabilities_that_do_not_fit_the_tokens_are_not_kept(batch, logps)
     assert (origin.logps_a, origin.logps_b) == ([], [-1.0, -1.0, -1.0])
 
 
-def test_pairs_are_written_here_or_by_the_server_that_the_settings_name(batch, settings):
+@pytest.fixture
+def server(settings):
+    """An inference server that holds the weights of a checkpoint: ``server(its name or hash)``."""
+
+    def holds(named: str) -> None:
+        settings.SAMPLING_SERVER_URL, settings.SAMPLING_SERVER_MODEL = "http://127.0.0.1:8000/v1", "smol"
+        settings.SAMPLING_SERVER_CHECKPOINT = named
+
+    return holds
+
+
+def _sample_job(batch: SampleBatch) -> SampleJob:
     work = Sampling(batch, RunDir.of(batch.uuid))
     work.prepare()
-    assert read_job(work.run_dir.path, SampleJob).backend == "local"
-    settings.SAMPLING_SERVER_URL, settings.SAMPLING_SERVER_MODEL = "http://127.0.0.1:8000/v1", "smol"
-    work.prepare()
-    job = read_job(work.run_dir.path, SampleJob)
-    assert (job.backend, job.server_url, job.server_model) == ("server", "http://127.0.0.1:8000/v1", "smol")
+    return read_job(work.run_dir.path, SampleJob)
 
 
-def test_an_inference_server_without_the_name_of_its_model_is_refused_at_the_start(environment):
-    environment |= {"TIEBREAK_SAMPLING_SERVER_URL": "http://127.0.0.1:8000/v1"}
+def test_pairs_are_written_here_or_by_the_server_that_the_settings_name(batch, policy, server):
+    assert _sample_job(batch).backend == "local"
+    for named in (policy.name, policy.content_hash, policy.short_hash):
+        server(named)
+        job = _sample_job(batch)
+        assert (job.backend, job.server_url, job.server_model) == ("server", "http://127.0.0.1:8000/v1", "smol")
+
+
+@pytest.mark.parametrize("named", ["another", "b", ""])
+def test_a_server_that_holds_other_weights_writes_no_pair_of_this_policy(batch, server, named):
+    server(named)
+    assert _sample_job(batch).backend == "local"
+
+
+def test_a_server_writes_for_the_adapters_on_its_weights_and_not_for_full_fine_tunings(
+    batch, project, policy, server, make_checkpoint
+):
+    server(policy.name)
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    full = make_checkpoint("full", project=project, kind="dpo", parent=policy)
+    on_full = make_checkpoint("on full", project=project, kind="dpo", base=full, parent=full)
+    for written, backend in ((adapter, "server"), (full, "local"), (on_full, "local")):
+        batch.policy = written
+        assert _sample_job(batch).backend == backend, written
+
+
+SERVER = {"TIEBREAK_SAMPLING_SERVER_URL": "http://127.0.0.1:8000/v1"}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (SERVER, "TIEBREAK_SAMPLING_SERVER_MODEL must say under which name"),
+        (SERVER | {"TIEBREAK_SAMPLING_SERVER_MODEL": "smol"}, "TIEBREAK_SAMPLING_SERVER_CHECKPOINT must say by name"),
+        ({"TIEBREAK_CACHE_MB": "-1"}, "TIEBREAK_CACHE_MB is -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_the_start(environment, values, reason):
     command = [sys.executable, "-c", "import config.settings"]
+    environment |= values
     done = subprocess.run(command, cwd=settings.BASE_DIR, env=environment, capture_output=True, text=True, check=False)
-    assert "TIEBREAK_SAMPLING_SERVER_MODEL must say under which name" in done.stderr
+    assert done.returncode != 0
+    assert reason in done.stderr

@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from tests.training.test_outcome import DETAILS, OLDER
 from tests.training.test_preflight import CONFIG
 from training import services, store, tasks
-from training.footprint import Memory
+from training.command_line import _progress_line
 from training.forms import TrainForm
 from training.jobspec import StepMetrics
 from training.models import Checkpoint, CheckpointExport, Job, LoopRule, SampleBatch, TrainingRun
@@ -64,12 +64,31 @@ def test_the_form_explains_every_field(client, url, policy):
     form = TrainForm(references=Checkpoint.objects.all())
     for name in form.fields:
         assert f'id="id_{name}"' in page, name
-        described = re.search(rf'id="id_{name}_helptext"\s+class="field-help">[^<]', page)
-        assert described or f"<strong>{escape(form[name].field.explained[0][0])}:</strong>" in page, name
-    for paper in ("Azar et al. 2023", "Zhao et al. 2023", "Chowdhury et al. 2024", "Oosterlinck et al. 2024"):
+        help_text = _element(page, f"id_{name}_helptext")
+        assert len(help_text) > 20, name
+        control = re.search(rf'<(?:input|select)[^>]*id="id_{name}"[^>]*>', page)
+        assert control, name
+        assert f"id_{name}_helptext" in _described_by(control[0]), name
+        for value, sentence in getattr(form[name].field, "explained", []):
+            assert f"<strong>{escape(value)}:</strong> {escape(sentence)}" in help_text, (name, value)
+    for paper in ("Azar et al. 2023", "Liu et al. 2023, RSO, after SLiC of Zhao et al. 2023", "Chowdhury et al. 2024"):
         assert paper in page
+    assert page.count("Mitchell 2023") == 1, "only the loss under label noise is of that note"
+    for word in ("Oosterlinck et al. 2024", "0.45 at most", "The loss of DPO starts at 0.69", "β times the difference"):
+        assert word in page
     for paper in ("Liu et al. 2024; Pang et al. 2024", "arXiv 2409.06411", "Mitchell 2023"):
         assert paper in page
+
+
+def _element(page: str, name: str) -> str:
+    """What is inside the element of this id; none has another element of its own kind inside."""
+    tag, inside = re.search(rf'<(\w+)\s[^>]*?id="{name}"[^>]*>(.*)', page, re.DOTALL).groups()
+    return inside.split(f"</{tag}>")[0]
+
+
+def _described_by(control: str) -> list[str]:
+    found = re.search(r'aria-describedby="([^"]+)"', control)
+    return found[1].split() if found else []
 
 
 def test_every_help_text_that_a_control_names_is_there_once(client, url, policy):
@@ -102,7 +121,7 @@ def test_a_refused_run_says_why_and_keeps_the_form(client, url, policy):
     assert response.status_code == 400
     assert "not enough to train on" in response.content.decode()
     assert "What it takes" in response.content.decode()
-    response = client.post(url("train"), values | {"loss": "robust", "ties": "half"})
+    response = client.post(url("train"), values | {"loss": "robust", "ties": "half", "label_noise": "votes"})
     assert response.content.decode().count("The robust loss divides by") == 1
     assert not TrainingRun.objects.exists()
 
@@ -120,7 +139,7 @@ def test_the_form_says_what_a_run_takes_before_it_is_started(client, url, sized,
     facts = _facts(client.get(url("train")))
     assert facts["Triples"] == "10 to train on, 2 held out"
     assert re.fullmatch(r"about \d+ tokens, the prompt once and both responses", facts["Longest pair"])
-    memory = r"about \S+\s[MG]B, with 8 pairs of that length at once · \S+\s[MG]B on a machine like this one"
+    memory = r"about \S+\s[MG]B, with 8 pairs of that length at once · \S+\s[MG]B on a CPU machine like this one"
     assert re.fullmatch(memory, facts["Memory"]), facts["Memory"]
     assert "Time" not in facts, "no run has been timed"
 
@@ -136,10 +155,29 @@ def test_another_choice_in_the_form_gets_another_estimate_and_no_page(client, ur
     assert _facts(other)["Triples"] == "14 to train on, 0 held out · 4 of the former are ties"
     assert "with 2 pairs of that length at once" in _facts(other)["Memory"]
     assert not TrainingRun.objects.exists()
-    wrong = client.get(url("train"), values | {"ties": "half", "loss": "robust"}, headers=htmx)
+    wrong = client.get(url("train"), values | {"ties": "half", "loss": "robust", "label_noise": "votes"}, headers=htmx)
     assert (wrong.status_code, _facts(wrong)) == (200, {})
     assert "The robust loss divides by" in wrong.content.decode()
-    assert client.get(url("train"), {"beta": "x"}, headers=htmx).status_code == 200
+    unreadable = client.get(url("train"), values | {"beta": "x", "epochs": ""}, headers=htmx)
+    assert unreadable.status_code == 200
+    for told in ("<p>β: Enter a number.</p>", "<p>Epochs: This field is required.</p>"):
+        assert told in unreadable.content.decode()
+
+
+def test_what_would_be_refused_or_do_nothing_is_said_with_the_estimate(client, url, sized, label, settings):
+    settings.ENGINE_DEVICE = "cpu"
+    values = Recipe(mode="fast", label_noise="votes").to_dict() | {"reference": sized.pk}
+    htmx = {"HX-Request": "true"}
+    page = client.get(url("train"), values | {"fast_layers": 31}, headers=htmx).content.decode()
+    assert "the model has 30" in page
+    assert "votes change nothing" in page
+    assert "Leave GPUs at 1" in client.get(url("train"), values | {"processes": 2}, headers=htmx).content.decode()
+    settings.ENGINE_DEVICE = "cuda"
+    label(8)
+    gpu = _facts(client.get(url("train"), values, headers=htmx))["Memory"]
+    assert re.fullmatch(r"about \S+\s[MG]B with one pair of that length · as many as fit are on the GPU at once", gpu)
+    asked = _facts(client.get(url("train"), values | {"micro_batch": 3}, headers=htmx))["Memory"]
+    assert asked.endswith("with 3 pairs of that length at once")
 
 
 def test_the_estimate_asks_without_the_token_that_guards_the_form(client, url, sized):
@@ -149,15 +187,15 @@ def test_the_estimate_asks_without_the_token_that_guards_the_form(client, url, s
 
 def test_too_few_triples_are_said_before_and_not_only_when_the_button_is_pressed(client, url, policy, label):
     label(7)
-    assert "too few to start" in _facts(client.get(url("train")))["Triples"]
+    assert "too few to start: 8 on 2 prompts must say" in _facts(client.get(url("train")))["Triples"]
     label(1)
     assert _facts(client.get(url("train")))["Triples"] == "8 to train on, 0 held out"
 
 
 def test_a_machine_that_is_too_small_is_said(client, url, sized, label, monkeypatch):
     label(8)
-    monkeypatch.setattr("training.footprint.machine_memory", lambda: Memory(10**9, 10**9))
-    assert _facts(client.get(url("train")))["Memory"].endswith("on a machine like this one, which is too little")
+    monkeypatch.setattr("training.footprint.machine_memory", lambda: 10**9)
+    assert _facts(client.get(url("train")))["Memory"].endswith("on a CPU machine like this one, which is too little")
 
 
 def test_time_is_told_by_an_earlier_run(client, url, project, sized, label, run, make_checkpoint):
@@ -183,6 +221,8 @@ def test_a_whole_outcome_is_shown_on_the_page_of_the_run_and_of_the_checkpoint(c
         for shown in (
             *("Chosen responses became less likely.", "Add an SFT term.", "Its own responses", "1.00 to 1.50"),
             *("by taking the shorter response", "95 % interval, after", "of at most 128 tokens"),
+            *("Advantage over always choosing the shorter response, points", "−12.5 to +22.5"),
+            "Where the interval of the advantage reaches zero or below",
         ):
             assert shown in text, shown
     assert _facts(run_page)["Reference"].startswith("3 computed, 1,200 from earlier runs")
@@ -212,9 +252,9 @@ def test_a_run_in_fast_mode_is_marked_wherever_it_is_shown(client, url, project,
 
 def test_the_recipe_of_a_run_is_told_in_words_and_without_what_does_nothing(client, project, policy, label):
     label(10)
-    recipe = Recipe(mode="fast", loss="apo_zero", ties="half", sft_weight=0.5)
+    recipe = Recipe(mode="fast", loss="hinge", ties="half", sft_weight=0.5)
     facts = _facts(client.get(services.request_run(project=project, recipe=recipe).get_absolute_url()))
-    assert (facts["Mode"], facts["Loss"], facts["SFT weight"]) == ("Fast", "APO-zero", "0.5")
+    assert (facts["Mode"], facts["Loss"], facts["SFT weight"]) == ("Fast", "Hinge", "0.5")
     assert (facts["Micro-batch"], facts["Layers of the fast mode"]) == ("as many as fit", "a third")
     assert facts["Ties"] == "Triples with label noise ½"
     assert not {"Length α", "Label noise", "GPUs", "Several GPUs"} & set(facts)
@@ -257,6 +297,37 @@ def test_a_running_run_says_how_much_is_in_memory(client, run):
     facts = _facts(client.get(run.get_absolute_url()))
     assert facts["Memory"] == "estimated 2.0 GB, 8.0 GB to use"
     assert facts["At once"] == "1 pair in memory"
+    run.renew({"phase": "training", "memory": {"tokens": 1024, "micro_batch": 8}})
+    assert _facts(client.get(run.get_absolute_url()))["At once"] == "up to 1,024 tokens in memory"
+    TrainingRun.objects.update(recipe=run.recipe | {"micro_batch": 8})
+    asked = _facts(client.get(run.get_absolute_url()))["At once"]
+    assert asked == "up to 1,024 tokens in memory, 8 pairs in memory"
+
+
+@pytest.mark.parametrize("phase", ["scoring held-out pairs", "comparing responses", "writing checkpoint"])
+def test_what_comes_after_the_last_step_is_told_and_no_time_is_left(client, run, phase):
+    run.claim("worker")
+    _write_metrics(run, 12)
+    run.renew({"phase": "training", "step": 12, "steps": 30})
+    assert "time left" in client.get(run.get_absolute_url()).content.decode()
+    _write_metrics(run, 30)
+    run.renew({"phase": "training", "step": 30, "steps": 30})
+    assert "time left" not in client.get(run.get_absolute_url()).content.decode()
+    _write_metrics(run, 12)  # as after a resumed run has read its steps
+    run.renew({"phase": phase, "step": 12, "steps": 30, "loss": 0.5, "reward_margin": 0.1, "done": 2, "total": 9})
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert "time left" not in page
+    assert f">{phase.capitalize()}: 2 of 9<" in page
+    run.refresh_from_db()
+    assert _progress_line(run) == f"Run 1: {phase}, 2 of 9"
+
+
+def test_the_command_line_tells_steps_while_they_are_made(run):
+    run.claim("worker")
+    run.progress = {"phase": "training", "step": 3, "steps": 30, "loss": 0.5, "reward_margin": 0.125}
+    assert _progress_line(run) == "Run 1: step 3 of 30, loss 0.5000, margin 0.1250"
+    run.progress |= {"phase": "writing checkpoint"}
+    assert _progress_line(run) == "Run 1: writing checkpoint"
 
 
 def test_a_running_run_shows_step_figures_charts_and_log_and_polls(client, url, run):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.core.cache import cache
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from labeling.services import NewResponse, add_pair
 from training import footprint, preflight, services, store
-from training.footprint import Memory
 from training.models import Job, PairOrigin, TrainingRun
 from training.preflight import Longest, count_triples, longest_pair, look_ahead
 from training.recipe import Recipe
@@ -26,6 +26,13 @@ CONFIG = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_counts_kept():
+    cache.clear()
+    yield
+    cache.clear()
+
+
 @pytest.fixture
 def sized(policy):
     """The policy, with a config that says how large it is."""
@@ -36,7 +43,7 @@ def sized(policy):
 @pytest.fixture
 def machine(monkeypatch):
     def has(total: float) -> None:
-        monkeypatch.setattr(preflight.footprint, "machine_memory", lambda: Memory(int(total), int(total)))
+        monkeypatch.setattr(preflight.footprint, "machine_memory", lambda: int(total))
 
     return has
 
@@ -62,6 +69,7 @@ def test_triples_are_counted_as_a_run_would_derive_them(
     found = count_triples(project, recipe)
     assert (found.train, found.held_out, found.ties) == (counts.train, counts.held_out, counts.tie_triples)
     assert (found.train, found.ties) == ((5, 0) if ties == "drop" else (11, 6))
+    assert (found.train_prompts, found.pairs) == (len(counts.train_prompts), 14)
     assert snapshot.train_triples == found.train
 
 
@@ -109,7 +117,10 @@ def test_more_tokens_at_once_than_gain_anything_are_in_memory_only_when_asked_fo
     judge(add_pair(prompt=make_prompt("Hm?"), responses=responses), annotator, "a")
     machine(640e9)
     assert longest_pair(project, 1024).tokens * 3 > footprint.MOST_TOKENS["cpu"]
-    assert look_ahead(project, Recipe(pairs_per_step=8), sized).memory.pairs == 3
+    longest = longest_pair(project, 1024).tokens
+    found = look_ahead(project, Recipe(pairs_per_step=8), sized).memory
+    assert found.pairs == footprint.MOST_TOKENS["cpu"] // longest == 1
+    assert found.footprint.products > 0, "what the engine holds beside the weights is counted"
     assert look_ahead(project, Recipe(pairs_per_step=8, micro_batch=6), sized).memory.pairs == 6
 
 
@@ -117,15 +128,89 @@ def test_an_adapter_is_as_large_as_its_base(project, sized, label, make_checkpoi
     label(8)
     machine(64e9)
     adapter = make_checkpoint("adapter", project=project, kind="dpo", base=sized, parent=sized)
-    assert look_ahead(project, Recipe(), adapter).memory == look_ahead(project, Recipe(), sized).memory
+    found, plain = (look_ahead(project, Recipe(), it).memory.footprint for it in (adapter, sized))
+    assert found.weights == plain.weights
+    assert found.beside == 2 * plain.weights, "its reference and the first policy are loaded once more to compare"
+    assert plain.beside == 0
 
 
-def test_a_gpu_has_memory_of_its_own_that_is_not_known_here(project, sized, label, settings):
+def test_a_gpu_has_memory_of_its_own_that_is_not_known_here(project, sized, label, settings, machine):
     label(8)
+    machine(1e9)
     settings.ENGINE_DEVICE = "cuda"
     memory = look_ahead(project, Recipe(), sized).memory
     assert (memory.machine, memory.fits, memory.checkpointing) == (None, True, False)
     assert memory.footprint.weights == footprint.parameters(footprint.Shape.from_config(CONFIG)) * 2
+    assert (memory.pairs, memory.as_many_as_fit) == (1, True)
+    asked = look_ahead(project, Recipe(micro_batch=4), sized).memory
+    assert (asked.pairs, asked.as_many_as_fit) == (4, False)
+    assert asked.footprint.activations == pytest.approx(4 * memory.footprint.activations)
+
+
+def test_the_last_run_tells_what_an_automatic_device_is(project, sized, label, machine, make_checkpoint, settings):
+    label(10)
+    machine(64e9)
+    before = look_ahead(project, Recipe(), sized).memory
+    assert (before.machine, before.is_guess) == (64_000_000_000, True)
+    _finish(project, sized, make_checkpoint, "on a CPU", Recipe(), {"device": "cpu"})
+    known = look_ahead(project, Recipe(), sized).memory
+    assert (known.machine, known.is_guess) == (64_000_000_000, False)
+    _finish(project, sized, make_checkpoint, "on a GPU", Recipe(), {"device": "cuda"})
+    gpu = look_ahead(project, Recipe(), sized).memory
+    assert (gpu.machine, gpu.as_many_as_fit) == (None, True)
+    settings.ENGINE_DEVICE = "cpu"
+    assert look_ahead(project, Recipe(), sized).memory.is_guess is False
+
+
+def test_an_adapter_is_trained_on_in_its_own_mode_and_the_estimate_knows(project, sized, label, make_checkpoint):
+    label(10)
+    run = _finish(project, sized, make_checkpoint, "adapter", Recipe(mode="fast", fast_layers=3), {})
+    again = look_ahead(project, Recipe(), run.checkpoint)
+    fresh = look_ahead(project, Recipe(mode="fast", fast_layers=3), sized)
+    assert again.memory.footprint.optimizer == fresh.memory.footprint.optimizer
+    assert look_ahead(project, Recipe(), sized).memory.footprint.optimizer == 10 * fresh.memory.footprint.optimizer
+
+
+def test_what_would_be_refused_is_said_before(project, sized, settings):
+    assert look_ahead(project, Recipe(mode="fast", fast_layers=30), sized).refusal == ""
+    assert "the model has 30" in look_ahead(project, Recipe(mode="fast", fast_layers=31), sized).refusal
+    settings.ENGINE_DEVICE = "cpu"
+    assert "Leave GPUs at 1" in look_ahead(project, Recipe(processes=2), sized).refusal
+
+
+def test_votes_that_change_nothing_are_told(project, sized):
+    assert look_ahead(project, Recipe(), sized).note == ""
+    assert "votes change nothing" in look_ahead(project, Recipe(label_noise="votes"), sized).note
+    project.judgements_per_pair = 3
+    assert look_ahead(project, Recipe(label_noise="votes"), sized).note == ""
+
+
+def test_one_prompt_is_too_little_however_many_pairs_it_has(project, data_dir, label, make_prompt):
+    label(10, prompt=make_prompt(held_out=False))
+    found = count_triples(project, Recipe())
+    assert (found.train, found.train_prompts, found.is_enough) == (10, 1, False)
+    label(1)
+    assert count_triples(project, Recipe()).is_enough
+
+
+def test_a_large_project_is_counted_once_a_minute_and_each_rule_for_itself(project, sized, label, monkeypatch):
+    def queries(recipe: Recipe) -> int:
+        with CaptureQueriesContext(connection) as captured:
+            look_ahead(project, recipe, sized)
+        return len(captured)
+
+    label(4)
+    label(2, "tie")
+    first = queries(Recipe())
+    assert queries(Recipe()) == first, "a small project is counted anew"
+    monkeypatch.setattr(preflight, "LARGE", 6)
+    assert queries(Recipe()) == first
+    assert queries(Recipe(beta=0.2)) == first - 2
+    label(1)
+    assert look_ahead(project, Recipe(), sized).triples.train == 4
+    assert look_ahead(project, Recipe(ties="half"), sized).triples.train == 7
+    cache.clear()
+    assert look_ahead(project, Recipe(), sized).triples.train == 5
 
 
 @pytest.mark.parametrize("config", ["{}", "not json", None])
@@ -150,6 +235,7 @@ def _finish(project, policy, make_checkpoint, name: str, recipe: Recipe, details
     run = services.request_run(project=project, recipe=recipe)
     checkpoint = make_checkpoint(name, project=project, kind="dpo", base=policy, parent=policy, details=details)
     TrainingRun.objects.filter(pk=run.pk).update(state=Job.State.SUCCEEDED, checkpoint=checkpoint)
+    run.refresh_from_db()
     return run
 
 
@@ -178,4 +264,4 @@ def test_looking_costs_as_many_queries_for_many_pairs_as_for_few(project, sized,
     label(2)
     few = queries()
     label(10)
-    assert queries() == few <= 3
+    assert queries() == few <= 5

@@ -47,12 +47,24 @@ EARLIER = {
         ({"beta": "high"}, "beta must be a number"),
         ({"lora_rank": True}, "lora_rank must be a number"),
         ({"lora_rank": 16.5}, "must be a whole number"),
-        ({"loss": "robust", "ties": "half"}, "The robust loss divides by 1 − 2ε"),
+        ({"loss": "robust", "ties": "half", "label_noise": "votes"}, "The robust loss divides by 1 − 2ε"),
+        ({"loss": "robust"}, "without any it is plain DPO. Take label noise from the votes"),
+        ({"loss": "apo_zero", "ties": "half"}, "Under APO-zero a tie has no gradient.*Leave ties out"),
+        ({"loss": "apo_down", "ties": "half"}, "Under APO-down a tie makes both of its responses less likely"),
     ],
 )
 def test_a_recipe_out_of_bounds_is_refused(values, reason):
     with pytest.raises(Rejected, match=reason):
         Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "hinge"])
+def test_other_losses_take_ties(loss):
+    assert Recipe.from_dict({"loss": loss, "ties": "half"}).loss == loss
+
+
+def test_the_robust_loss_takes_its_noise_from_the_votes():
+    assert Recipe.from_dict({"loss": "robust", "label_noise": "votes"}).label_rule == LabelRule(noise="votes")
 
 
 def test_the_engine_splits_a_step_freely():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from tests.training.test_preflight import CONFIG
 from training import services, store
 from training.exceptions import CheckpointDamaged, Rejected
 from training.models import Job, LoopRule, Promotion, SampleBatch, SampleRefusal, TrainingRun
@@ -198,6 +201,51 @@ def test_continuing_an_adapter_records_the_rank_it_is_trained_at(project, policy
     TrainingRun.objects.filter(pk=first.pk).update(state=Job.State.SUCCEEDED, checkpoint=adapter)
     second = services.request_run(project=project, recipe=Recipe(), reference=adapter)
     assert (second.recipe["lora_rank"], second.recipe["lora_alpha"]) == (4, 8)
+
+
+def test_continuing_an_adapter_keeps_the_layers_that_it_has(project, policy, label, make_checkpoint):
+    """An adapter of the fast mode has matrices in upper layers alone, so that "exact" would train no others."""
+    label(10)
+    fast = services.request_run(project=project, recipe=Recipe(mode="fast", fast_layers=2))
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    TrainingRun.objects.filter(pk=fast.pk).update(state=Job.State.SUCCEEDED, checkpoint=adapter)
+    again = services.request_run(project=project, recipe=Recipe(), reference=adapter)
+    assert (again.recipe["mode"], again.recipe["fast_layers"]) == ("fast", 2)
+    services.cancel_job(job=again)
+    full = services.request_run(project=project, recipe=Recipe(method="full"), reference=adapter)
+    assert full.recipe["mode"] == "exact", "the adapter is folded in, and every weight can move"
+
+
+def test_continuing_an_adapter_of_an_earlier_version(project, policy, label, make_checkpoint):
+    label(10)
+    first = services.request_run(project=project, recipe=Recipe())
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    TrainingRun.objects.filter(pk=first.pk).update(
+        state=Job.State.SUCCEEDED, checkpoint=adapter, recipe={"method": "lora", "lora_rank": 4, "lora_alpha": 8}
+    )
+    recipe = services.continued(Recipe(mode="fast"), adapter)
+    assert (recipe.mode, recipe.lora_rank, recipe.lora_alpha) == ("exact", 4, 8)
+
+
+def test_several_processes_are_refused_where_training_is_on_a_cpu(project, policy, label, settings):
+    label(10)
+    settings.ENGINE_DEVICE = "cpu"
+    with pytest.raises(Rejected, match="2 GPUs was asked for.*on the CPU.*Leave GPUs at 1"):
+        services.request_run(project=project, recipe=Recipe(processes=2))
+    assert services.request_run(project=project, recipe=Recipe(processes=0)).recipe["processes"] == 0
+    TrainingRun.objects.update(state=Job.State.CANCELLED)
+    settings.ENGINE_DEVICE = "auto"
+    assert services.request_run(project=project, recipe=Recipe(processes=2)).recipe["processes"] == 2
+
+
+def test_more_layers_than_the_model_has_are_refused(project, policy, label, make_checkpoint):
+    (store.checkpoint_dir(policy.uuid) / "config.json").write_text(json.dumps(CONFIG))
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    label(10)
+    for reference in (policy, adapter):
+        with pytest.raises(Rejected, match="is to train 31 layers, and the model has 30"):
+            services.request_run(project=project, recipe=Recipe(mode="fast", fast_layers=31), reference=reference)
+    services.request_run(project=project, recipe=Recipe(fast_layers=31))
 
 
 @pytest.mark.parametrize("pairs", [0, -3, 5000])

@@ -15,7 +15,7 @@ from training import services, store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
 from training.recipe import Recipe
-from training.triples import MOST_NOISE, Judgement, LabelRule, TripleCounts, derive_triples
+from training.triples import MOST_NOISE, Judgement, LabelRule, TripleCounts, as_line, derive_triples
 
 A, B = Completion("A", [1], "stop"), Completion("B", [2], "stop")
 
@@ -139,6 +139,19 @@ def test_a_triple_goes_to_json_and_back():
     assert TripleLine.from_dict(json.loads(triple.to_json())) == triple
 
 
+@given(
+    st.text(),
+    st.lists(st.integers(0, 10**6), max_size=5),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5),
+    st.floats(0, 0.5),
+)
+def test_a_line_of_a_snapshot_has_the_bytes_that_the_contract_gives_it(text, ids, logps, noise):
+    chosen, rejected = Completion(text, ids, "stop", logps, "hash" if logps else ""), Completion("é", [1], "length")
+    messages = [{"role": "user", "content": text}]
+    triple = TripleLine("1", "2", "train", messages, chosen, rejected, [3], 1.0, noise, ids)
+    assert as_line(triple) == triple.to_json()
+
+
 def test_a_snapshot_is_an_immutable_file_named_by_its_hash(project, data_dir, label):
     label(3)
     label(1, held_out=True)
@@ -167,8 +180,8 @@ def sampled(project, policy, make_prompt):
     return make
 
 
-def _frozen_lines(project, **rule: str) -> list[dict]:
-    snapshot, _ = services.freeze_snapshot(project=project, rule=LabelRule(**rule))
+def _frozen_lines(project, reference) -> list[dict]:
+    snapshot, _ = services.freeze_snapshot(project=project, reference_hash=reference.content_hash)
     return [json.loads(line) for line in store.snapshot_path(snapshot.sha256).read_text().splitlines()]
 
 
@@ -179,7 +192,7 @@ def test_a_snapshot_carries_what_the_sampler_kept_and_an_export_does_not(
     judge(sampled(make_pair, **kept), annotator, "b")
     judge(sampled(make_pair, prompt_token_ids=[3]), annotator, "a")
     judge(make_pair(held_out=False), annotator, "a")
-    first, without_logps, imported = _frozen_lines(project)
+    first, without_logps, imported = _frozen_lines(project, policy)
     assert first["prompt_token_ids"] == [1, 2]
     assert (first["chosen"]["logps"], first["rejected"]["logps"]) == ([-1.0, -2.0], [-0.1, -0.2, -0.3])
     assert first["chosen"]["policy_hash"] == first["rejected"]["policy_hash"] == policy.content_hash
@@ -192,13 +205,26 @@ def test_a_snapshot_carries_what_the_sampler_kept_and_an_export_does_not(
     assert "prompt_token_ids" not in exported
 
 
+def test_log_probabilities_go_along_with_the_policy_that_they_are_of_and_no_other(
+    project, policy, sampled, make_pair, judge, label, annotator, make_checkpoint
+):
+    judge(sampled(make_pair, prompt_token_ids=[1], logps_a=[-0.1] * 3, logps_b=[-1.0] * 2), annotator, "a")
+    other = make_checkpoint("other", project=project, kind="dpo", parent=policy)
+    (line,) = _frozen_lines(project, other)
+    assert (line["prompt_token_ids"], line["chosen"]["logps"], line["chosen"]["policy_hash"]) == ([1], [], "")
+    label(9)
+    run = services.request_run(project=project, recipe=Recipe())
+    lines = [json.loads(line) for line in store.snapshot_path(run.snapshot.sha256).read_text().splitlines()]
+    assert [line["chosen"]["policy_hash"] for line in lines[:2]] == [policy.content_hash, ""]
+
+
 def test_what_the_sampler_kept_costs_one_query_a_chunk(project, sampled, make_pair, judge, annotator, monkeypatch):
     for _ in range(5):
         judge(sampled(make_pair, logps_a=[-0.5] * 3, logps_b=[-0.5] * 2), annotator, "a")
 
     def queries() -> int:
         with CaptureQueriesContext(connection) as captured:
-            assert len(list(services.judgements(project, with_logps=True))) == 5
+            assert len(list(services.judgements(project, reference_hash="any"))) == 5
         return len(captured)
 
     assert queries() == 2

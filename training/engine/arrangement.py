@@ -34,6 +34,25 @@ class Tokens(Protocol):
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """A pair whose order its label does not decide, so that what is computed of it does not depend on the label.
+
+    ``swapped`` where the chosen response comes second.
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    swapped: bool = False
+
+    @classmethod
+    def of(cls, pair: Tokens) -> Unlabelled:
+        swapped = pair.rejected_ids < pair.chosen_ids
+        both = (pair.rejected_ids, pair.chosen_ids) if swapped else (pair.chosen_ids, pair.rejected_ids)
+        return cls(pair.prompt_ids, *both, swapped)
+
+
+@dataclass(frozen=True)
 class Span:
     """Columns of one pair in the packed row: the prompt, then the chosen, then the rejected response, to ``end``."""
 
@@ -78,6 +97,11 @@ class Arrangement:
 def packed_tokens(pair: Tokens) -> int:
     """Positions that a pair takes in the packed layout."""
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def padded_tokens(pair: Tokens) -> int:
+    """Positions that a pair takes as two rows."""
+    return 2 * (len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
 
 
 def scored_tokens(pair: Tokens) -> int:

@@ -26,16 +26,28 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS content (id INTEGER PRIMARY KEY, value BLOB NOT NULL)",
     "CREATE INDEX IF NOT EXISTS entry_by_age ON entry (used, bytes)",
 )
+# A damaged schema or row also shows as text that is none, or as a value of another type.
+FAILURES = (sqlite3.Error, ValueError, TypeError)
+# Codes that speak of the place where the file lies, or of who else is using it; all others speak of the file.
+OUTSIDE = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT,
+}  # fmt: skip
 FIND = "SELECT entry.id, checksum, value FROM entry JOIN content USING (id) WHERE key = ?"
 
 
 def key_of(*parts: str | list[int]) -> bytes:
-    """sha256 over ``parts``, told apart by their lengths."""
+    """sha256 over ``parts``, told apart by their kinds and lengths."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else ",".join(map(str, part)).encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
+        kind, data = (b"s", part) if isinstance(part, str) else (b"i", ",".join(map(str, part)))
+        digest.update(kind + len(data.encode()).to_bytes(8, "big") + data.encode())
     return digest.digest()
+
+
+def checksum_of(key: bytes, value: bytes) -> int:
+    """Over both: a damaged index leads to a whole value, but to another key's."""
+    return zlib.crc32(value, zlib.crc32(key))
 
 
 class Cache:
@@ -56,7 +68,7 @@ class Cache:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.connection = connect(path)
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self.recover(error)
         except OSError as error:
             self.give_up(error)
@@ -65,9 +77,9 @@ class Cache:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        with suppress(sqlite3.Error):
+        with suppress(OSError, *FAILURES):
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
             self.connection = connect(path)
 
     def give_up(self, error: Exception) -> None:
@@ -84,12 +96,12 @@ class Cache:
             if row is None:
                 return None
             number, checksum, value = row
-            if zlib.crc32(value) == checksum:
+            if isinstance(value, bytes) and checksum_of(key, value) == checksum:
                 self.connection.execute("UPDATE entry SET used = ? WHERE id = ?", (time.time_ns(), number))
-                return bytes(value)
+                return value
             self.damaged += 1
             self.forget([key])
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self.recover(error)
         return None
 
@@ -103,13 +115,13 @@ class Cache:
                 self.insert(key, value)
             self.evict()
             self.connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             self.recover(error)
 
     def insert(self, key: bytes, value: bytes) -> None:
         assert self.connection is not None
         self.forget([key])
-        entry = (key, zlib.crc32(value), len(value), time.time_ns())
+        entry = (key, checksum_of(key, value), len(value), time.time_ns())
         number = self.connection.execute("INSERT INTO entry (key, checksum, bytes, used) VALUES (?, ?, ?, ?)", entry)
         self.connection.execute("INSERT INTO content VALUES (?, ?)", (number.lastrowid, value))
 
@@ -117,11 +129,15 @@ class Cache:
         assert self.connection is not None
         total = self.connection.execute("SELECT COALESCE(SUM(bytes), 0) FROM entry").fetchone()[0]
         while total > self.limit_bytes:
-            for key, size in self.connection.execute("SELECT key, bytes FROM entry ORDER BY used LIMIT 256").fetchall():
+            oldest = self.connection.execute("SELECT key, bytes FROM entry ORDER BY used LIMIT 256").fetchall()
+            changes = self.connection.total_changes
+            for key, size in oldest:
                 if total <= self.limit_bytes:
                     return
                 self.forget([key])
                 total -= size
+            if self.connection.total_changes == changes:
+                raise sqlite3.DatabaseError("an index names entries that are not there")
 
     def forget(self, keys: Iterable[bytes]) -> None:
         if self.connection is None:
@@ -130,9 +146,9 @@ class Cache:
             self.connection.execute("DELETE FROM content WHERE id = (SELECT id FROM entry WHERE key = ?)", (key,))
             self.connection.execute("DELETE FROM entry WHERE key = ?", (key,))
 
-    def recover(self, error: sqlite3.DatabaseError) -> None:
-        """A full disk or a long lock: do without from here on. Anything else: the file is no database any more."""
-        if isinstance(error, sqlite3.OperationalError) or self.path is None:
+    def recover(self, error: Exception) -> None:
+        """A full disk or a long lock: do without from here on. Anything else: the file is not what it should be."""
+        if getattr(error, "sqlite_errorcode", -1) & 0xFF in OUTSIDE or self.path is None:
             self.give_up(error)
             return
         say(f"The cache {self.path.name} is damaged ({error}); it is started anew.")
@@ -152,7 +168,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=NORMAL")
         for statement in TABLES:
             connection.execute(statement)
-    except sqlite3.Error:
+    except FAILURES:
         connection.close()
         raise
     return connection

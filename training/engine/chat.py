@@ -32,7 +32,8 @@ def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> s
 
 def is_of_this_tokenizer(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> bool:
     """Whether the sampled ids mean the text here. Those of a policy with another vocabulary mean something else."""
-    if not completion.token_ids or max(completion.token_ids) >= len(tokenizer):
+    ids = completion.token_ids
+    if not ids or max(ids) >= len(tokenizer) or min(ids) < 0:
         return False
     return response_text(tokenizer, completion.token_ids) == completion.text
 

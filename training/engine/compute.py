@@ -45,6 +45,8 @@ class Compute:
 def choose(device: str, threads: int) -> Compute:
     """``device`` is "auto", "cpu" or "cuda"; ``threads`` 0 leaves the choice to torch.
 
+    The processes of a run share the threads.
+
     On a CPU everything is float32: without AMX or AVX512-BF16 bfloat16 is emulated there and slower than float32.
     """
     if device not in {"auto", "cpu", "cuda"}:
@@ -53,7 +55,7 @@ def choose(device: str, threads: int) -> Compute:
     if device == "cuda" and not available:
         raise EngineError("no_gpu", "The run asks for a GPU and this machine has none.", "Choose auto or cpu.")
     if threads > 0:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // processes()))
     # A few CUDA kernels have no deterministic form; on a CPU this makes the same job give the same bytes.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
@@ -26,6 +26,7 @@ from training.engine import (
     memory,
     merged_lora,
     process,
+    ranks,
     reference,
     reference_logps,
     resume,
@@ -58,7 +59,7 @@ def train(run_dir: Path, job: TrainJob) -> dict[str, Any]:
     Raises ``EngineError``, and ``Interrupted`` once the state is saved.
     """
     check(job)
-    metrics = MetricsJournal(run_dir)
+    metrics = ranks.journal(run_dir)
     metrics.phase("loading model")
     with closing(frozen_layers.open_cache(cache_dir(run_dir, job), job.cache_mb)) as states:
         return train_in(prepare(run_dir, job, metrics, states))
@@ -66,21 +67,26 @@ def train(run_dir: Path, job: TrainJob) -> dict[str, Any]:
 
 def train_in(setting: Setting) -> dict[str, Any]:
     job, data = setting.job, setting.data
-    state = resume.last_state(setting.run_dir / "trainer", resume.job_identity(setting.run_dir))
+    with ranks.first_goes_first():  # it removes what is torn
+        state = resume.last_state(setting.run_dir / "trainer", resume.job_identity(setting.run_dir))
     values, counts = read_reference(setting)
-    before = comparison.before(setting)
+    before = comparison.before(setting) if ranks.is_first() else {}
     trainer, recorder = build_trainer(setting, values[: len(data.train)])
     recorder.go_on_from(setting.metrics.rewind(resume.step_of(state) if state else 0))
     setting.metrics.phase("training", memory=setting.plan.describe())
     with process.stop.deferred():
         dpo_trainer.run(trainer, state)
-    check_trained(trainer.model)
+    policy = whole_model(setting, trainer)
+    check_trained(policy)
+    ranks.leave()
+    if not ranks.is_first():
+        return {}
 
-    scores = score_held_out(setting, trainer, values[len(data.train) :])
+    scores = score_held_out(setting, policy, values[len(data.train) :])
     held_out = evaluation.summarise(scores, job.beta, train_lengths(data.train))
-    on_policy = comparison.after(setting, trainer.model, before)
+    on_policy = comparison.after(setting, policy, before)
     setting.metrics.phase("writing checkpoint")
-    checkpoint.publish(setting.run_dir, lambda folder: write_policy(folder, trainer.model, setting.tokenizer, job))
+    checkpoint.publish(setting.run_dir, lambda folder: write_policy(folder, policy, setting.tokenizer, job))
     return describe(setting, trainer, recorder) | {
         "held_out": held_out,
         "on_policy": on_policy,
@@ -102,6 +108,7 @@ def check(job: TrainJob) -> None:
 
 def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache) -> Setting:
     compute = compute_module.choose(job.device, job.threads)
+    ranks.join(compute)
     tokenizer = loading.load_tokenizer(job.reference.base_dir)
     start = reference.prepare(job, compute)
     max_length = min(job.max_length, context_length(start.plain.config))
@@ -110,8 +117,8 @@ def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache
     triples = [*data.train, *data.held_out]
     labels = [[triple.weight for triple in triples], [triple.label_noise for triple in triples]]
     losses.check(LossSettings.of(job), *labels, [triple.pair_id for triple in triples])
-    plan = memory.plan(job, start.plain.config, triples, compute)
     scorer = choose_scorer(job, start, compute, states)
+    plan = memory.plan(job, start.plain.config, triples, compute, scorer)
     return Setting(run_dir, job, compute, metrics, tokenizer, start, data, scorer, plan)
 
 
@@ -142,9 +149,15 @@ def read_reference(setting: Setting) -> tuple[list[Pair], reference_logps.Counts
             reference_logps.scored_with(model, setting.scorer, setting.compute),
             seed=job.seed,
         )
-        values = source.of([*setting.data.train, *setting.data.held_out], setting.tick("reading reference"))
+        triples = [*setting.data.train, *setting.data.held_out]
+        values = source.of(ranks.share(triples), setting.tick("reading reference"))
         source.counts.damaged += cache.damaged
-        return values, source.counts
+        return ranks.all_shares(values), over_all_processes(source.counts)
+
+
+def over_all_processes(counts: reference_logps.Counts) -> reference_logps.Counts:
+    everybody = [vars(item).values() for item in ranks.of_all(counts)]
+    return reference_logps.Counts(*(sum(column) for column in zip(*everybody, strict=True)))
 
 
 def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer, StepRecorder]:
@@ -153,7 +166,8 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
     guard = TrainingGuard.of(setting.compute.dtype)
     course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room, guard)
-    recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=-(-len(train) // job.pairs_per_step))
+    an_epoch = dpo_trainer.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
+    recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=len(an_epoch))
     trainer = PairTrainer(
         course=course,
         model=setting.start.model,
@@ -179,8 +193,28 @@ def make_lean(trainer: PairTrainer, setting: Setting) -> None:
         return
     if "ref" in trainer.model.peft_config:  # a frozen copy of the adapter; the reference's values are known already
         trainer.model.delete_adapter("ref")
-    if not setting.compute.on_cuda and not setting.plan.room.checkpointing:
+    if setting.plan.merge and not trainer.is_fsdp_enabled:
         merged_lora.merge_products(trainer.model)
+
+
+def whole_model(setting: Setting, trainer: PairTrainer) -> PreTrainedModel | PeftModel:
+    """What was trained. Where FSDP has shared it out, the first process loads it once more and fills in the outcome."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.model
+    trained = {}
+    for name, tensor in trainer.model.named_parameters():
+        if tensor.requires_grad:
+            whole = tensor.full_tensor()  # on every process, or none
+            trained[name] = whole.cpu() if ranks.is_first() else whole.new_empty(0)
+    if not ranks.is_first():
+        return torch.nn.Module()
+    start = reference.prepare(setting.job, setting.compute)
+    model = start.model if start.peft_config is None else get_peft_model(start.model, start.peft_config)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.requires_grad:
+                tensor.copy_(trained.pop(name))
+    return model
 
 
 def check_trained(model: torch.nn.Module) -> None:
@@ -190,13 +224,13 @@ def check_trained(model: torch.nn.Module) -> None:
             raise EngineError("diverged", f"After training the tensor {name} holds NaN or infinite values.", hint)
 
 
-def score_held_out(setting: Setting, trainer: PairTrainer, values: Sequence[Pair]) -> list[PairScore]:
+def score_held_out(setting: Setting, policy: PreTrainedModel | PeftModel, values: Sequence[Pair]) -> list[PairScore]:
     """Log-probabilities under reference and policy of every held-out triple, also written to ``held_out.jsonl``.
 
     Ties have no winner that a policy could find, so they are not among them.
     """
     known = [(triple, pair) for triple, pair in zip(setting.data.held_out, values, strict=True) if not triple.is_tie]
-    score = reference_logps.scored_with(trainer.model.eval(), setting.scorer, setting.compute)
+    score = reference_logps.scored_with(policy.eval(), setting.scorer, setting.compute)
     tick = setting.tick("scoring held-out pairs")
     scores = []
     for done, (triple, pair) in enumerate(known, start=1):

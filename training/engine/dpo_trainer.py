@@ -9,23 +9,25 @@ pairs (``plan_steps``), how they are laid out (``arrangement``), how they are sc
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from training.engine import guards, process, resume
-from training.engine.arrangement import Arrangement, packed_tokens
+from training.engine import guards, process, ranks, resume
+from training.engine.arrangement import Arrangement
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
 from training.engine.guards import TrainingGuard
@@ -38,6 +40,9 @@ from training.jobspec import StepMetrics, TrainJob
 
 # transformers 5.23 renames an argument that TRL 1.16 still reads under its old name.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+
+
+ROUNDING = 1e-6  # a margin below it is that of a policy which has not moved, and counts as a tie
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,12 @@ class MicroBatch:
     examples: list[Example]
     batch: Arrangement
     pairs_in_step: int
+    silent: bool = False  # it counts for nothing
 
 
 @dataclass
 class Room:
-    """How much is in memory at once: positions of a packed micro-batch, and pairs where that is asked for.
+    """How much is in memory at once: positions of a micro-batch, and pairs where that is asked for.
 
     ``halved`` once memory has run out.
     """
@@ -89,6 +95,7 @@ class StepTotals:
     logp_rejected: float = 0.0
     chosen_tokens: float = 0.0
     chosen_drift: float = 0.0  # log pi / pi_ref of the chosen responses, in nats
+    stops: float = 0.0  # whether this process was asked to stop
 
     def tensor(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(list(vars(self).values()), dtype=torch.float64, device=device)
@@ -189,13 +196,14 @@ class PairTrainer(DPOTrainer):
         self.totals = StepTotals()
         shared = share_of(places, self.accelerator.process_index, self.accelerator.num_processes)
         batches = self.micro_batches([self.course.examples[place] for place in shared])
+        silent = fillers(batches) if self.is_fsdp_enabled else []
         total = torch.zeros((), device=self.accelerator.device)
-        for number, examples in enumerate(batches, start=1):
+        for number, examples in enumerate([*batches, *silent], start=1):
             if process.stop.requested and self.accelerator.num_processes == 1:
                 raise Stopped
-            batch = MicroBatch(examples, self.arrange(examples), len(places))
+            batch = MicroBatch(examples, self.arrange(examples), len(places), number > len(batches))
             # Gradients travel between processes once a step.
-            with nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
+            with nullcontext() if number == len(batches) + len(silent) else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, batch)
                 self.accelerator.backward(loss)
@@ -208,15 +216,14 @@ class PairTrainer(DPOTrainer):
 
     def micro_batches(self, examples: list[Example]) -> list[list[Example]]:
         """``examples`` from long to short, as many at once as there is room for."""
+        room, positions = self.course.room, self.course.scorer.positions
         batches: list[list[Example]] = []
-        tokens = 0
-        for example in sorted(examples, key=lambda item: -packed_tokens(item.triple)):
-            size = packed_tokens(example.triple)
-            if not batches or tokens + size > self.course.room.tokens or len(batches[-1]) == self.course.room.pairs:
-                batches.append([])
-                tokens = 0
-            batches[-1].append(example)
-            tokens += size
+        for example in sorted(examples, key=lambda item: -positions([item.triple])):
+            last = [*batches[-1], example] if batches else []
+            if 1 < len(last) <= room.pairs and positions([item.triple for item in last]) <= room.tokens:
+                batches[-1].append(example)
+            else:
+                batches.append([example])
         return batches
 
     def _compute_loss(self, model: PreTrainedModel, inputs: MicroBatch, return_outputs: bool) -> torch.Tensor:  # type: ignore[override]
@@ -224,6 +231,8 @@ class PairTrainer(DPOTrainer):
 
         With several processes it is scaled up by their number, because they average their gradients.
         """
+        if self.is_fsdp_enabled:
+            unshard_head(model)
         values = self.course.scorer.token_logps(model, inputs.batch)
         logps = self.beside_reference(inputs, values)
         weight, noise = labels_of(inputs.examples, values.device)
@@ -233,7 +242,8 @@ class PairTrainer(DPOTrainer):
             raise guards.diverged(self.state.global_step + 1)
         if self.state.global_step == 0:
             self.course.guard.check_reference(*disagreement(logps))
-        self.note(logps, inputs.examples)
+        if not inputs.silent:
+            self.note(logps, inputs.examples)
         return total * (self.accelerator.num_processes / inputs.pairs_in_step)
 
     def beside_reference(self, inputs: MicroBatch, values: torch.Tensor) -> PairLogps:
@@ -249,12 +259,13 @@ class PairTrainer(DPOTrainer):
         chosen, rejected = (side.double() for side in rewards(logps, self.course.loss))
         drift = (logps.policy_chosen - logps.reference_chosen).detach().sum()
         decided = torch.tensor([not example.triple.is_tie for example in examples], device=chosen.device)
-        wins = ((chosen - rejected).sign() + 1) / 2
+        margin = chosen - rejected
+        wins = (margin.sign() * (margin.abs() >= ROUNDING) + 1) / 2
         totals = self.totals
         totals.pairs += len(examples)
         totals.decided += float(decided.sum())
         totals.won += float(wins[decided].sum())
-        totals.margin += float((chosen - rejected).sum())
+        totals.margin += float(margin.sum())
         totals.logp_chosen += float(logps.policy_chosen.detach().sum())
         totals.logp_rejected += float(logps.policy_rejected.detach().sum())
         totals.chosen_tokens += float(logps.chosen_tokens.sum())
@@ -262,10 +273,26 @@ class PairTrainer(DPOTrainer):
 
     def note_step(self) -> None:
         """Means over the pairs of all processes, for the line that this step is logged with."""
+        self.totals.stops = float(process.stop.requested)
         summed = self.accelerator.reduce(self.totals.tensor(self.accelerator.device), reduction="sum")
-        means = Means.of(StepTotals(*summed.tolist()))
+        totals = StepTotals(*summed.tolist())
+        if self.accelerator.num_processes > 1:
+            process.stop.agreed = totals.stops > 0  # all end with the same step, whichever of them was told
+        means = Means.of(totals)
         for name, value in vars(means).items():
             self._metrics["train"][name] = [value]
+
+
+def fillers(batches: list[list[Example]]) -> list[list[Example]]:
+    """Batches of weight zero, so that all processes make as many forwards: with FSDP each needs all of them."""
+    missing = max(ranks.of_all(len(batches))) - len(batches)
+    return [[replace(example, triple=replace(example.triple, weight=0.0)) for example in batches[-1][:1]]] * missing
+
+
+def unshard_head(model: torch.nn.Module) -> None:
+    """Bring the weights of the output head together, which FSDP does where its ``forward`` is called; ours is not."""
+    if isinstance(head := model.get_output_embeddings(), FSDPModule):
+        head.unshard()
 
 
 def first_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -291,13 +318,18 @@ def plan_steps(pairs: int, pairs_per_step: int, epochs: float, seed: int, proces
     """Places of the pairs of each optimiser step: every epoch all pairs once, in an order of its own.
 
     The last step of an epoch may have fewer pairs, but not fewer than there are processes: such a rest joins the step
-    before it. Raises ``EngineError`` bad_dataset when there are fewer pairs than processes.
+    before it. Raises ``EngineError`` when a process would have nothing to compute: bad_dataset for fewer pairs than
+    processes, bad_job for fewer pairs a step.
     """
+    if pairs_per_step < processes:
+        message = f"A step has {pairs_per_step} pairs for {processes} processes."
+        raise EngineError("bad_job", message, "Use fewer GPUs, or more pairs a step.")
     if pairs < processes:
         message = f"There are {pairs} pairs for {processes} processes."
         raise EngineError("bad_dataset", message, "Use fewer GPUs, or label more pairs.")
     shuffle = random.Random(seed).shuffle
-    steps_wanted = max(1, -int(-epochs * -(-pairs // pairs_per_step) // 1))
+    in_an_epoch = len(list(cut(list(range(pairs)), pairs_per_step, processes)))
+    steps_wanted = max(1, math.ceil(epochs * in_an_epoch))
     steps: list[list[int]] = []
     while len(steps) < steps_wanted:
         order = list(range(pairs))
@@ -342,7 +374,8 @@ class StepRecorder(TrainerCallback):
         self.started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if process.stop.requested:
+        if process.stop.due:
+            process.stop.requested = True
             control.should_save = not resume.is_whole(state_dir(args, state))
             control.should_training_stop = True
 
@@ -363,6 +396,7 @@ class StepRecorder(TrainerCallback):
         self.guard.watch(metrics, logs["chosen_shift"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        ranks.wait()  # each has written a file of its own
         if state.is_world_process_zero:
             resume.seal(state_dir(args, state))
 
@@ -424,7 +458,8 @@ def configuration(job: TrainJob, compute: Compute, steps: int, trainer_dir: Path
         fp16=False,
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        precompute_ref_log_probs=True,  # so that TRL loads no reference
+        # So that TRL loads no reference, which with an adapter it would not do anyway; it hashes all weights for this.
+        precompute_ref_log_probs=job.method == "full",
         disable_dropout=True,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

@@ -20,12 +20,12 @@ from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from training.engine.arrangement import Arrangement, Tokens
+from training.engine.arrangement import Arrangement, Tokens, Unlabelled
 from training.engine.cache import Cache, key_of
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
 
-LAYOUT = "states 1"
+LAYOUT = "states 2"
 TRAINED_SHARE = 3  # a third of the layers
 CACHE_SHARE = 0.9  # of the bound of the cache directory
 
@@ -70,10 +70,16 @@ class FrozenLayers:
     given: torch.Tensor | None = None  # what the next forward takes for the output of the lower layers
     taken: torch.Tensor | None = None
     taking: bool = field(default=False, repr=False)
+    in_tuple: bool = False  # the form that this model's layers give their states in
 
     def __post_init__(self) -> None:
-        for number, layer in enumerate(decoder_layers(self.model)[: self.first]):
-            layer.requires_grad_(False)
+        layers = decoder_layers(self.model)
+        self.in_tuple = isinstance(self.output_of(layers[self.first - 1]), tuple)
+        trained = {id(tensor) for layer in layers[self.first :] for tensor in layer.parameters()}
+        for tensor in self.model.parameters():
+            if id(tensor) not in trained:  # a trained embedding would change the states
+                tensor.requires_grad_(False)
+        for number, layer in enumerate(layers[: self.first]):
             layer.forward = types.MethodType(self.stand_in(layer.forward, number), layer)
 
     def stand_in(self, original: Any, number: int) -> Any:
@@ -82,7 +88,8 @@ class FrozenLayers:
 
         def forward(layer: torch.nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.given is not None:
-                return self.given if last else hidden_states
+                states = self.given if last else hidden_states
+                return (states,) if self.in_tuple else states
             output = original(hidden_states, *args, **kwargs)
             if last and self.taking:
                 self.taken = output[0] if isinstance(output, tuple) else output
@@ -91,22 +98,36 @@ class FrozenLayers:
 
         return forward
 
+    @torch.no_grad()
+    def output_of(self, layer: torch.nn.Module) -> Any:
+        """What ``layer`` returns, found out with one token."""
+        found: list[Any] = []
+        hook = layer.register_forward_hook(lambda module, inputs, output: found.append(output))
+        try:
+            with self.compute.autocast():
+                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.compute.device), use_cache=False)
+        finally:
+            hook.remove()
+        return found[0]
+
     def states(self, pairs: Sequence[Tokens], scorer: Any) -> list[Segments]:
         """Hidden states that enter layer ``first``, in the model's own precision, on the CPU."""
-        return [self.known(pair) or self.read(pair, scorer) for pair in pairs]
+        return [self.of(Unlabelled.of(pair), scorer) for pair in pairs]
 
-    def known(self, pair: Tokens) -> Segments | None:
-        values = [self.cache.get(key) for key in self.keys(pair)]
-        lengths = [len(ids) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
-        if any(value is None for value in values):
+    def of(self, pair: Unlabelled, scorer: Any) -> Segments:
+        prompt, first, second = self.known(pair) or self.read(pair, scorer)
+        return (prompt, second, first) if pair.swapped else (prompt, first, second)
+
+    def known(self, pair: Unlabelled) -> Segments | None:
+        data = self.cache.get(self.key(pair))
+        if data is None:
             return None
-        segments = [
-            from_bytes(value, self.compute.dtype, length) for value, length in zip(values, lengths, strict=True)
-        ]
-        return segments[0], segments[1], segments[2]
+        lengths = [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)]
+        prompt, first, second = from_bytes(data, self.compute.dtype, sum(lengths)).split(lengths)
+        return prompt, first, second
 
     @torch.no_grad()
-    def read(self, pair: Tokens, scorer: Any) -> Segments:
+    def read(self, pair: Unlabelled, scorer: Any) -> Segments:
         """Run the lower layers on ``pair`` and keep what comes out."""
         batch = scorer.arrange_tokens([pair], self.compute.device)
         self.taking = True
@@ -121,14 +142,13 @@ class FrozenLayers:
         states, self.taken = self.taken.to(self.compute.dtype).cpu(), None
         self.computed += 1
         segments = cut(states, pair, batch)
-        self.cache.put(zip(self.keys(pair), map(to_bytes, segments), strict=True))
+        self.cache.put([(self.key(pair), to_bytes(torch.cat(segments)))])
         return segments
 
-    def keys(self, pair: Tokens) -> list[bytes]:
-        """A prompt's states serve every pair on it, and a response's depend on its prompt."""
+    def key(self, pair: Unlabelled) -> bytes:
+        """Of the whole pair, which is computed at once: so a run gives the same bytes whatever was kept of others."""
         name = (LAYOUT, self.name, str(self.compute.dtype), str(self.first))
-        prompt = pair.prompt_ids
-        return [key_of(*name, prompt)] + [key_of(*name, prompt, ids) for ids in (pair.chosen_ids, pair.rejected_ids)]
+        return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 
 def cut(states: torch.Tensor, pair: Tokens, batch: Arrangement) -> Segments:
@@ -159,6 +179,5 @@ def to_bytes(states: torch.Tensor) -> bytes:
     return states.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def from_bytes(data: bytes | None, dtype: torch.dtype, tokens: int) -> torch.Tensor:
-    assert data is not None
+def from_bytes(data: bytes, dtype: torch.dtype, tokens: int) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(dtype).view(tokens, -1)

@@ -11,11 +11,12 @@ import torch
 from transformers import PretrainedConfig
 
 from training import footprint
-from training.engine.arrangement import packed_tokens, scored_tokens
+from training.engine.arrangement import scored_tokens
 from training.engine.compute import Compute
 from training.engine.dpo_trainer import Room
 from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
+from training.engine.scoring import Scorer
 from training.footprint import Footprint, Shape
 from training.jobspec import TrainJob
 
@@ -29,6 +30,7 @@ class Plan:
     room: Room
     expected: Footprint
     limit: int
+    merge: bool = False  # hold W + s B A beside W (``merged_lora``)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -42,33 +44,41 @@ class Plan:
         }
 
 
-def plan(job: TrainJob, config: PretrainedConfig, triples: Sequence[TokenTriple], compute: Compute) -> Plan:
+def plan(
+    job: TrainJob, config: PretrainedConfig, triples: Sequence[TokenTriple], compute: Compute, scorer: Scorer
+) -> Plan:
     """The micro-batch of ``job`` on this machine. Raises ``EngineError`` out_of_memory where not one pair fits.
 
     It follows from the machine and not from what else is running there, so that the same job gives the same bytes.
     """
     shape = Shape.from_config(config.to_dict())
-    longest = max(triples, key=packed_tokens)
+    longest = max(triples, key=lambda triple: scorer.positions([triple]))
     fixed: dict[str, Any] = {
         "method": job.method,
         "mode": job.mode,
         "lora_rank": job.lora_rank,
-        "tokens": packed_tokens(longest),
+        "tokens": scorer.positions([longest]),
         "completion_tokens": scored_tokens(longest),
         "bytes_per_weight": compute.dtype.itemsize,
         "trained_layers": footprint.layers_trained(shape, job.mode, job.fast_layers),
+        "models_beside": footprint.models_compared(
+            job.method, on_adapter=job.reference.adapter_dir is not None, has_first=job.first is not None
+        ),
     }
     limit = memory_of(compute)
-    at_once = job.micro_batch or job.pairs_per_step
-    chosen = footprint.choose(shape, **fixed, pairs_per_step=at_once, limit_bytes=limit, most_tokens=2**40)
-    if chosen is None:
+    planned = footprint.plan(
+        shape,
+        **fixed,
+        micro_batch=job.micro_batch,
+        pairs_per_step=job.pairs_per_step,
+        limit_bytes=limit,
+        device=compute.device.type,
+    )
+    if planned is None:
         raise too_little(footprint.estimate(shape, **fixed, pairs=1, checkpointing=True), fixed["tokens"], limit)
-    pairs, checkpointing = chosen
-    tokens = pairs * fixed["tokens"]
-    if not job.micro_batch:
-        tokens = max(fixed["tokens"], min(tokens, footprint.MOST_TOKENS[compute.device.type]))
-    expected = footprint.estimate(shape, **fixed, pairs=-(-tokens // fixed["tokens"]), checkpointing=checkpointing)
-    return Plan(Room(tokens, min(at_once, pairs) if job.micro_batch else at_once, checkpointing), expected, limit)
+    at_once = planned.pairs if job.micro_batch else job.pairs_per_step
+    room = Room(planned.tokens, at_once, planned.checkpointing)
+    return Plan(room, planned.expected, limit, merge=planned.merge)
 
 
 def too_little(needed: Footprint, tokens: int, limit: int) -> EngineError:
@@ -83,5 +93,4 @@ def memory_of(compute: Compute) -> int:
     """Bytes of the device, or of the machine or container."""
     if compute.on_cuda:
         return int(torch.cuda.get_device_properties(compute.device).total_memory)
-    memory = footprint.machine_memory()
-    return memory.total if memory else 2**40  # where nothing can be read nothing is refused
+    return footprint.machine_memory() or footprint.UNKNOWN

@@ -16,8 +16,22 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 ADAPTER = "default"
+
+
+class Updates:
+    """Steps of any optimiser so far. Fused ones write in place without counting a tensor's version up."""
+
+    count = 0
+
+    @classmethod
+    def add(cls, *args: Any) -> None:
+        cls.count += 1
+
+
+register_optimizer_step_post_hook(Updates.add)
 
 
 class MergedProduct(torch.autograd.Function):
@@ -52,8 +66,8 @@ class Merged:
 
     def of(self, layer: LoraLinear) -> torch.Tensor:
         lora_a, lora_b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        # Every write in place counts the version up, be it by an optimiser or by loading a state.
-        state = (lora_a.data_ptr(), lora_a._version, lora_b.data_ptr(), lora_b._version)
+        # Loading a state counts the version up, as every write in place but those of fused optimisers does.
+        state = (lora_a.data_ptr(), lora_a._version, lora_b.data_ptr(), lora_b._version, Updates.count)
         if state != self.state:
             with torch.no_grad():
                 torch.addmm(layer.base_layer.weight, lora_b, lora_a, alpha=layer.scaling[ADAPTER], out=self.weight)
@@ -74,9 +88,13 @@ def merge_products(model: PeftModel) -> int:
 
 def can_serve(layer: LoraLinear) -> bool:
     plain = type(layer.base_layer) is torch.nn.Linear and layer.base_layer.bias is None
-    single = list(layer.lora_A) == [ADAPTER] and not layer.use_dora[ADAPTER] and not layer.fan_in_fan_out
-    undropped = isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity)
-    return plain and single and undropped and layer.base_layer.weight.dtype is torch.float32
+    single = list(layer.lora_A) == [ADAPTER] and layer.lora_B[ADAPTER].bias is None and not layer.fan_in_fan_out
+    if not (plain and single and isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity)):
+        return False
+    if ADAPTER in layer.lora_variant:  # such as DoRA
+        return False
+    # What is frozen keeps its numbers to the last bit: they may be kept from one run to the next (``frozen_layers``).
+    return layer.lora_A[ADAPTER].weight.requires_grad and layer.base_layer.weight.dtype is torch.float32
 
 
 def replace_forward(layer: LoraLinear) -> None:

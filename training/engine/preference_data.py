@@ -130,6 +130,8 @@ def was_retokenised(line: TripleLine, triple: TokenTriple) -> bool:
 
 
 def problem(triple: TokenTriple) -> str:
+    if not (triple.prompt_ids and triple.chosen_ids and triple.rejected_ids):
+        return "The prompt or a response has no tokens."
     if triple.chosen_ids == triple.rejected_ids:
         total = len(triple.prompt_ids) + len(triple.chosen_ids)
         return f"Chosen and rejected are the same within the {total:,} tokens that training reads."

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,12 @@ Job = TypeVar("Job", bound=JsonRecord)
 Work = Callable[[Path, Job], dict[str, Any]]
 
 NICENESS = 5
+LAUNCHER_SECONDS = 0.5  # between two looks at whether the launcher is still there
 OOM_SCORE = 800  # of 1000: the kernel should end a trainer before it ends the web server or the database
+
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+RANK_RESULT = ".result.{}.json"
+LAUNCHER_VARIABLE = "TIEBREAK_LAUNCHER_PID"  # set for the processes of a run that has several
 
 ENVIRONMENT_DEFAULTS = {
     "HF_HUB_OFFLINE": "1",
@@ -37,7 +43,7 @@ ENVIRONMENT_DEFAULTS = {
     # Idle OpenMP threads sleep. By default they spin, and two engines on the same cores then slow each other down more
     # than twentyfold.
     "OMP_WAIT_POLICY": "PASSIVE",
-    "CUDA_VISIBLE_DEVICES": "0",  # one GPU a process: the trainer has no data parallelism inside a process
+    GPUS_VARIABLE: "0",  # one GPU a process: the trainer has no data parallelism inside a process
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS is not deterministic
 }
 
@@ -59,11 +65,17 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.agreed: bool | None = None  # by all processes, at the last optimiser step; None for a process alone
         self._deferred = False
 
+    @property
+    def due(self) -> bool:
+        """Whether to stop at the end of this optimiser step: what the processes of a run have agreed on."""
+        return self.requested if self.agreed is None else self.agreed
+
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if not self._deferred:
+        first, self.requested = not self.requested, True
+        if first and not self._deferred:  # a second signal must not hit what is on its way out
             raise Interrupted
 
     @contextlib.contextmanager
@@ -81,13 +93,21 @@ class StopRequest:
 stop = StopRequest()
 
 
-def run(work: Work[Job], job_type: type[Job], description: str, argv: Sequence[str] | None = None) -> int:
+def run(
+    work: Work[Job],
+    job_type: type[Job],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    may_launch: bool = False,
+) -> int:
     """Be an engine process: read ``RUN_DIR/job.json``, do ``work``, write ``RUN_DIR/result.json``.
 
+    ``may_launch``: the work may be that of several processes, so it sees to its GPU itself.
     Returns the exit code: 0, ``EXIT_FAILED`` with the reason in ``result.json``, or ``EXIT_INTERRUPTED``.
     """
     run_dir = parse_run_dir(description, argv)
-    set_up_process()
+    set_up_process(one_gpu=not may_launch)
     return execute(work, job_type, run_dir)
 
 
@@ -105,14 +125,44 @@ def parse_run_dir(description: str, argv: Sequence[str] | None) -> Path:
     return run_dir.resolve()
 
 
-def set_up_process() -> None:
+def set_up_process(*, one_gpu: bool = True) -> None:
     for name, value in ENVIRONMENT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+        if one_gpu or name != GPUS_VARIABLE:
+            os.environ.setdefault(name, value)
+    if one_gpu:
+        keep_to_one_gpu()
     signal.signal(signal.SIGTERM, stop.handle)
     signal.signal(signal.SIGINT, stop.handle)
+    if (launcher := os.environ.get(LAUNCHER_VARIABLE)) is not None:  # it is nice already, and so are its children
+        watch_launcher(int(launcher))
+        return
     watch_supervisor()
     os.nice(NICENESS)
     volunteer_for_oom_killer()
+
+
+def keep_to_one_gpu() -> None:
+    """The first of those that this process may see: a trainer that sees two would copy the model to both."""
+    os.environ[GPUS_VARIABLE] = os.environ.get(GPUS_VARIABLE, "0").split(",")[0]
+
+
+def rank() -> int | None:
+    """Which of the processes of a run this is, counted from 0; None for one that was not launched as one of several."""
+    number = os.environ.get("RANK")
+    return None if number is None else int(number)
+
+
+def watch_launcher(launcher: int) -> None:
+    """End this process soon after the one that launched it. torch starts such processes in sessions of their own and
+    without open files, so that neither a signal to the group nor the supervisor's pipe reaches them.
+    """
+
+    def wait_for_another_parent() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LAUNCHER_SECONDS)
+        os._exit(jobspec.EXIT_ORPHANED)
+
+    threading.Thread(target=wait_for_another_parent, name="launcher-watch", daemon=True).start()
 
 
 def watch_supervisor() -> None:
@@ -136,9 +186,16 @@ def volunteer_for_oom_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
 
 
+def result_path(run_dir: Path) -> Path:
+    """Where this process tells how it ended. Of several processes each tells its launcher, which tells the rest."""
+    if (number := rank()) is None or (number == 0 and LAUNCHER_VARIABLE not in os.environ):
+        return run_dir / "result.json"
+    return run_dir / RANK_RESULT.format(number)
+
+
 def execute(work: Work[Job], job_type: type[Job], run_dir: Path) -> int:
     """Do ``work`` and tell how it ended. The result of an earlier attempt goes first, lest it look like this one's."""
-    (run_dir / "result.json").unlink(missing_ok=True)
+    result_path(run_dir).unlink(missing_ok=True)
     try:
         job = jobspec.read_job(run_dir, job_type)
         details = work(run_dir, job)
@@ -150,7 +207,7 @@ def execute(work: Work[Job], job_type: type[Job], run_dir: Path) -> int:
         sys.stderr.flush()
         write_failure(run_dir, explain(error, run_dir))
         return jobspec.EXIT_FAILED
-    jobspec.write_atomically(run_dir / "result.json", Result(ok=True, details=details).to_json())
+    jobspec.write_atomically(result_path(run_dir), Result(ok=True, details=details).to_json())
     return 0
 
 
@@ -158,9 +215,9 @@ def write_failure(run_dir: Path, result: Result) -> None:
     """Write the reason, also on a full disk: what this attempt has half written is given back first."""
     shutil.rmtree(run_dir / ".checkpoint.partial", ignore_errors=True)
     try:
-        jobspec.write_atomically(run_dir / "result.json", result.to_json())
+        jobspec.write_atomically(result_path(run_dir), result.to_json())
     except OSError as error:
-        tell(f"result.json could not be written: {error}\n{result.error}")
+        tell(f"{result_path(run_dir).name} could not be written: {error}\n{result.error}")
 
 
 def explain(error: Exception, run_dir: Path) -> Result:

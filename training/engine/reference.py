@@ -13,6 +13,7 @@ full          base + adapter            the weights, adapter folded in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -38,13 +39,33 @@ def prepare(job: TrainJob, compute: Compute) -> Start:
     """Load the reference onto the device, with its scoring head. A fresh adapter is put on by the trainer."""
     if job.method == "full":
         policy = loading.load_full_weights(job.reference, torch.float32).to(compute.device).requires_grad_(True)
+        switch_off_dropout(policy)
         add_scoring_head(policy)
         return Start(policy, policy)
     base = loading.load_base(job.reference, compute.dtype).to(compute.device).requires_grad_(False)
+    switch_off_dropout(base)
     add_scoring_head(base)
     if job.reference.adapter_dir is None:
         return Start(base, base, peft_config=fresh_adapter(base, job))
     return Start(loading.load_adapter(base, job.reference.adapter_dir, trainable=True), base)
+
+
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """Or the policy would not be the reference at the first step.
+
+    TRL does it for modules. Granite, StarCoder2 and others keep a bare number, and Falcon reads its configuration.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in bare_dropouts(vars(module)):
+            setattr(module, name, 0.0)
+    for name in bare_dropouts(model.config.get_text_config().to_dict()):
+        setattr(model.config.get_text_config(), name, 0.0)
+
+
+def bare_dropouts(values: dict[str, Any]) -> list[str]:
+    return [name for name, value in values.items() if "drop" in name and isinstance(value, float)]
 
 
 def fresh_adapter(base: PreTrainedModel, job: TrainJob) -> LoraConfig:

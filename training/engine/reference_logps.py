@@ -1,9 +1,11 @@
 """Log-probabilities of every response under the frozen reference: computed once, kept by content, checked when used.
 
-The key of a value names all that it follows from: the reference's content hash, the precision, the ids of prompt and
-completion. Values are per token, so that any loss, length normalisation or cut is computed from them. TRL's own cache
-is not used: it keys by a fingerprint of the whole dataset, computes all of it anew when one pair is added, and returns
-values of another setting when only the settings have changed.
+The key of a value names all that it follows from: the reference's content hash, the precision, the ids of the prompt
+and of both responses, which are computed side by side in an order that the label does not decide. So a run gives the
+same bytes whether its values were kept or not, and a pair that is judged the other way round needs no forward. Values
+are per token, so that any loss, length normalisation or cut is computed from them. TRL's own cache is not used: it keys
+by a fingerprint of the whole dataset, computes all of it anew when one pair is added, and returns values of another
+setting when only the settings have changed.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.engine.arrangement import Tokens, Unlabelled
 from training.engine.cache import Cache, key_of
 from training.engine.compute import Compute
+from training.engine.journal import say
 from training.engine.preference_data import TokenTriple
 from training.engine.scoring import AGREEMENT, Scorer
 from training.jobspec import ModelRef
 
-LAYOUT = "logps 1"  # to be counted up when the same inputs give other values
+LAYOUT = "logps 2"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
@@ -50,8 +54,8 @@ def content_hash(reference: ModelRef) -> str:
 
 
 def policy_hash(reference: ModelRef) -> str:
-    """The content hash of the checkpoint that the reference is."""
-    return reference.adapter_hash or reference.base_hash
+    """The content hash of the checkpoint that the reference is; empty where it is not known."""
+    return (reference.adapter_hash or "") if reference.adapter_dir else reference.base_hash
 
 
 @dataclass
@@ -61,7 +65,7 @@ class ReferenceLogps:
     reference: ModelRef
     precision: Compute
     cache: Cache
-    compute: Callable[[TokenTriple], Pair]
+    compute: Callable[[Tokens], Pair]
     seed: int = 0
     counts: Counts = field(default_factory=Counts)
 
@@ -73,11 +77,13 @@ class ReferenceLogps:
         """
         found = [self.sampled(triple) for triple in triples]
         if not self.hold(triples, found):
+            say("The sampler's log-probabilities are not those of the reference; they are computed anew.")
             found = [None] * len(triples)
         self.counts.sampled += sum(pair is not None for pair in found)
         open_places = [place for place, pair in enumerate(found) if pair is None]
         cached = [self.cached(triples[place]) for place in open_places]
         if not self.hold([triples[place] for place in open_places], cached):
+            say("The kept log-probabilities are not those of the reference; they are computed anew.")
             cached = [None] * len(cached)
             self.counts.damaged += 1
         self.counts.cached += sum(pair is not None for pair in cached)
@@ -92,7 +98,7 @@ class ReferenceLogps:
             return True
         drawn = random.Random(self.seed).sample(known, math.ceil(CHECKED_SHARE * len(known)))
         self.counts.checked += len(drawn)
-        return all(self.agree(pair, self.compute(triple)) for triple, pair in drawn)
+        return all(self.agree(pair, self.computed(triple)) for triple, pair in drawn)
 
     def agree(self, one: Pair, other: Pair) -> bool:
         tolerance = AGREEMENT[self.precision.dtype]
@@ -102,11 +108,10 @@ class ReferenceLogps:
         missing = [place for place, pair in enumerate(found) if pair is None]
         fresh: list[tuple[bytes, bytes]] = []
         for done, place in enumerate(missing, start=1):
-            pair = self.compute(triples[place])
+            found[place] = pair = self.computed(triples[place])
             self.counts.forwards += 1
-            found[place] = pair
-            fresh += zip(self.keys(triples[place]), map(to_bytes, pair), strict=True)
-            if len(fresh) >= 2 * SAVED_TOGETHER or done == len(missing):
+            fresh.append((self.key(triples[place]), to_bytes(torch.cat(in_order(triples[place], pair)))))
+            if len(fresh) >= SAVED_TOGETHER or done == len(missing):
                 self.cache.put(fresh)
                 fresh = []
             if tick:
@@ -119,16 +124,26 @@ class ReferenceLogps:
         return torch.tensor(triple.chosen_logps), torch.tensor(triple.rejected_logps)
 
     def cached(self, triple: TokenTriple) -> Pair | None:
-        values = [self.cache.get(key) for key in self.keys(triple)]
-        lengths = (len(triple.chosen_ids), len(triple.rejected_ids))
-        if any(value is None or len(value) != 4 * length for value, length in zip(values, lengths, strict=True)):
+        data = self.cache.get(self.key(triple))
+        pair = Unlabelled.of(triple)
+        lengths = [len(pair.chosen_ids), len(pair.rejected_ids)]
+        if data is None or len(data) != 4 * sum(lengths):
             return None
-        chosen, rejected = (from_bytes(value) for value in values if value is not None)
-        return chosen, rejected
+        first, second = from_bytes(data).split(lengths)
+        return in_order(triple, (first, second))
 
-    def keys(self, triple: TokenTriple) -> list[bytes]:
+    def computed(self, triple: TokenTriple) -> Pair:
+        return in_order(triple, self.compute(Unlabelled.of(triple)))
+
+    def key(self, triple: TokenTriple) -> bytes:
+        pair = Unlabelled.of(triple)
         name = (LAYOUT, content_hash(self.reference), str(self.precision.dtype))
-        return [key_of(*name, triple.prompt_ids, ids) for ids in (triple.chosen_ids, triple.rejected_ids)]
+        return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+
+
+def in_order(triple: TokenTriple, values: Pair) -> Pair:
+    """From (chosen, rejected) to the order of ``Unlabelled``, or back."""
+    return (values[1], values[0]) if Unlabelled.of(triple).swapped else values
 
 
 def open_cache(cache_dir: str, limit_mb: int) -> Cache:
@@ -136,12 +151,12 @@ def open_cache(cache_dir: str, limit_mb: int) -> Cache:
     return Cache(path, int(limit_mb * 2**20 * CACHE_SHARE))
 
 
-def scored_with(model: Any, scorer: Scorer, precision: Compute) -> Callable[[TokenTriple], Pair]:
+def scored_with(model: Any, scorer: Scorer, precision: Compute) -> Callable[[Tokens], Pair]:
     """The values of one pair under ``model`` as it is when called."""
 
     @torch.no_grad()
-    def compute(triple: TokenTriple) -> Pair:
-        batch = scorer.arrange([triple], precision.device)
+    def compute(pair: Tokens) -> Pair:
+        batch = scorer.arrange([pair], precision.device)
         with scorer.over(model), precision.autocast():
             chosen, rejected = scorer.token_logps(model, batch).float().cpu().split(batch.lengths)
         return chosen.clone(), rejected.clone()

@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 
 from training.engine import arrangement as arranging
 from training.engine import frozen_layers, packed_attention
-from training.engine.arrangement import Arrangement, Tokens
+from training.engine.arrangement import Arrangement, Tokens, Unlabelled
 from training.engine.compute import Compute
 from training.engine.frozen_layers import FrozenLayers
+from training.footprint import HEAD_ROWS
 
-CHUNK = 256  # positions whose logits are in memory at once; the matrix product is at its fastest from here on
+CHUNK = HEAD_ROWS  # positions whose logits are in memory at once
 
 # Names under which configurations keep a factor of the logits. Granite divides by its own.
 LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -77,7 +78,7 @@ class TokenLogps(torch.autograd.Function):
             if slopes is not None:
                 slopes[part] = residue.to(weight.dtype) @ weight
         ctx.head = head
-        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, slopes, targets)
+        ctx.save_for_backward(hidden if any(ctx.needs_input_grad[1:3]) else None, slopes, targets)
         return values
 
     @staticmethod
@@ -85,7 +86,7 @@ class TokenLogps(torch.autograd.Function):
         hidden, slopes, targets = ctx.saved_tensors
         for_hidden = slopes * grad[:, None].to(slopes.dtype) if slopes is not None else None
         for_weight = for_bias = None
-        if ctx.needs_input_grad[1]:
+        if hidden is not None:
             for_weight, for_bias = head_gradient(ctx.head, hidden, targets, grad, with_bias=ctx.needs_input_grad[2])
         return for_hidden, for_weight, for_bias, None, None
 
@@ -173,6 +174,12 @@ class Scorer:
     def arrange_tokens(self, pairs: Sequence[Tokens], device: torch.device | str = "cpu") -> Arrangement:
         return arranging.pack(pairs, device) if self.packed else arranging.rows(pairs, device)
 
+    def positions(self, pairs: Sequence[Tokens]) -> int:
+        """Positions that a batch of ``pairs`` has, padding and all."""
+        if self.packed:
+            return sum(map(arranging.packed_tokens, pairs))
+        return len(pairs) * max(map(arranging.padded_tokens, pairs))
+
     def over(self, model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
         """A context in which ``token_logps`` may be called on ``model``, and nothing else may."""
         return packed_attention.used_by(model) if self.packed else nullcontext()
@@ -204,13 +211,6 @@ class Scorer:
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
-@dataclass(frozen=True)
-class _Sample:
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-
-
 @torch.no_grad()
 def choose_scorer(model: PreTrainedModel | PeftModel, compute: Compute) -> Scorer:
     """Packed where it gives the numbers of plain rows on a small batch, tried out on this very model; else rows.
@@ -223,7 +223,7 @@ def choose_scorer(model: PreTrainedModel | PeftModel, compute: Compute) -> Score
     vocabulary = int(model.config.get_text_config().vocab_size)
     lengths = ((7, 5, 3), (4, 2, 6))
     pairs = [
-        _Sample(*(torch.randint(vocabulary, (length,), generator=generator).tolist() for length in parts))
+        Unlabelled(*(torch.randint(vocabulary, (length,), generator=generator).tolist() for length in parts))
         for parts in lengths
     ]
     found = []

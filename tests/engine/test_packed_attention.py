@@ -1,0 +1,183 @@
+"""Attention over a packed row: to every position what it would see in a row of its own."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import PreTrainedModel
+
+from tests.engine import architectures
+from training.engine import packed_attention
+from training.engine.arrangement import Span, Unlabelled, pack, rows
+from training.engine.packed_attention import PackedAttention, block_mask, can_serve
+from training.engine.scoring import Scorer, add_scoring_head
+
+HEADS, WIDTH = 4, 8
+LAYOUTS = [
+    [Span(0, 1, 2, 3)],  # one token each
+    [Span(0, 5, 8, 10)],
+    [Span(0, 3, 20, 21), Span(21, 30, 31, 40), Span(40, 41, 49, 50)],
+]
+MODULE = torch.nn.Module()
+
+
+def attention_over(spans: list[Span]) -> PackedAttention:
+    attention = PackedAttention()
+    attention.spans = spans
+    return attention
+
+
+def tensors(columns: int, kv_heads: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((1, heads, columns, WIDTH) for heads in (HEADS, kv_heads, kv_heads))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(True) for shape in shapes]
+
+
+def by_definition(
+    spans: list[Span], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
+) -> torch.Tensor:
+    """Each response as a plain causal row with its prompt before it; (1, columns, heads, width)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = torch.empty_like(query)
+    for span in spans:
+        prompt = list(range(span.prompt, span.chosen))
+        for part in (range(span.chosen, span.rejected), range(span.rejected, span.end)):
+            columns = prompt + list(part)
+            distance = torch.arange(len(columns))[:, None] - torch.arange(len(columns))
+            hidden = (distance < 0) | (distance >= (window or len(columns)))
+            scores = (query[:, :, columns] @ key[:, :, columns].transpose(2, 3) * scale).masked_fill(hidden, -torch.inf)
+            output[:, :, columns] = scores.softmax(-1) @ value[:, :, columns]
+    return output.transpose(1, 2)
+
+
+@pytest.mark.parametrize("spans", LAYOUTS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("scale", "window"), [(0.3, None), (None, 1), (None, 4), (1.0, 1000)])
+def test_output_and_gradients_are_those_of_plain_rows(
+    spans: list[Span], kv_heads: int, scale: float | None, window: int | None
+) -> None:
+    found = []
+    upstream = torch.randn(1, spans[-1].end, HEADS, WIDTH, dtype=torch.float64)
+    for number in (0, 1):
+        inputs = tensors(spans[-1].end, kv_heads)
+        if number:
+            output = by_definition(spans, *inputs, scale or WIDTH**-0.5, window)
+        else:
+            output, _ = attention_over(spans)(MODULE, *inputs, None, scaling=scale, sliding_window=window)
+        output.backward(upstream)
+        found.append([output.detach(), *(item.grad for item in inputs)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("spans", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 1, 4, 1000])
+def test_the_block_mask_for_a_gpu_is_that_of_plain_rows(spans: list[Span], window: int | None) -> None:
+    """Its kernel runs on a GPU, what it is told to hide does not depend on that."""
+    inputs = [item.detach().float() for item in tensors(spans[-1].end, 2)]
+    mask = block_mask(spans, torch.device("cpu"), window)
+    output = flex_attention(*inputs, block_mask=mask, scale=0.3, enable_gqa=True)
+    expected = by_definition(spans, *inputs, 0.3, window)
+    torch.testing.assert_close(output.transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_of_one_row_are_not_used_for_the_next() -> None:
+    attention = PackedAttention()
+    for spans in (LAYOUTS[2], LAYOUTS[1], LAYOUTS[2]):
+        attention.lay_out(pack([Unlabelled(*ids_of(span)) for span in spans]))
+        assert attention.spans == spans
+        inputs = tensors(spans[-1].end, 2)
+        output, _ = attention(MODULE, *inputs, None, scaling=0.3, sliding_window=3)
+        torch.testing.assert_close(output, by_definition(spans, *inputs, 0.3, 3))
+
+
+def ids_of(span: Span) -> list[list[int]]:
+    borders = (span.prompt, span.chosen, span.rejected, span.end)
+    return [list(range(start, end)) for start, end in itertools.pairwise(borders)]
+
+
+def test_masks_are_made_once_for_all_layers() -> None:
+    attention = attention_over(LAYOUTS[1])
+    inputs = tensors(10, 4)
+    for _ in range(3):
+        attention(MODULE, *inputs, None, scaling=0.3, sliding_window=3)
+    masks = dict(attention.masks)
+    attention(MODULE, *inputs, None, scaling=0.3, sliding_window=3)
+    assert all(attention.masks[key] is mask for key, mask in masks.items())
+    assert set(masks) == set(attention.masks)
+
+
+@pytest.mark.parametrize("asked", [{"softcap": 30.0}, {"dropout": 0.1}])
+def test_what_it_does_not_do_is_refused(asked: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="neither soft-capping nor dropout"):
+        attention_over(LAYOUTS[1])(MODULE, *tensors(10, 4), None, **asked)
+
+
+def test_a_response_does_not_see_the_other_nor_the_other_pair() -> None:
+    """By what changes: a new token in one place, and the log-probabilities that notice."""
+    model = prepared_model("llama")
+    pair, other = Unlabelled([5, 6, 7], [300, 301, 302], [310, 311]), Unlabelled([8, 9], [320], [330, 331])
+    before = logps(model, [pair, other])
+    changed = logps(model, [Unlabelled(pair.prompt_ids, pair.chosen_ids, [399, 311]), other])
+    assert torch.equal(before[:3], changed[:3])
+    assert (before[3:5] - changed[3:5]).abs().min() > 1e-4
+    assert torch.equal(before[5:], changed[5:])
+    changed = logps(model, [pair, Unlabelled([400, 9], [320], [330, 331])])
+    assert torch.equal(before[:5], changed[:5])
+    assert (before[5:] - changed[5:]).abs().min() > 1e-4
+
+
+def prepared_model(model_type: str, **fields: Any) -> PreTrainedModel:
+    model = architectures.small_model(model_type, **fields)
+    add_scoring_head(model)
+    return model
+
+
+@torch.no_grad()
+def logps(model: PreTrainedModel, pairs: list[Unlabelled], *, packed: bool = True) -> torch.Tensor:
+    scorer = Scorer(packed=packed)
+    with scorer.over(model):
+        return scorer.token_logps(model, scorer.arrange(pairs))
+
+
+@pytest.mark.parametrize("model_type", sorted(architectures.SLIDING))
+@pytest.mark.parametrize("prompt", [1, 7, 8, 9, 30])
+def test_windows_reach_from_a_response_into_its_prompt(model_type: str, prompt: int) -> None:
+    """With the border between prompt and responses at, just before and just after the end of a window."""
+    model = prepared_model(model_type)
+    pairs = [
+        Unlabelled(list(range(260, 260 + prompt)), list(range(300, 312)), list(range(320, 321))),
+        Unlabelled(list(range(360, 365)), list(range(400, 407)), list(range(420, 440))),
+    ]
+    torch.testing.assert_close(logps(model, pairs), logps(model, pairs, packed=False), rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_of_every_shape_agree_with_rows() -> None:
+    model = prepared_model("llama")
+    for prompt, chosen, rejected in ((1, 1, 1), (1, 20, 1), (1, 1, 20), (20, 1, 1), (64, 63, 65)):
+        pair = Unlabelled(*(list(range(260, 260 + length)) for length in (prompt, chosen, rejected)))
+        torch.testing.assert_close(
+            logps(model, [pair, pair]), logps(model, [pair, pair], packed=False), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_models_whose_attention_cannot_be_replaced_are_told_apart() -> None:
+    assert can_serve(architectures.small_model("llama"))
+    assert not can_serve(architectures.small_model("falcon"))
+    assert not can_serve(architectures.small_model("gemma2"))
+    assert can_serve(architectures.small_model("gemma2", attn_logit_softcapping=None))
+
+
+def test_plain_forwards_of_the_model_are_untouched_between_two_packed_ones() -> None:
+    model = prepared_model("llama")
+    ids = rows([Unlabelled([5, 6, 7], [300, 301], [310])]).input_ids
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        logps(model, [Unlabelled([1, 2], [3], [4])])
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert packed_attention.NAME not in str(model.config._attn_implementation)
