@@ -103,7 +103,8 @@ class Footprint:
 
     @property
     def training(self) -> int:
-        return sum(vars(self).values()) - self.beside
+        everything: int = sum(vars(self).values())
+        return everything - self.beside
 
     @property
     def comparing(self) -> int:

@@ -6,41 +6,41 @@ import dataclasses
 import hashlib
 import json
 import math
+import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import trl.trainer.dpo_trainer as trl_dpo
-import trl.trainer.utils as trl_utils
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoTokenizer
 
-from tests.engine.runs import adapter_bytes, do, question, steps, succeed, triple
-from training import jobspec
-from training.engine import dpo, dpo_trainer, evaluation, loading, preference_data
+from tests.engine import architectures
+from tests.engine.prepared import (
+    CPU,
+    Gradients,
+    assert_same_step,
+    examples_of,
+    gradients,
+    move,
+    ready_setting,
+    ready_trainer,
+    whole_step,
+)
+from tests.engine.runs import adapter_bytes, do, question, read_lines, steps, succeed, triple
+from training.engine import dpo_trainer, evaluation, loading
 from training.engine import reference as reference_module
-from training.engine.compute import Compute
-from training.engine.journal import MetricsJournal
+from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
-from training.jobspec import Completion, ModelRef, TrainJob
+from training.engine.reference_logps import scored_with
+from training.engine.scoring import Scorer, add_scoring_head
+from training.jobspec import Completion, ModelRef, TrainJob, TripleLine
 from training.modelfiles import ALLOWED_MODEL_TYPES
 
 MakeRun = Callable[..., Path]
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "vocab_size": 50,
-    "pad_token_id": 0,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-CPU = Compute(torch.device("cpu"), torch.float32)
 
 
 def digest(directory: Path) -> dict[str, str]:
@@ -81,15 +81,18 @@ def test_policy_of_a_checkpoint_is_the_policy_that_was_trained(train_run: MakeRu
     """The margin of the written adapter, computed from the files alone, continues that of the last step."""
     run_dir = train_run(2, epochs=20)
     succeed("train_dpo", run_dir)
-    policy = loading.load_policy(dataclasses.replace(reference, adapter_dir=str(run_dir / "checkpoint")), CPU)
-    base = loading.load_policy(reference, CPU)
-    tokenizer = loading.load_tokenizer(reference.base_dir)
-    data = preference_data.read_preferences(run_dir / "dataset.jsonl", tokenizer, 128)
-    scores = evaluation.pair_scores(
-        data.train, evaluation.score(base, data.train, CPU), evaluation.score(policy, data.train, CPU)
-    )
-    after = sum(evaluation.margin(item, 0.1) for item in scores) / len(scores)
-    assert after == pytest.approx(steps(run_dir)[-1]["reward_margin"], rel=0.1)
+    data = ready_setting(run_dir).data
+    scores = []
+    for adapter_dir in (None, str(run_dir / "checkpoint")):
+        base = loading.load_base(reference, torch.float32)
+        add_scoring_head(base)
+        model = loading.load_adapter(base, adapter_dir, trainable=False) if adapter_dir else base
+        scores.append(list(map(scored_with(model.eval(), Scorer(packed=False), CPU), data.train)))
+    margins = [
+        evaluation.margin(evaluation.pair_score(triple, before, after), 0.1)
+        for triple, before, after in zip(data.train, *scores, strict=True)
+    ]
+    assert sum(margins) / 2 == pytest.approx(steps(run_dir)[-1]["reward_margin"], rel=0.1)
 
 
 def plain_loss(policy: Any, frozen: Any, triples: list[TokenTriple], beta: float) -> torch.Tensor:
@@ -107,30 +110,26 @@ def plain_loss(policy: Any, frozen: Any, triples: list[TokenTriple], beta: float
     return torch.stack(losses).mean()
 
 
-def test_loss_and_gradient_equal_the_definition(train_run: MakeRun, tmp_path: Path) -> None:
-    """With a policy that has moved, at pairs of unequal length, within a padded batch."""
-    run_dir = train_run(3, beta=0.3, pairs_per_step=3, micro_batch=3)
-    trainer, data, policy = ready_trainer(run_dir)
-    move(policy)
-    batch = trainer.data_collator([trainer.train_dataset[number] for number in range(3)])
-    trainer.state.global_step = 1
-    loss = trainer.compute_loss(policy, batch)
-    loss.backward()
-    gradients = {name: tensor.grad.clone() for name, tensor in policy.named_parameters() if tensor.requires_grad}
-    policy.zero_grad()
-
+def definition(policy: Any, triples: list[TokenTriple], beta: float) -> tuple[float, Gradients]:
     class Base:
         def __call__(self, **inputs: Any) -> Any:
             with torch.no_grad(), policy.disable_adapter():
                 return policy(**inputs)
 
-    expected = plain_loss(policy, Base(), data.train, beta=0.3)
-    expected.backward()
-    assert abs(expected.item() - math.log(2)) > 1e-3
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    for name, tensor in policy.named_parameters():
-        if tensor.requires_grad:
-            torch.testing.assert_close(gradients[name], tensor.grad, rtol=1e-4, atol=1e-6)
+    policy.zero_grad()
+    loss = plain_loss(policy, Base(), triples, beta)
+    loss.backward()
+    return loss.item(), gradients(policy)
+
+
+def test_loss_and_gradient_equal_the_definition(train_run: MakeRun) -> None:
+    """With a policy that has moved, at pairs of unequal length."""
+    trainer = ready_trainer(train_run(3, beta=0.3, pairs_per_step=3, micro_batch=3))
+    move(trainer.model)
+    ours = whole_step(trainer, range(3))
+    expected = definition(trainer.model, examples_of(trainer), beta=0.3)
+    assert abs(expected[0] - math.log(2)) > 1e-3
+    assert_same_step(ours, expected)
 
 
 def test_every_pair_of_a_step_counts_the_same(train_run: MakeRun) -> None:
@@ -147,84 +146,93 @@ def test_every_pair_of_a_step_counts_the_same(train_run: MakeRun) -> None:
                 assert two[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), (name, one["step"])
 
 
-def ready_trainer(run_dir: Path) -> tuple[Any, Any, Any]:
-    job = read_job(run_dir)
-    tokenizer = loading.load_tokenizer(job.reference.base_dir)
-    data = preference_data.read_preferences(run_dir / "dataset.jsonl", tokenizer, job.max_length)
-    recorder = dpo_trainer.StepRecorder(MetricsJournal(run_dir), None)
-    start = reference_module.prepare(job, CPU)
-    trainer = dpo.build_trainer(job, CPU, start, tokenizer, data.train, run_dir / "trainer", recorder)
-    return trainer, data, trainer.model
-
-
-def read_job(run_dir: Path) -> TrainJob:
-    return jobspec.read_job(run_dir, TrainJob)
-
-
-def move(policy: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in policy.parameters():
-            if tensor.requires_grad:
-                tensor += 0.02 * torch.randn(tensor.shape, generator=generator)
-
-
-def test_scoring_completions_only_changes_nothing(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switch inside TRL that saves the head for prompts and padding gives the same loss and the same gradients."""
-    trainer, _, policy = ready_trainer(train_run(3, pairs_per_step=3, micro_batch=3))
-    move(policy)
-    trainer.state.global_step = 1
-    batch = trainer.data_collator([trainer.train_dataset[number] for number in range(3)])
-    outcomes = []
-    for completions_only in (True, False):
-        monkeypatch.setattr(trl_utils, "_use_triton", lambda device, value=completions_only: value)
-        policy.zero_grad()
-        loss = trainer.compute_loss(policy, batch)
-        loss.backward()
-        outcomes.append([loss.detach(), *(p.grad.clone() for p in policy.parameters() if p.requires_grad)])
-    for ours, stock in zip(*outcomes, strict=True):
-        torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-7)
-
-
-def test_trl_still_has_the_hooks_that_are_overridden() -> None:
-    import inspect
-
-    trainer = trl_dpo.DPOTrainer
-    assert list(inspect.signature(trainer._prepare_dataset).parameters)[1] == "dataset"
-    assert list(inspect.signature(trainer._compute_loss).parameters) == ["self", "model", "inputs", "return_outputs"]
-    assert "_use_triton(hidden_states.device)" in inspect.getsource(trl_utils.add_fused_lm_head)
-    source = inspect.getsource(trainer._compute_loss)
-    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"):
-        assert f'self._metrics[mode]["{name}"]' in source
-
-
 def test_sampled_ids_are_trained_on_as_they_are(train_run: MakeRun) -> None:
     """Ids that no text would tokenise to reach the batch unchanged, with no newline and no second end."""
     odd = [300, 98, 301, 2]
     rows = [triple(0, chosen=Completion(" came\ufffd can", odd, "stop"), rejected=Completion(" bird"))]
-    trainer, data, _ = ready_trainer(train_run(rows))
-    assert data.retokenised == []
-    row = trainer.train_dataset[0]
-    assert row["chosen_ids"] == odd
-    tokenizer = trainer.processing_class
-    assert row["rejected_ids"] == [*tokenizer(" bird")["input_ids"], tokenizer.eos_token_id]
-    assert tokenizer.decode(row["prompt_ids"]) == (
+    setting = ready_setting(train_run(rows))
+    assert setting.data.retokenised == []
+    [pair] = setting.data.train
+    assert pair.chosen_ids == odd
+    tokenizer = setting.tokenizer
+    assert pair.rejected_ids == [*tokenizer(" bird")["input_ids"], tokenizer.eos_token_id]
+    assert tokenizer.decode(pair.prompt_ids) == (
         "<|im_start|>user\n0: Why is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
     )
-    batch = trainer.data_collator([row])
-    assert batch["completion_mask"].sum().item() == len(odd) + len(row["rejected_ids"])
+    assert setting.scorer.arrange([pair]).targets.tolist() == odd + pair.rejected_ids
 
 
 @pytest.mark.parametrize(("finish_reason", "ends"), [("stop", True), ("length", False)])
 def test_ids_of_another_vocabulary_are_not_trained_on(train_run: MakeRun, finish_reason: Any, ends: bool) -> None:
     """A project whose first policy had another tokenizer: the same ids mean other words here, or nothing at all."""
     foreign, unknown = Completion(" bird", [17, 18, 19], finish_reason), Completion(" tree", [99_999], finish_reason)
-    trainer, data, _ = ready_trainer(train_run([triple(0, chosen=foreign, rejected=unknown)]))
-    tokenizer, row = trainer.processing_class, trainer.train_dataset[0]
+    negative = Completion(" bird", [-1], finish_reason)
+    rows = [triple(0, chosen=foreign, rejected=unknown), triple(1, chosen=negative, rejected=unknown)]
+    setting = ready_setting(train_run(rows))
+    tokenizer = setting.tokenizer
     end = [tokenizer.eos_token_id] if ends else []
-    assert row["chosen_ids"] == tokenizer(" bird")["input_ids"] + end
-    assert row["rejected_ids"] == tokenizer(" tree")["input_ids"] + end
-    assert data.retokenised == ["pair-0"]
+    for pair in setting.data.train:
+        assert pair.chosen_ids == tokenizer(" bird")["input_ids"] + end
+        assert pair.rejected_ids == tokenizer(" tree")["input_ids"] + end
+    assert setting.data.retokenised == ["pair-0", "pair-1"]
+
+
+# The prompt as sampled.
+
+
+TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' %}<|im_start|>system\nToday is {{ strftime_now('%d %B %Y, %H:%M:%S.%f') }}."
+    "<|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def dated(copied_model: Path) -> ModelRef:
+    """A model whose template tells the time, so that no two prompts have the same ids."""
+    (copied_model / "chat_template.jinja").write_text(TEMPLATE)
+    return ModelRef(str(copied_model), "hash-of-base")
+
+
+def sampled_yesterday(model: ModelRef, **fields: Any) -> TripleLine:
+    tokenizer = AutoTokenizer.from_pretrained(model.base_dir)
+    text = "<|im_start|>system\nToday was a day.<|im_end|>\n<|im_start|>user\n"
+    text += f"{triple(0).messages[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+    sides = [
+        Completion(words, [*tokenizer(words)["input_ids"], tokenizer.eos_token_id], "stop")
+        for words in (" good bird", " hard night")
+    ]
+    return triple(0, **({"chosen": sides[0], "rejected": sides[1], "prompt_token_ids": tokenizer(text)["input_ids"]} | fields))  # fmt: skip  # noqa: E501
+
+
+def test_a_template_that_writes_the_date_does_not_change_what_was_sampled(train_run: MakeRun, dated: ModelRef) -> None:
+    line = sampled_yesterday(dated)
+    [pair] = ready_setting(train_run([line], name="one", reference=dated)).data.train
+    assert pair.prompt_ids == line.prompt_token_ids
+    without = dataclasses.replace(line, prompt_token_ids=[])
+    [other] = ready_setting(train_run([without], name="other", reference=dated)).data.train
+    assert "Today is" in AutoTokenizer.from_pretrained(dated.base_dir).decode(other.prompt_ids)
+    runs = [train_run([line], name=name, reference=dated) for name in ("first", "second")]
+    for run_dir in runs:
+        succeed("train_dpo", run_dir)
+    assert adapter_bytes(runs[0]) == adapter_bytes(runs[1])
+
+
+@pytest.mark.parametrize("why", ["vocabulary", "negative", "words", "completion", "imported"])
+def test_prompt_ids_of_another_tokenizer_are_not_used(train_run: MakeRun, reference: ModelRef, why: str) -> None:
+    line = sampled_yesterday(reference)
+    fields: dict[str, Any] = {
+        "vocabulary": {"prompt_token_ids": [*line.prompt_token_ids, 99_999]},
+        "negative": {"prompt_token_ids": [-1, *line.prompt_token_ids]},
+        "words": {"prompt_token_ids": [token + 1 for token in line.prompt_token_ids]},
+        "completion": {"chosen": Completion(" good bird", [40, 41, 42], "stop")},
+        "imported": {"chosen": Completion(" good bird")},
+    }[why]
+    [pair] = ready_setting(train_run([dataclasses.replace(line, **fields)])).data.train
+    assert pair.prompt_ids == ready_setting(train_run([triple(0)], name="plain")).data.train[0].prompt_ids
+
+
+# The reference.
 
 
 def test_an_adapter_as_reference_is_continued_at_its_own_rank(
@@ -235,7 +243,7 @@ def test_an_adapter_as_reference_is_continued_at_its_own_rank(
     run_dir = train_run(6, reference=continued, lora_rank=16)
     succeed("train_dpo", run_dir)
     history = steps(run_dir)
-    assert history[0]["reward_margin"] == 0.0
+    assert history[0]["reward_margin"] == pytest.approx(0.0, abs=1e-6)
     assert history[-1]["reward_margin"] > 0
     assert digest(adapter_dir) == before
     assert json.loads((run_dir / "checkpoint" / "adapter_config.json").read_text())["r"] == 2
@@ -256,18 +264,24 @@ def test_full_training_starts_from_the_folded_adapter(
     assert "adapter_config.json" not in names
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_wrong_reference_stops_the_run_before_the_first_step(
-    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    genuine = reference_module.prepare
+    """Here the weights move after the reference was read, as if two different models had been loaded."""
+    from training.engine import dpo
 
-    def wrong(job: TrainJob, compute: Compute) -> reference_module.Start:
-        start = genuine(job, compute)
-        move(start.ref_model.requires_grad_(True))
-        return start
+    read = dpo.read_reference
 
-    monkeypatch.setattr(reference_module, "prepare", wrong)
-    run_dir = train_run(3, method="full")
+    def moved_after(setting: Any) -> Any:
+        values = read(setting)
+        with torch.no_grad():
+            for tensor in setting.start.plain.model.layers[0].parameters():
+                tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+        return values
+
+    monkeypatch.setattr(dpo, "read_reference", moved_after)
+    run_dir = train_run(3, method=method)
     result = do("train_dpo", run_dir)
     assert result.error_code == "wrong_reference"
     assert "nats" in result.error
@@ -301,12 +315,38 @@ def test_one_pair_is_enough(train_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "epochs", "expected"), [(1, 1.0, 1), (5, 1.0, 3), (6, 2.0, 6), (6, 0.5, 2), (7, 1.5, 6)]
+    ("pairs", "epochs", "expected"), [(1, 1.0, 1), (5, 1.0, 3), (6, 2.0, 6), (6, 0.5, 2), (7, 1.5, 6), (6, 0.01, 1)]
 )
 def test_the_number_of_steps_is_foreseen(train_run: MakeRun, pairs: int, epochs: float, expected: int) -> None:
     run_dir = train_run(pairs, epochs=epochs)
-    assert dpo_trainer.total_steps(read_job(run_dir), pairs) == expected
+    assert len(dpo_trainer.plan_steps(pairs, 2, epochs, seed=5)) == expected
     assert succeed("train_dpo", run_dir)["steps"] == expected
+    history = steps(run_dir)
+    assert {line["steps"] for line in history} == {expected}
+    assert history[-1]["epoch"] == pytest.approx(expected / -(-pairs // 2), abs=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(("pairs", "a_step"), [(7, 3), (10, 4), (4, 8), (9, 3)])
+def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(pairs: int, a_step: int, processes: int) -> None:
+    plan = dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)
+    places = [place for step in plan for place in step]
+    assert Counter(places) == dict.fromkeys(range(pairs), 3)
+    epochs = [places[start : start + pairs] for start in range(0, 3 * pairs, pairs)]
+    assert all(sorted(epoch) == list(range(pairs)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for step in plan:
+        shares = [dpo_trainer.share_of(step, rank, processes) for rank in range(processes)]
+        assert all(shares)
+        assert sorted(place for share in shares for place in share) == sorted(step)
+    assert plan == dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)
+    assert plan != dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=2, processes=processes)
+
+
+def test_fewer_pairs_than_processes_are_refused() -> None:
+    with pytest.raises(EngineError) as caught:
+        dpo_trainer.plan_steps(2, 4, 1.0, seed=1, processes=3)
+    assert caught.value.code == "bad_dataset"
 
 
 def test_rows_that_teach_nothing_are_left_out_and_counted(train_run: MakeRun) -> None:
@@ -333,8 +373,107 @@ def test_a_dataset_without_training_rows_is_told(train_run: MakeRun) -> None:
     assert do("train_dpo", train_run([], name="empty")).error_code == "bad_dataset"
 
 
-def test_weights_and_label_noise_are_not_silently_ignored(train_run: MakeRun) -> None:
-    assert do("train_dpo", train_run([triple(0, weight=0.5)])).error_code == "bad_dataset"
+def test_a_response_without_tokens_is_left_out(train_run: MakeRun) -> None:
+    """It has nothing to be scored. One that ended at once has its end of turn."""
+    cut, ended = Completion("", [], "length"), Completion("", [2], "stop")
+    rows = [triple(0, chosen=cut), triple(1, chosen=ended), triple(2, rejected=Completion(""))]
+    details = succeed("train_dpo", train_run(rows))
+    assert [item["pair_id"] for item in details["left_out"]] == ["pair-0"]
+    assert "no tokens" in details["left_out"][0]["reason"]
+    assert details["triples"]["train"] == 2
+
+
+# Weight and label noise.
+
+
+def step_of(train_run: MakeRun, name: str, rows: list[TripleLine], **fields: Any) -> tuple[float, Gradients]:
+    trainer = ready_trainer(train_run(rows, name=name, pairs_per_step=len(rows), micro_batch=2, **fields))
+    move(trainer.model)
+    return whole_step(trainer, range(len(rows)))
+
+
+def scaled(step: tuple[float, Gradients], factor: float) -> tuple[float, Gradients]:
+    return step[0] * factor, {name: factor * tensor for name, tensor in step[1].items()}
+
+
+def test_a_weight_counts_a_pair_so_often(train_run: MakeRun) -> None:
+    """The step is the mean over its pairs of weight times loss: a pair of weight 0 teaches nothing but is counted."""
+    rows = [triple(number) for number in range(3)]
+    weighted = [dataclasses.replace(row, weight=weight) for row, weight in zip(rows, (1.0, 0.0, 1.0), strict=True)]
+    without = step_of(train_run, "without", [rows[0], rows[2]])
+    assert_same_step(step_of(train_run, "weighted", weighted), scaled(without, 2 / 3))
+    doubled = [dataclasses.replace(rows[0], weight=2.0), rows[1]]
+    twice = step_of(train_run, "twice", [rows[0], rows[0], rows[1]])
+    assert_same_step(step_of(train_run, "doubled", doubled), scaled(twice, 3 / 2))
+
+
+def test_label_noise_mixes_both_orders(train_run: MakeRun) -> None:
+    row, noise = triple(1), 0.2
+    turned = dataclasses.replace(row, chosen=row.rejected, rejected=row.chosen)
+    one, other = step_of(train_run, "one", [row]), step_of(train_run, "other", [turned])
+    noisy = step_of(train_run, "noisy", [dataclasses.replace(row, label_noise=noise)])
+    mixed = {name: (1 - noise) * tensor + noise * other[1][name] for name, tensor in one[1].items()}
+    assert_same_step(noisy, ((1 - noise) * one[0] + noise * other[0], mixed))
+
+
+def test_a_tie_pulls_the_margin_back_whichever_response_is_called_chosen(train_run: MakeRun) -> None:
+    tie = triple(1, label_noise=0.5)
+    turned = dataclasses.replace(tie, chosen=tie.rejected, rejected=tie.chosen)
+    one = step_of(train_run, "one", [tie], beta=1.0)
+    assert_same_step(one, step_of(train_run, "other", [turned], beta=1.0))
+    assert one[0] > math.log(2)
+    trainer = ready_trainer(train_run([tie], name="down", beta=1.0))
+    move(trainer.model)
+    margins = []
+    for _ in range(2):
+        whole_step(trainer, [0])
+        margins.append(abs(trainer.totals.margin))
+        with torch.no_grad():
+            for tensor in trainer.model.parameters():
+                if tensor.grad is not None:
+                    tensor -= 1e-4 * tensor.grad
+    assert margins[1] < margins[0]
+
+
+def test_ties_are_trained_on_and_are_in_no_accuracy(train_run: MakeRun) -> None:
+    """They have no winner to find."""
+    rows = [triple(0), triple(1, label_noise=0.5), triple(2), triple(3, label_noise=0.5)]
+    held_out = [triple(7, "held_out"), triple(8, "held_out", label_noise=0.5)]
+    run_dir = train_run([*rows, *held_out], pairs_per_step=4, epochs=3)
+    details = succeed("train_dpo", run_dir)
+    assert details["ties"] == 2
+    assert details["triples"]["held_out"] == 2
+    assert details["held_out"]["pairs"] == 1
+    assert [line["pair_id"] for line in read_lines(run_dir, "held_out.jsonl")] == ["pair-7"]
+    assert {line["reward_accuracy"] for line in steps(run_dir)} <= {0.0, 0.5, 1.0}  # of two pairs
+    only_ties = train_run([rows[1], rows[3]], name="ties", epochs=3)
+    succeed("train_dpo", only_ties)
+    assert {line["reward_accuracy"] for line in steps(only_ties)} == {0.5}
+
+
+def test_a_margin_of_rounding_is_no_win(train_run: MakeRun) -> None:
+    """Before the first update no pair is right or wrong, however the sums are rounded."""
+    trainer = ready_trainer(train_run(4, pairs_per_step=4, micro_batch=4))
+    for example in trainer.course.examples:
+        example.reference[0][0] -= 3e-6 * random.Random(example.triple.pair_id).choice((-1, 1))
+    whole_step(trainer, range(4))
+    assert 0 < abs(trainer.totals.margin) < 4 * dpo_trainer.ROUNDING
+    assert trainer.totals.won / trainer.totals.decided == 0.5
+    trainer.course.examples[0].reference[0][0] -= 1e-3
+    whole_step(trainer, range(4))
+    assert trainer.totals.won == 2.5
+
+
+@pytest.mark.parametrize(
+    "fields", [{"weight": -1.0}, {"weight": math.nan}, {"label_noise": 0.6}, {"label_noise": -0.1}]
+)
+def test_a_weight_or_noise_that_means_nothing_is_refused(train_run: MakeRun, fields: dict[str, float]) -> None:
+    result = do("train_dpo", train_run([triple(0), triple(1, **fields)]))
+    assert result.error_code == "bad_dataset"
+    assert "pair-1" in result.error
+
+
+# Jobs and datasets that cannot be done.
 
 
 def test_a_broken_line_is_named(train_run: MakeRun) -> None:
@@ -349,7 +488,11 @@ def test_a_broken_line_is_named(train_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"micro_batch": 3, "pairs_per_step": 8},
+        {"micro_batch": -1},
+        {"pairs_per_step": 0},
+        {"mode": "slow"},
+        {"loss": "none"},
+        {"learning_rate": 0.0},
         {"method": "magic"},
         {"epochs": 0.0},
         {"beta": 0.0},
@@ -399,8 +542,7 @@ def test_a_checkpoint_holds_what_may_leave_the_machine_and_nothing_else(
 def test_lora_finds_the_layers_of_every_model_that_may_be_added(model_type: str) -> None:
     from peft import get_peft_model
 
-    config = AutoConfig.for_model(model_type, **SMALL)
-    model = AutoModelForCausalLM.from_config(config)
+    model = architectures.small_model(model_type)
     policy = get_peft_model(model, reference_module.fresh_adapter(model, TrainJob(ModelRef("", ""), 0)))
     policy(torch.tensor([[1, 2, 3]]))
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in policy.named_parameters() if "lora_" in name}

@@ -182,8 +182,14 @@ def test_the_products_of_weights_and_adapter_are_counted_where_they_are_held():
 
 @pytest.mark.parametrize(
     ("method", "on_adapter", "has_first", "models"),
-    [("lora", False, False, 0), ("lora", True, False, 1), ("lora", False, True, 1), ("lora", True, True, 2)]
-    + [("full", False, False, 1), ("full", True, True, 2)],
+    [
+        ("lora", False, False, 0),
+        ("lora", True, False, 1),
+        ("lora", False, True, 1),
+        ("lora", True, True, 2),
+        ("full", False, False, 1),
+        ("full", True, True, 2),
+    ],
 )
 def test_models_that_are_loaded_to_compare_with(method, on_adapter, has_first, models):
     assert footprint.models_compared(method, on_adapter=on_adapter, has_first=has_first) == models

@@ -230,7 +230,7 @@ def test_continuing_an_adapter_of_an_earlier_version(project, policy, label, mak
 def test_several_processes_are_refused_where_training_is_on_a_cpu(project, policy, label, settings):
     label(10)
     settings.ENGINE_DEVICE = "cpu"
-    with pytest.raises(Rejected, match="2 GPUs was asked for.*on the CPU.*Leave GPUs at 1"):
+    with pytest.raises(Rejected, match=r"2 GPUs was asked for.*on the CPU.*Leave GPUs at 1"):
         services.request_run(project=project, recipe=Recipe(processes=2))
     assert services.request_run(project=project, recipe=Recipe(processes=0)).recipe["processes"] == 0
     TrainingRun.objects.update(state=Job.State.CANCELLED)
