@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.runs import ROOT, adapter_bytes, do, read_lines, start, steps, succeed, triple
+from tests.engine.runs import ROOT, adapter_bytes, do, question, read_lines, start, steps, succeed, triple
 from training import jobspec
 from training.engine import checkpoint, process, resume, train_dpo
 from training.jobspec import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_ORPHANED, ModelRef, SampleJob, TrainJob
@@ -115,21 +116,23 @@ def test_a_stop_does_not_wait_for_the_end_of_a_long_step(
     train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, asked_after: int
 ) -> None:
     """In the middle of a step of six pairs: after the first one, and where that step was saved or was not."""
-    from training.engine.dpo_trainer import StepRecorder
+    from training.engine.dpo_trainer import PairTrainer
 
     fields: dict[str, Any] = {"pairs_per_step": 6, "epochs": 6.0, "save_every_steps": 2}
     whole, cut = train_run(6, name="whole", **fields), train_run(6, name="cut", **fields)
     succeed("train_dpo", whole)
-    original = StepRecorder.on_substep_end
+    original, computed = PairTrainer.note, []
 
-    def on_substep_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        process.stop.requested = state.global_step == asked_after
-        original(self, args, state, control, **kwargs)
+    def note(self: Any, logps: Any, examples: Any) -> None:
+        original(self, logps, examples)
+        computed.append(len(examples))
+        process.stop.requested = self.state.global_step == asked_after
 
     with monkeypatch.context() as patched:
-        patched.setattr(StepRecorder, "on_substep_end", on_substep_end)
+        patched.setattr(PairTrainer, "note", note)
         assert process.execute(train_dpo.main, TrainJob, cut) == EXIT_INTERRUPTED
     process.stop.requested = False
+    assert sum(computed) == 6 * asked_after + 1
     assert len(steps(cut)) == asked_after
     saved = resume.last_state(cut / "trainer", resume.job_identity(cut))
     assert (resume.step_of(saved) if saved else 0) == asked_after
@@ -321,11 +324,48 @@ def test_the_result_of_an_earlier_attempt_goes_first(train_run: MakeRun, monkeyp
 
 
 def test_phases_are_written_with_their_time(train_run: MakeRun) -> None:
-    run_dir = train_run(2)
+    run_dir = train_run([triple(0), triple(1), triple(2, "held_out")])
+    (run_dir / "probes.jsonl").write_text("".join(question(number).to_json() + "\n" for number in range(2)))
     succeed("train_dpo", run_dir)
     phases = [line for line in read_lines(run_dir, "metrics.jsonl") if "phase" in line]
-    assert [line["phase"] for line in phases] == ["loading model", "training", "writing checkpoint"]
+    assert [name for name, _ in itertools.groupby(line["phase"] for line in phases)] == [
+        "loading model",
+        "reading reference",
+        "comparing responses",
+        "training",
+        "scoring held-out pairs",
+        "comparing responses",
+        "writing checkpoint",
+    ]
     assert all(abs(line["at"] - time.time()) < 60 for line in phases)
+    told = [line for line in phases if "done" in line]
+    assert {(line["phase"], line["done"], line["total"]) for line in told} == {
+        ("reading reference", 3, 3),
+        ("comparing responses", 2, 2),
+        ("scoring held-out pairs", 1, 1),
+    }
+
+
+def test_a_run_stopped_while_reading_the_reference_does_not_read_it_again(
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.engine import reference_logps
+    from training.engine.errors import Interrupted
+
+    monkeypatch.setattr(reference_logps, "SAVED_TOGETHER", 2)
+    run_dir = train_run(6)
+    genuine = reference_logps.ReferenceLogps.computed
+
+    def computed(self: Any, pair: Any) -> Any:
+        if self.counts.forwards == 5:
+            raise Interrupted
+        return genuine(self, pair)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reference_logps.ReferenceLogps, "computed", computed)
+        assert process.execute(train_dpo.main, TrainJob, run_dir) == EXIT_INTERRUPTED
+    counts = succeed("train_dpo", run_dir)["reference_logps"]
+    assert (counts["forwards"], counts["cached"]) == (2, 4)
 
 
 def test_a_saved_state_stays_good_when_the_data_moves_and_not_when_the_job_changes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ that cannot be read is started anew, and one that cannot be written is done with
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
 import time
 import zlib
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from training.engine.journal import say
 
+RESERVED_BYTES = 2 * 2**30  # of the disk, which are left free
 WAIT_SECONDS = 20.0  # for another engine that writes
 # Values lie in a table of their own, so that noting a use does not write a value again.
 TABLES = (
@@ -60,6 +62,8 @@ class Cache:
         self.path = path
         self.limit_bytes = limit_bytes
         self.damaged = 0
+        self.used: dict[int, int] = {}  # when entries were read, to be written with the next values
+        self.skipped = False
         self.connection: sqlite3.Connection | None = None
         if path is not None:
             self.open(path)
@@ -97,7 +101,7 @@ class Cache:
                 return None
             number, checksum, value = row
             if isinstance(value, bytes) and checksum_of(key, value) == checksum:
-                self.connection.execute("UPDATE entry SET used = ? WHERE id = ?", (time.time_ns(), number))
+                self.used[number] = time.time_ns()
                 return value
             self.damaged += 1
             self.forget([key])
@@ -107,16 +111,34 @@ class Cache:
 
     def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Keep ``items`` in one transaction, and forget old entries beyond the bound."""
-        if self.connection is None:
+        items = list(items)
+        if self.connection is None or not self.has_room_for(sum(len(value) for _, value in items)):
             return
         try:
             self.connection.execute("BEGIN IMMEDIATE")
+            self.note_uses()
             for key, value in items:
                 self.insert(key, value)
             self.evict()
             self.connection.execute("COMMIT")
         except FAILURES as error:
             self.recover(error)
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether the disk keeps its reserve; the database and the run's states are on it as well."""
+        assert self.path is not None
+        if shutil.disk_usage(self.path.parent).free > RESERVED_BYTES + size:
+            return True
+        if not self.skipped:
+            say(f"The cache {self.path.name} takes no more: less than {RESERVED_BYTES >> 30} GiB of the disk are free.")
+        self.skipped = True
+        return False
+
+    def note_uses(self) -> None:
+        assert self.connection is not None
+        rows = [(when, number) for number, when in self.used.items()]
+        self.connection.executemany("UPDATE entry SET used = ? WHERE id = ?", rows)
+        self.used.clear()
 
     def insert(self, key: bytes, value: bytes) -> None:
         assert self.connection is not None
@@ -157,6 +179,11 @@ class Cache:
 
     def close(self) -> None:
         if self.connection is not None:
+            if self.used:
+                with suppress(*FAILURES):  # what was read lately matters only to what goes first
+                    self.connection.execute("BEGIN IMMEDIATE")
+                    self.note_uses()
+                    self.connection.execute("COMMIT")
             self.connection.close()
             self.connection = None
 

@@ -9,8 +9,10 @@ layers, which is also what the checkpoint holds.
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from training.engine.compute import Compute
 from training.engine.errors import EngineError
 
 LAYOUT = "states 2"
+VERSIONS = tuple(f"{library} {version(library)}" for library in ("torch", "transformers"))  # may round otherwise
 TRAINED_SHARE = 3  # a third of the layers
 CACHE_SHARE = 0.9  # of the bound of the cache directory
 
@@ -71,6 +74,8 @@ class FrozenLayers:
     taken: torch.Tensor | None = None
     taking: bool = field(default=False, repr=False)
     in_tuple: bool = False  # the form that this model's layers give their states in
+    trusted: bool = True  # whether states of earlier runs are used
+    read_now: set[bytes] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         layers = decoder_layers(self.model)
@@ -119,7 +124,8 @@ class FrozenLayers:
         return (prompt, second, first) if pair.swapped else (prompt, first, second)
 
     def known(self, pair: Unlabelled) -> Segments | None:
-        data = self.cache.get(self.key(pair))
+        key = self.key(pair)
+        data = self.cache.get(key) if self.trusted or key in self.read_now else None
         if data is None:
             return None
         lengths = [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)]
@@ -142,12 +148,23 @@ class FrozenLayers:
         states, self.taken = self.taken.to(self.compute.dtype).cpu(), None
         self.computed += 1
         segments = cut(states, pair, batch)
+        self.read_now.add(self.key(pair))
         self.cache.put([(self.key(pair), to_bytes(torch.cat(segments)))])
         return segments
 
+    @contextmanager
+    def distrusted(self) -> Iterator[None]:
+        """Inside the block the lower layers run, whatever was kept: a check against itself would find nothing."""
+        trusted, read_now = self.trusted, self.read_now
+        self.trusted, self.read_now = False, set()
+        try:
+            yield
+        finally:
+            self.trusted, self.read_now = trusted, read_now | self.read_now
+
     def key(self, pair: Unlabelled) -> bytes:
         """Of the whole pair, which is computed at once: so a run gives the same bytes whatever was kept of others."""
-        name = (LAYOUT, self.name, str(self.compute.dtype), str(self.first))
+        name = (LAYOUT, *VERSIONS, self.name, str(self.compute.dtype), str(self.first))
         return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 

@@ -10,8 +10,9 @@ it through the arguments of every architecture, so the spans are kept here, from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,8 +105,7 @@ class PackedAttention:
     ) -> torch.Tensor:
         if window not in self.blocks:
             self.blocks[window] = block_mask(self.spans, query.device, window)
-        kernel = compiled_flex_attention if query.is_cuda else flex_attention
-        output = kernel(
+        output = compiled_flex_attention()(
             query, key, value, block_mask=self.blocks[window], scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
         assert isinstance(output, torch.Tensor)
@@ -134,8 +134,14 @@ def block_mask(spans: list[Span], device: torch.device, window: int | None) -> B
     return create_block_mask(seen, B=None, H=None, Q_LEN=columns, KV_LEN=columns, device=str(device))
 
 
-# Compiled at the first call on a GPU, where the plain form would hold all scores in memory; lengths stay dynamic.
-compiled_flex_attention = torch.compile(flex_attention, dynamic=True)
+@cache
+def compiled_flex_attention() -> Callable[..., Any]:
+    """The plain form would hold all scores in memory. Lengths stay dynamic.
+
+    Made when it is first called: the compiler alone takes more than a second to import.
+    """
+    return torch.compile(flex_attention, dynamic=True)
+
 
 attention = PackedAttention()
 AttentionInterface.register(NAME, attention)

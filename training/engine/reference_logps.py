@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ import torch
 from training.engine.arrangement import Tokens, Unlabelled
 from training.engine.cache import Cache, key_of
 from training.engine.compute import Compute
+from training.engine.frozen_layers import FrozenLayers
 from training.engine.journal import say
 from training.engine.preference_data import TokenTriple
 from training.engine.scoring import AGREEMENT, Scorer
-from training.jobspec import ModelRef
+from training.jobspec import ModelRef, TrainJob
 
-LAYOUT = "logps 2"  # to be counted up when the same inputs give other values
+LAYOUT = "logps 3"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
@@ -58,6 +60,13 @@ def policy_hash(reference: ModelRef) -> str:
     return (reference.adapter_hash or "") if reference.adapter_dir else reference.base_hash
 
 
+def form_of(job: TrainJob, compute: Compute) -> str:
+    """How the checkpoint's weights are held: in which precision, and where its adapter is."""
+    dtype = torch.float32 if job.method == "full" else compute.dtype
+    adapter = "none" if not job.reference.adapter_dir else "folded" if job.method == "full" else "beside"
+    return f"{dtype}, adapter {adapter}"
+
+
 @dataclass
 class ReferenceLogps:
     """Reference values of a run's pairs. ``compute`` scores pairs with the reference model, one pair a forward."""
@@ -68,6 +77,8 @@ class ReferenceLogps:
     compute: Callable[[Tokens], Pair]
     seed: int = 0
     counts: Counts = field(default_factory=Counts)
+    form: str = ""  # of the weights: the same checkpoint rounded or folded otherwise gives other values
+    lower: FrozenLayers | None = None  # whose kept states the values are computed from
 
     def of(self, triples: Sequence[TokenTriple], tick: Tick | None = None) -> list[Pair]:
         """Values of ``triples`` in order: the sampler's, those of the cache, and for the rest the reference's own.
@@ -98,7 +109,11 @@ class ReferenceLogps:
             return True
         drawn = random.Random(self.seed).sample(known, math.ceil(CHECKED_SHARE * len(known)))
         self.counts.checked += len(drawn)
-        return all(self.agree(pair, self.computed(triple)) for triple, pair in drawn)
+        with self.lower.distrusted() if self.lower else nullcontext():
+            held = all(self.agree(pair, self.computed(triple)) for triple, pair in drawn)
+        if not held and self.lower:
+            self.lower.trusted = False
+        return held
 
     def agree(self, one: Pair, other: Pair) -> bool:
         tolerance = AGREEMENT[self.precision.dtype]
@@ -119,7 +134,7 @@ class ReferenceLogps:
         return [pair for pair in found if pair is not None]
 
     def sampled(self, triple: TokenTriple) -> Pair | None:
-        if not triple.chosen_logps:
+        if not triple.chosen_logps or self.precision.dtype is not torch.float32:  # as the sampler's are
             return None
         return torch.tensor(triple.chosen_logps), torch.tensor(triple.rejected_logps)
 
@@ -137,7 +152,7 @@ class ReferenceLogps:
 
     def key(self, triple: TokenTriple) -> bytes:
         pair = Unlabelled.of(triple)
-        name = (LAYOUT, content_hash(self.reference), str(self.precision.dtype))
+        name = (LAYOUT, content_hash(self.reference), self.form, str(self.precision.dtype))
         return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 

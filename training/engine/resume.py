@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+from training.engine.journal import say
+
 SEAL = "sealed.json"
 PREFIX = "checkpoint-"
 
@@ -39,6 +41,8 @@ def last_state(trainer_dir: Path, identity: str) -> Path | None:
     trainer_dir.mkdir(exist_ok=True)
     owner = trainer_dir / "job.sha256"
     if not owner.is_file() or owner.read_text(encoding="ascii") != identity:
+        if any(trainer_dir.glob(f"{PREFIX}*")):
+            say("The saved states are of another job or of an earlier version; training starts from the beginning.")
         shutil.rmtree(trainer_dir)
         trainer_dir.mkdir()
         owner.write_text(identity, encoding="ascii")
@@ -57,15 +61,14 @@ def step_of(state_dir: Path) -> int:
 def job_identity(run_dir: Path) -> str:
     """sha256 over the job and its data: a state is good for nothing else.
 
-    Where the weights and the cache lie does not count, and neither does the number of threads: a run goes on after its
-    data directory has moved.
+    Where the weights and the cache lie does not count, and neither do threads and what is only written or measured: a
+    run goes on after its data directory has moved.
     """
     job = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
-    for private in ("threads", "cache_dir", "cache_mb"):
+    for private in ("threads", "cache_dir", "cache_mb", "base_name", "first"):
         job.pop(private, None)
-    for model in (job.get("reference"), job.get("first")):
-        for place in ("base_dir", "adapter_dir"):
-            (model or {}).pop(place, None)
+    for place in ("base_dir", "adapter_dir"):
+        job.get("reference", {}).pop(place, None)
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
     digest.update(hashlib.sha256((run_dir / "dataset.jsonl").read_bytes()).digest())
     return digest.hexdigest()
