@@ -32,6 +32,10 @@ MOST_TOKENS = {"cpu": 1024, "cuda": 16_384}
 UNKNOWN = 2**40  # limit where nothing can be read, so that nothing is refused
 
 
+# Model types whose MLP has an up and a down projection only.
+UNGATED = {"gpt2", "gpt_neox", "phi", "starcoder2", "falcon"}
+
+
 class ShapeError(ValueError):
     """A ``config.json`` that does not say how large its model is."""
 
@@ -60,11 +64,13 @@ class Shape:
         tied = config.get("tie_word_embeddings", True if tied is None else tied)
         hidden = _size(config, "hidden_size", "n_embd")
         heads = _size(config, "num_attention_heads", "n_head")
-        gated = "n_embd" not in config
+        gated = config.get("model_type") not in UNGATED and "n_embd" not in config
         return cls(
             layers=_size(config, "num_hidden_layers", "n_layer"),
             hidden=hidden,
-            intermediate=_size(config, "intermediate_size", "n_inner", default=0 if gated else 4 * hidden),
+            intermediate=_size(
+                config, "intermediate_size", "n_inner", "ffn_hidden_size", default=0 if gated else 4 * hidden
+            ),
             heads=heads,
             kv_heads=_size(config, "num_key_value_heads", default=heads),
             head_dim=_size(config, "head_dim", default=hidden // heads),

@@ -242,6 +242,7 @@ class StepMetrics(JsonRecord):
     learning_rate: float
     grad_norm: float
     epoch: float
+    chosen_shift: float = 0.0  # log pi / pi_ref of the chosen responses, in nats a token
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
         "held_out": held_out,
         "on_policy": on_policy,
         "flags": guards.flags(held_out, on_policy, recorder.last, recorder.guard.chosen_shift),
-        "reference_logps": vars(counts),
+        "reference_logps": vars(counts) | {"lower_forwards": lower.computed if (lower := setting.scorer.lower) else 0},
     }
 
 
@@ -101,6 +101,8 @@ def check(job: TrainJob) -> None:
         raise EngineError("bad_job", f"There is no method {job.method!r} in the mode {job.mode!r}.", hint)
     if min(job.pairs_per_step, job.lora_rank, job.save_every_steps) < 1 or job.epochs <= 0 or job.micro_batch < 0:
         raise EngineError("bad_job", "Pairs a step, rank, epochs and the saving interval must be above zero.")
+    if job.reference.adapter_dir and not job.reference.adapter_hash:
+        raise EngineError("bad_job", "The adapter of the reference has no content hash.", "Publish it again.")
     if job.learning_rate <= 0:
         raise EngineError("bad_job", "The learning rate must be above zero.")
     losses.check_settings(LossSettings.of(job))
@@ -128,7 +130,8 @@ def choose_scorer(job: TrainJob, start: Start, compute: Compute, states: Cache) 
     first = frozen_layers.first_trained(layers, job.fast_layers) if layers else 0
     if not first:
         return scorer
-    lower = FrozenLayers(start.plain, first, reference_logps.content_hash(job.reference), compute, states)
+    name = f"{reference_logps.content_hash(job.reference)}, {reference_logps.form_of(job, compute)}"
+    lower = FrozenLayers(start.plain, first, name, compute, states)
     return dataclasses.replace(scorer, lower=lower)
 
 
@@ -148,6 +151,8 @@ def read_reference(setting: Setting) -> tuple[list[Pair], reference_logps.Counts
             cache,
             reference_logps.scored_with(model, setting.scorer, setting.compute),
             seed=job.seed,
+            form=reference_logps.form_of(job, setting.compute),
+            lower=setting.scorer.lower,
         )
         triples = [*setting.data.train, *setting.data.held_out]
         values = source.of(ranks.share(triples), setting.tick("reading reference"))
@@ -165,9 +170,11 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     plan = dpo_trainer.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
     examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
     guard = TrainingGuard.of(setting.compute.dtype)
-    course = Course(examples, plan, setting.scorer, LossSettings.of(job), setting.compute, setting.plan.room, guard)
+    room = dpo_trainer.remembered_room(setting.run_dir / "trainer") or setting.plan.room
+    course = Course(examples, plan, setting.scorer, LossSettings.of(job), room, guard)
     an_epoch = dpo_trainer.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
     recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=len(an_epoch))
+    dropouts = dropout_settings(setting.start.plain)
     trainer = PairTrainer(
         course=course,
         model=setting.start.model,
@@ -177,14 +184,20 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
             setting.compute,
             len(plan),
             setting.run_dir / "trainer",
-            checkpointing=setting.plan.room.checkpointing,
+            checkpointing=room.checkpointing,
         ),
         processing_class=setting.tokenizer,
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
+    for name, value in dropouts.items():  # TRL has switched dropout off, also in what is written with the weights
+        setattr(setting.start.plain.config, name, value)
     make_lean(trainer, setting)
     return trainer, recorder
+
+
+def dropout_settings(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: value for name, value in model.config.to_dict().items() if "drop" in name}
 
 
 def make_lean(trainer: PairTrainer, setting: Setting) -> None:
@@ -274,7 +287,7 @@ def describe(setting: Setting, trainer: PairTrainer, recorder: StepRecorder) -> 
         "left_out_by_split": dict(Counter(item.split for item in data.left_out)),
         "final": recorder.last.to_dict() if recorder.last else {},
         "shared_prompt": setting.scorer.packed,
-        "memory": setting.plan.describe(),
+        "memory": setting.plan.describe() | vars(trainer.course.room),
         "speed": speed(trainer, recorder),
     }
 

@@ -9,6 +9,7 @@ pairs (``plan_steps``), how they are laid out (``arrangement``), how they are sc
 from __future__ import annotations
 
 import gc
+import json
 import math
 import random
 import time
@@ -36,12 +37,13 @@ from training.engine.losses import LossSettings, PairLogps, disagreement, pair_l
 from training.engine.preference_data import TokenTriple
 from training.engine.reference_logps import Pair
 from training.engine.scoring import Scorer
-from training.jobspec import StepMetrics, TrainJob
+from training.jobspec import StepMetrics, TrainJob, write_atomically
 
 # transformers 5.23 renames an argument that TRL 1.16 still reads under its old name.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 
+ROOM = "room.json"
 ROUNDING = 1e-6  # a margin below it is that of a policy which has not moved, and counts as a tie
 
 
@@ -67,7 +69,8 @@ class MicroBatch:
 class Room:
     """How much is in memory at once: positions of a micro-batch, and pairs where that is asked for.
 
-    ``halved`` once memory has run out.
+    ``halved`` once memory has run out. That is kept with the saved states: a run that goes on must not find out again,
+    nor compute in another order.
     """
 
     tokens: int
@@ -75,8 +78,13 @@ class Room:
     checkpointing: bool = False
     halved: bool = False
 
-    def halve(self) -> None:
-        self.tokens, self.pairs, self.halved = max(1, self.tokens // 2), max(1, self.pairs // 2), True
+    def halve(self, tokens: int, pairs: int) -> None:
+        """Make room for half of what was at once; a single pair, which has no half, is computed with checkpointing."""
+        if pairs > 1:
+            self.tokens, self.pairs = max(1, tokens // 2), pairs // 2
+        else:
+            self.checkpointing = True
+        self.halved = True
 
 
 class Stopped(Exception):
@@ -130,7 +138,6 @@ class Course:
     plan: list[list[int]]
     scorer: Scorer
     loss: LossSettings
-    compute: Compute
     room: Room
     guard: TrainingGuard
 
@@ -178,15 +185,24 @@ class PairTrainer(DPOTrainer):
             if not self.may_retry(error):
                 raise
             say(f"Out of memory at step {self.state.global_step + 1}; trying again with half the micro-batch.")
-        self.course.room.halve()
         model.zero_grad(set_to_none=True)
         free_memory()
+        self.make_room(places)
         return self.step_over(model, places)
 
     def may_retry(self, error: Exception) -> bool:
         alone = self.accelerator.num_processes == 1  # the others would wait for this one's gradients
         room = self.course.room
-        return process.is_out_of_memory(error) and alone and not room.halved and (room.pairs > 1 or room.tokens > 1)
+        return process.is_out_of_memory(error) and alone and not room.halved
+
+    def make_room(self, places: list[int]) -> None:
+        room, positions = self.course.room, self.course.scorer.positions
+        batches = self.micro_batches([self.course.examples[place] for place in places])
+        largest = max(positions([item.triple for item in batch]) for batch in batches)
+        room.halve(largest, max(map(len, batches)))
+        if room.checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        write_atomically(Path(str(self.args.output_dir)) / ROOM, json.dumps(vars(room)))
 
     def step_over(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
         with self.course.scorer.over(self.model):
@@ -363,10 +379,12 @@ class StepRecorder(TrainerCallback):
         self.started = time.monotonic()
         self.last: StepMetrics | None = None
 
-    def go_on_from(self, last: StepMetrics | None) -> None:
-        """``last``: the step before the next one, for the time and the figures of an earlier attempt."""
-        self.last = last
-        self.seconds_before = last.seconds if last else 0.0
+    def go_on_from(self, steps: Sequence[StepMetrics]) -> None:
+        """``steps`` of an earlier attempt that are kept: its time, its figures, and what the guard had seen."""
+        self.last = steps[-1] if steps else None
+        self.seconds_before = self.last.seconds if self.last else 0.0
+        for metrics in steps:
+            self.guard.watch(metrics, metrics.chosen_shift)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -393,7 +411,7 @@ class StepRecorder(TrainerCallback):
         self.guard.check_step(metrics.loss, metrics.grad_norm, metrics.step)
         self.last = metrics
         self.metrics.step(metrics)
-        self.guard.watch(metrics, logs["chosen_shift"])
+        self.guard.watch(metrics, metrics.chosen_shift)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         ranks.wait()  # each has written a file of its own
@@ -413,6 +431,7 @@ class StepRecorder(TrainerCallback):
             learning_rate=logs["learning_rate"],
             grad_norm=logs["grad_norm"],
             epoch=round(state.global_step / self.steps_per_epoch, 4),
+            chosen_shift=logs["chosen_shift"],
         )
 
     @property
@@ -422,6 +441,12 @@ class StepRecorder(TrainerCallback):
 
 def state_dir(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{resume.PREFIX}{state.global_step}"
+
+
+def remembered_room(trainer_dir: Path) -> Room | None:
+    """What an earlier attempt of this run had to make do with."""
+    path = trainer_dir / ROOM
+    return Room(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def run(trainer: PairTrainer, state: Path | None) -> None:

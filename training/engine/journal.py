@@ -59,15 +59,14 @@ class MetricsJournal(Journal):
         say(f"step {metrics.step} of {metrics.steps}: {figures}, gradient norm {metrics.grad_norm:.3g}")
         self.append(metrics)
 
-    def rewind(self, step: int) -> StepMetrics | None:
-        """Forget the steps after ``step``, which will be made again. Returns the last one that is kept."""
+    def rewind(self, step: int) -> list[StepMetrics]:
+        """Forget the steps after ``step``, which will be made again. Returns those that are kept."""
         kept = [line for line in self.read() if line.get("step", 0) <= step]
         text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in kept)
         staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         staging.write_text(text, encoding="utf-8")
         staging.replace(self.path)
-        steps = [line for line in kept if "step" in line]
-        return StepMetrics.from_dict(steps[-1]) if steps else None
+        return [StepMetrics.from_dict(line) for line in kept if "step" in line]
 
 
 def say(line: str) -> None:

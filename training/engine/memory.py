@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from training import footprint
 from training.engine.arrangement import scored_tokens
-from training.engine.compute import Compute
+from training.engine.compute import Compute, processes
 from training.engine.dpo_trainer import Room
 from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
@@ -83,7 +83,7 @@ def plan(
 
 def too_little(needed: Footprint, tokens: int, limit: int) -> EngineError:
     message = (
-        f"One pair of {tokens:,} tokens needs about {needed.total / 2**30:.1f} GiB, and this machine has "
+        f"With one pair of {tokens:,} tokens at once, this run needs about {needed.total / 2**30:.1f} GiB, and it has "
         f"{limit / 2**30:.1f}."
     )
     return EngineError("out_of_memory", message, HINT)
@@ -93,4 +93,4 @@ def memory_of(compute: Compute) -> int:
     """Bytes of the device, or of the machine or container."""
     if compute.on_cuda:
         return int(torch.cuda.get_device_properties(compute.device).total_memory)
-    return footprint.machine_memory() or footprint.UNKNOWN
+    return (footprint.machine_memory() or footprint.UNKNOWN) // processes()  # which all are on this machine

@@ -97,8 +97,8 @@ class SilentJournal(MetricsJournal):
     def step(self, metrics: StepMetrics) -> None:
         pass
 
-    def rewind(self, step: int) -> StepMetrics | None:
-        return None
+    def rewind(self, step: int) -> list[StepMetrics]:
+        return []
 
 
 def journal(run_dir: Path) -> MetricsJournal:

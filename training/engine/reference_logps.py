@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.engine import ranks
 from training.engine.arrangement import Tokens, Unlabelled
 from training.engine.cache import Cache, key_of
 from training.engine.compute import Compute
@@ -105,12 +106,11 @@ class ReferenceLogps:
     def hold(self, triples: Sequence[TokenTriple], found: Sequence[Pair | None]) -> bool:
         """Whether a random share of ``found`` is what the reference says now."""
         known = [(triple, pair) for triple, pair in zip(triples, found, strict=True) if pair is not None]
-        if not known:
-            return True
         drawn = random.Random(self.seed).sample(known, math.ceil(CHECKED_SHARE * len(known)))
         self.counts.checked += len(drawn)
         with self.lower.distrusted() if self.lower else nullcontext():
             held = all(self.agree(pair, self.computed(triple)) for triple, pair in drawn)
+        held = all(ranks.of_all(held))  # the processes of a run must not go on from different sources
         if not held and self.lower:
             self.lower.trusted = False
         return held
