@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import random
 import shutil
@@ -128,12 +129,21 @@ def training_run(
 ) -> tuple[Path, TrainJob]:
     """A run directory with the job and its triples."""
     run_dir = Path(tempfile.mkdtemp(prefix="tiebreak-run-"))
-    job = TrainJob(reference=ModelRef(str(model_dir), f"benchmark-{model_dir.name}"), **({"seed": 0} | fields))
+    job = TrainJob(reference=ModelRef(str(model_dir), weights_hash(model_dir)), **({"seed": 0} | fields))
     jobspec.write_job(run_dir, job)
     lines = [line_of(number, pair, "train") for number, pair in enumerate(train)]
     lines += [line_of(number, pair, "held_out") for number, pair in enumerate(held_out or [], start=len(train))]
     (run_dir / "dataset.jsonl").write_text("".join(line.to_json() + "\n" for line in lines), encoding="utf-8")
     return run_dir, job
+
+
+def weights_hash(model_dir: Path) -> str:
+    """sha256 over the weights, by which caches know the model."""
+    digest = hashlib.sha256()
+    for file in sorted(model_dir.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def line_of(number: int, pair: TextPair, split: Any) -> TripleLine:
