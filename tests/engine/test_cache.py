@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def value_of(number: int, size: int = 100) -> bytes:
 
 def keys(count: int) -> list[bytes]:
     return [key_of(str(number)) for number in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However full the disk of this machine is."""
+    monkeypatch.setattr(cache_module, "RESERVED_BYTES", 0)
 
 
 @pytest.fixture
@@ -235,6 +242,8 @@ def test_a_full_disk_is_done_without(path: Path) -> None:
         "from pathlib import Path\n"
         "from training.engine.cache import Cache, key_of\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from training.engine import cache\n"
+        "cache.RESERVED_BYTES = 0\n"
         "cache = Cache(Path(sys.argv[1]), 10**9)\n"
         "cache.put([(key_of('small'), b'x' * 1000)])\n"
         "assert cache.get(key_of('small')) == b'x' * 1000\n"
@@ -252,6 +261,27 @@ def test_a_full_disk_is_done_without(path: Path) -> None:
     assert cache.get(key_of("small")) == b"x" * 1000
     assert cache.get(key_of("large")) is None
     cache.close()
+
+
+def test_a_reserve_of_the_disk_is_left_to_others(
+    opened: Callable[..., Cache], path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = opened()
+    cache.put([(keys(1)[0], b"value")])
+    monkeypatch.setattr(cache_module, "RESERVED_BYTES", shutil.disk_usage(path.parent).total)
+    for number in range(3):
+        cache.put([(key_of("new"), value_of(number))])
+    assert cache.get(key_of("new")) is None
+    assert cache.get(keys(1)[0]) == b"value"  # what is there is read
+    assert capsys.readouterr().out.count("takes no more") == 1
+
+
+def test_a_directory_that_is_gone_is_done_without(opened: Callable[..., Cache], path: Path) -> None:
+    cache = opened()
+    cache.put([(keys(1)[0], b"value")])
+    shutil.rmtree(path.parent)
+    cache.put([(key_of("new"), b"value")])
+    assert cache.get(key_of("new")) is None
 
 
 def test_a_database_that_stays_locked_is_done_without(
@@ -274,6 +304,8 @@ def test_two_processes_at_once_lose_nothing(path: Path, opened: Callable[..., Ca
         "import sys\n"
         "from pathlib import Path\n"
         "from training.engine.cache import Cache, key_of\n"
+        "from training.engine import cache\n"
+        "cache.RESERVED_BYTES = 0\n"
         "cache = Cache(Path(sys.argv[1]), 10**9)\n"
         "for number in range(150):\n"
         "    cache.put([(key_of(sys.argv[2], str(number)), f'{sys.argv[2]} {number}'.encode())])\n"
@@ -297,6 +329,8 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_good_file(path: Path,
         "import sys\n"
         "from pathlib import Path\n"
         "from training.engine.cache import Cache, key_of\n"
+        "from training.engine import cache\n"
+        "cache.RESERVED_BYTES = 0\n"
         "cache = Cache(Path(sys.argv[1]), 10**9)\n"
         "for number in range(10**6):\n"
         "    cache.put([(key_of(str(number)), bytes(5000))])\n"

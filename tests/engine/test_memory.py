@@ -13,6 +13,7 @@ import torch
 from tests.engine import architectures
 from tests.engine.prepared import assert_same_step, move, ready_setting, ready_trainer, whole_step
 from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
+from tests.engine.test_processes import stop_after
 from training import footprint
 from training.engine import memory
 from training.engine.dpo_trainer import PairTrainer, Room
@@ -110,8 +111,8 @@ def test_a_pair_that_does_not_fit_is_refused_before_the_first_step(
     run_dir = train_run(2)
     result = do("train_dpo", run_dir)
     assert result.error_code == "out_of_memory"
-    assert "this machine has 0.3." in result.error
-    assert "One pair of 3" in result.error  # tokens
+    assert "it has 0.3." in result.error
+    assert "one pair of 3" in result.error  # tokens
     assert "shorter maximum length" in result.hint
     assert steps(run_dir) == []
 
@@ -181,15 +182,32 @@ def test_a_step_that_ran_out_of_memory_is_made_again_in_half_the_room(
     move(trainer.model)
     expected = whole_step(trainer, range(6))
     room = trainer.course.room
-    half = (max(1, room.tokens // 2), 1)
+    half = max(map(sum, sizes(trainer))) // 2  # of what was at once, which may be less than there was room for
     with monkeypatch.context() as patched:
         tried = failing(patched, error, {failed}, backward=backward)
         outcome = whole_step(trainer, range(6))
     assert_same_step(outcome, expected)
     assert len(tried) == failed + 6
-    assert max(tried[failed:]) <= max(half[0], max(tried))
-    assert (room.tokens, room.pairs, room.halved) == (*half, True)
+    assert max(tried[failed:]) == max(sizes(trainer))[0]  # one pair at once
+    assert (room.tokens, room.pairs, room.checkpointing, room.halved) == (half, 1, False, True)
     assert trainer.totals.pairs == 6
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_single_pair_has_no_half_and_is_computed_with_checkpointing(
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, method: str, mode: str
+) -> None:
+    trainer = ready_trainer(train_run(unequal_pairs(), pairs_per_step=6, micro_batch=1, method=method, mode=mode))
+    move(trainer.model)
+    expected = whole_step(trainer, range(6))
+    with monkeypatch.context() as patched:
+        tried = failing(patched, MemoryError(), {2})
+        outcome = whole_step(trainer, range(6))
+    assert_same_step(outcome, expected)
+    assert len(tried) == 2 + 6
+    assert (trainer.course.room.checkpointing, trainer.course.room.halved) == (True, True)
+    assert all(module.gradient_checkpointing for module in trainer.model.modules() if hasattr(module, "gradient_checkpointing"))  # fmt: skip  # noqa: E501
 
 
 def test_the_second_time_it_is_the_end(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +234,28 @@ def test_a_halved_run_says_so_and_goes_on_halved(train_run: MakeRun, monkeypatch
     with monkeypatch.context() as patched:
         tried = failing(patched, MemoryError(), {4})
         details = succeed("train_dpo", halved)["memory"]
-    assert (details["halved"], details["micro_batch"]) == (True, 1)
+    assert (details["halved"], details["pairs"]) == (True, 1)
     assert len(tried) == 2 + 1 + 1 + 3 + 2 * 3  # step 1; step 2 fails at its second micro-batch; then three a step
     assert [line["step"] for line in steps(halved)] == [1, 2, 3, 4]
     for one, other in zip(steps(whole), steps(halved), strict=True):
         for name in ("loss", "reward_margin", "grad_norm", "logp_chosen"):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
+
+
+def test_a_halved_run_that_is_stopped_goes_on_halved(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not run out of memory again, and the bytes are those of a halved run that was not stopped."""
+    whole, cut = (train_run(6, name=name, pairs_per_step=3, micro_batch=3, epochs=3) for name in ("whole", "cut"))
+    with monkeypatch.context() as patched:
+        failing(patched, MemoryError(), {2})
+        succeed("train_dpo", whole)
+    with monkeypatch.context() as patched:
+        failing(patched, MemoryError(), {2})
+        stop_after(4, cut, monkeypatch)
+    with monkeypatch.context() as patched:
+        tried = failing(patched, MemoryError(), set())
+        assert succeed("train_dpo", cut)["memory"]["halved"]
+    assert len(tried) == 2 * 3
+    assert adapter_bytes(whole) == adapter_bytes(cut)
 
 
 def test_a_fast_run_recovers_too(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

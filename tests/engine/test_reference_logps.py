@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.engine.prepared import CPU, move, ready_setting
-from tests.engine.runs import adapter_bytes, steps, succeed, triple
+from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
 from training.engine import decoding, dpo, reference_logps
 from training.engine.arrangement import Tokens
 from training.engine.cache import Cache
@@ -337,13 +337,15 @@ def test_values_of_something_else_are_never_used(train_run: MakeRun, sampled: Tr
     assert counts(train_run([other], name="other")) == NEVER | {"forwards": 1}
 
 
-def test_an_adapter_of_unknown_content_takes_nothing_from_samples_of_its_base(
+def test_an_adapter_of_unknown_content_is_refused(
     train_run: MakeRun, reference: ModelRef, sampled: TripleLine
 ) -> None:
+    """Nothing could be kept under a name that other adapters have as well."""
     earlier = train_run(2, name="earlier")
     succeed("train_dpo", earlier)
     adapted = dataclasses.replace(reference, adapter_dir=str(earlier / "checkpoint"))
-    assert counts(train_run([sampled], name="adapted", reference=adapted)) == NEVER | {"forwards": 1}
+    result = do("train_dpo", train_run([sampled], name="adapted", reference=adapted))
+    assert (result.error_code, "content hash" in result.error) == ("bad_job", True)
 
 
 def test_sampled_values_are_cut_with_their_completion(train_run: MakeRun, sampled: TripleLine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,6 @@ def test_the_dropout_of_a_configuration_is_off(
     run_dir = train_run(2, reference=ModelRef(str(directory), "h"), method=method, epochs=1, learning_rate=1e-4)
     succeed("train_dpo", run_dir)
     assert abs(steps(run_dir)[0]["reward_margin"]) < 1e-5
+    if method == "full":
+        config = json.loads((run_dir / "checkpoint" / "config.json").read_text())
+        assert {name: config[name] for name in fields} == fields

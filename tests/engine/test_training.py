@@ -255,7 +255,7 @@ def test_an_adapter_as_reference_is_continued_at_its_own_rank(
 def test_full_training_starts_from_the_folded_adapter(
     train_run: MakeRun, reference: ModelRef, adapter_dir: Path
 ) -> None:
-    continued = dataclasses.replace(reference, adapter_dir=str(adapter_dir))
+    continued = dataclasses.replace(reference, adapter_dir=str(adapter_dir), adapter_hash="hash-of-adapter")
     run_dir = train_run(4, reference=continued, method="full", learning_rate=1e-4)
     succeed("train_dpo", run_dir)
     assert steps(run_dir)[0]["reward_margin"] == 0.0

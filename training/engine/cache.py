@@ -127,7 +127,12 @@ class Cache:
     def has_room_for(self, size: int) -> bool:
         """Whether the disk keeps its reserve; the database and the run's states are on it as well."""
         assert self.path is not None
-        if shutil.disk_usage(self.path.parent).free > RESERVED_BYTES + size:
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError as error:  # the directory is gone
+            self.give_up(error)
+            return False
+        if free > RESERVED_BYTES + size:
             return True
         if not self.skipped:
             say(f"The cache {self.path.name} takes no more: less than {RESERVED_BYTES >> 30} GiB of the disk are free.")

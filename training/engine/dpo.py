@@ -91,7 +91,8 @@ def train_in(setting: Setting) -> dict[str, Any]:
         "held_out": held_out,
         "on_policy": on_policy,
         "flags": guards.flags(held_out, on_policy, recorder.last, recorder.guard.chosen_shift),
-        "reference_logps": vars(counts) | {"lower_forwards": lower.computed if (lower := setting.scorer.lower) else 0},
+        "reference_logps": vars(counts),
+        "lower_forwards": lower.computed if (lower := setting.scorer.lower) else 0,
     }
 
 
@@ -174,7 +175,6 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     course = Course(examples, plan, setting.scorer, LossSettings.of(job), room, guard)
     an_epoch = dpo_trainer.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
     recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=len(an_epoch))
-    dropouts = dropout_settings(setting.start.plain)
     trainer = PairTrainer(
         course=course,
         model=setting.start.model,
@@ -190,14 +190,8 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
-    for name, value in dropouts.items():  # TRL has switched dropout off, also in what is written with the weights
-        setattr(setting.start.plain.config, name, value)
     make_lean(trainer, setting)
     return trainer, recorder
-
-
-def dropout_settings(model: PreTrainedModel) -> dict[str, Any]:
-    return {name: value for name, value in model.config.to_dict().items() if "drop" in name}
 
 
 def make_lean(trainer: PairTrainer, setting: Setting) -> None:
@@ -264,6 +258,7 @@ def write_policy(
         checkpoint.write_adapter(directory, model, job.base_name)
         checkpoint.write_tokenizer(directory, tokenizer)
     else:
+        reference.restore_dropout(model, job.reference.base_dir)
         checkpoint.write_full(directory, model, tokenizer)
 
 

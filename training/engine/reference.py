@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from training.engine import frozen_layers, loading
@@ -53,7 +53,8 @@ def prepare(job: TrainJob, compute: Compute) -> Start:
 def switch_off_dropout(model: PreTrainedModel) -> None:
     """Or the policy would not be the reference at the first step.
 
-    TRL does it for modules. Granite, StarCoder2 and others keep a bare number, and Falcon reads its configuration.
+    TRL does it for modules. Granite, StarCoder2 and others keep a bare number, and Falcon reads its configuration, so
+    that it stays off there until the weights are written (``restore_dropout``).
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -62,6 +63,13 @@ def switch_off_dropout(model: PreTrainedModel) -> None:
             setattr(module, name, 0.0)
     for name in bare_dropouts(model.config.get_text_config().to_dict()):
         setattr(model.config.get_text_config(), name, 0.0)
+
+
+def restore_dropout(model: PreTrainedModel, base_dir: str) -> None:
+    """What ``switch_off_dropout`` has taken from the configuration, before it is written with the weights."""
+    config = AutoConfig.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False).get_text_config()
+    for name in bare_dropouts(config.to_dict()):
+        setattr(model.config.get_text_config(), name, getattr(config, name))
 
 
 def bare_dropouts(values: dict[str, Any]) -> list[str]:
