@@ -182,6 +182,30 @@ def test_states_are_computed_once_for_all_epochs_and_runs(
     assert adapter_bytes(first) == adapter_bytes(third)
 
 
+def test_wrong_states_with_good_checksums_are_found_out(
+    train_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with them the reference's values that were computed from them: all is computed anew."""
+    kept = {"cache_dir": str(tmp_path / "kept"), **FAST}
+    genuine = FrozenLayers.read
+
+    def wrong(self: FrozenLayers, pair: Unlabelled, scorer: Scorer) -> Any:
+        segments = tuple(part * 1.5 for part in genuine(self, pair, scorer))
+        self.cache.put([(self.key(pair), frozen_layers.to_bytes(torch.cat(segments)))])
+        return segments
+
+    first, second = (train_run(4, name=name, **kept) for name in ("first", "second"))
+    plain = train_run(4, name="plain", **FAST)
+    with monkeypatch.context() as patched:
+        patched.setattr(FrozenLayers, "read", wrong)
+        succeed("train_dpo", first)
+    computed, details = states_computed(second, monkeypatch)
+    assert (details["reference_logps"]["forwards"], details["reference_logps"]["damaged"]) == (4, 1)
+    assert 4 <= computed <= 5
+    succeed("train_dpo", plain)
+    assert adapter_bytes(second) == adapter_bytes(plain) != adapter_bytes(first)
+
+
 @pytest.mark.parametrize("continued", [False, True])
 def test_a_bound_that_is_too_small_costs_time_and_not_a_bit(
     train_run: MakeRun, reference: ModelRef, monkeypatch: pytest.MonkeyPatch, continued: bool

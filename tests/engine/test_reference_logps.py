@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from tests.engine.prepared import CPU, move, ready_setting
 from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
+from training.engine import cache as cache_module
 from training.engine import decoding, dpo, reference_logps
 from training.engine.arrangement import Tokens
 from training.engine.cache import Cache
@@ -19,8 +22,16 @@ from training.engine.chat import response_text
 from training.engine.compute import Compute
 from training.engine.decoding import Decoding, Request
 from training.engine.preference_data import TokenTriple
-from training.engine.reference_logps import Pair, ReferenceLogps, content_hash, open_cache, policy_hash, to_bytes
-from training.jobspec import Completion, ModelRef, TripleLine
+from training.engine.reference_logps import (
+    Pair,
+    ReferenceLogps,
+    content_hash,
+    form_of,
+    open_cache,
+    policy_hash,
+    to_bytes,
+)
+from training.jobspec import Completion, ModelRef, TrainJob, TripleLine
 
 MakeRun = Callable[..., Path]
 NEVER = {"forwards": 0, "cached": 0, "sampled": 0, "checked": 0, "damaged": 0}
@@ -161,12 +172,35 @@ def some_pairs(count: int) -> list[TokenTriple]:
     return [token_triple([number + 1], [number + 50, 3]) for number in range(count)]
 
 
-def test_the_precision_is_part_of_the_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"precision": Compute(torch.device("cpu"), torch.bfloat16)}, {"form": "float32, adapter folded"}]
+)
+def test_precision_and_form_of_the_weights_are_parts_of_the_key(tmp_path: Path, changes: dict[str, Any]) -> None:
     pairs = some_pairs(3)
     source_of({}, tmp_path).of(pairs)
-    other = source_of({"precision": Compute(torch.device("cpu"), torch.bfloat16)}, tmp_path)
+    other = source_of(changes, tmp_path)
     other.of(pairs)
     assert other.counts.forwards == 3
+
+
+def test_the_form_of_the_weights_is_named() -> None:
+    """An adapter beside its base and one that is folded in round otherwise."""
+    base, adapted = ModelRef("/b", "base"), ModelRef("/b", "base", "/a", "adapter")
+    full, half = (Compute(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+
+    def form(reference: ModelRef, method: Any, compute: Compute) -> str:
+        return form_of(TrainJob(reference, 1, method), compute)
+
+    assert form(base, "lora", full) == form(base, "full", full) == form(base, "full", half)
+    beside, folded, rounded = form(adapted, "lora", full), form(adapted, "full", full), form(base, "lora", half)
+    assert len({form(base, "lora", full), beside, folded, rounded, form(adapted, "lora", half)}) == 5
+
+
+def test_values_of_a_sampler_in_float32_are_not_those_of_training_in_bfloat16(tmp_path: Path) -> None:
+    pair = token_triple([5], [6, 7], chosen_logps=(-1.0,), rejected_logps=(-2.0, -3.0))
+    source = source_of({"precision": Compute(torch.device("cpu"), torch.bfloat16)}, tmp_path)
+    assert_values([pair], source.of([pair]))
+    assert (source.counts.sampled, source.counts.forwards) == (0, 1)
 
 
 def test_wrong_values_with_good_checksums_are_found_out_and_all_computed_anew(tmp_path: Path) -> None:
@@ -238,6 +272,36 @@ def test_a_run_succeeds_where_nothing_can_be_kept(train_run: MakeRun) -> None:
     plain, without = train_run(3, name="plain"), train_run(3, name="without", cache_dir="/proc/nowhere")
     assert counts(without) == counts(plain) == NEVER | {"forwards": 3}
     assert adapter_bytes(without) == adapter_bytes(plain)
+
+
+@pytest.mark.parametrize("trouble", ["garbage", "locked", "directory", "no room"])
+def test_a_cache_in_trouble_costs_forwards_and_nothing_else(
+    train_run: MakeRun, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Of both caches: a fast run uses the states of the lower layers as well."""
+    first, second = (train_run(3, name=name, mode="fast", **kept) for name in ("first", "second"))
+    succeed("train_dpo", first)
+    holders = []
+    for path in sorted(Path(kept["cache_dir"]).glob("*.sqlite3")):
+        if trouble == "garbage":
+            path.write_bytes(b"no database" * 1000)
+        elif trouble == "locked":
+            holders.append(sqlite3.connect(path, isolation_level=None))
+            holders[-1].execute("BEGIN EXCLUSIVE")
+        elif trouble == "directory":
+            path.unlink()
+            path.mkdir()
+    if trouble == "no room":
+        shutil.rmtree(kept["cache_dir"])
+        monkeypatch.setattr(cache_module, "RESERVED_BYTES", 2**60)
+    monkeypatch.setattr(cache_module, "WAIT_SECONDS", 0.05)
+    details = succeed("train_dpo", second)
+    for holder in holders:
+        holder.close()
+    # A file that another process holds for writing can still be read.
+    assert details["reference_logps"]["forwards"] == (0 if trouble == "locked" else 3)
+    assert details["reference_logps"]["damaged"] == (1 if trouble == "garbage" else 0)
+    assert adapter_bytes(first) == adapter_bytes(second)
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,9 +401,7 @@ def test_values_of_something_else_are_never_used(train_run: MakeRun, sampled: Tr
     assert counts(train_run([other], name="other")) == NEVER | {"forwards": 1}
 
 
-def test_an_adapter_of_unknown_content_is_refused(
-    train_run: MakeRun, reference: ModelRef, sampled: TripleLine
-) -> None:
+def test_an_adapter_of_unknown_content_is_refused(train_run: MakeRun, reference: ModelRef, sampled: TripleLine) -> None:
     """Nothing could be kept under a name that other adapters have as well."""
     earlier = train_run(2, name="earlier")
     succeed("train_dpo", earlier)
