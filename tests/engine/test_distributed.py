@@ -55,7 +55,7 @@ def launched(tmp_path: Path) -> Iterator[Launch]:
 
     yield begin
     for child in children:
-        ranks = ranks_of(child)
+        ranks = ranks_of(child.pid)
         for pid in (child.pid, *ranks.values()):
             if child.poll() is None or pid != child.pid:
                 os.kill(pid, signal.SIGKILL)
@@ -67,8 +67,8 @@ def start_logged(run_dir: Path, **options: Any) -> subprocess.Popen[bytes]:
         return start("train_dpo", run_dir, stdout=log, stderr=log, **options)
 
 
-def ranks_of(child: subprocess.Popen[bytes]) -> dict[int, int]:
-    """Process ids of the ranks that ``child`` has launched and that are alive."""
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Process ids of the ranks that ``launcher`` has started and that are alive."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -76,7 +76,7 @@ def ranks_of(child: subprocess.Popen[bytes]) -> dict[int, int]:
             state = (folder / "stat").read_text().rpartition(") ")[2].split()[0]
         except OSError:
             continue
-        if f"{process.LAUNCHER_VARIABLE}={child.pid}".encode() in environment and state != "Z":
+        if f"{process.LAUNCHER_VARIABLE}={launcher}".encode() in environment and state != "Z":
             names = dict(item.split(b"=", 1) for item in environment if b"=" in item)
             if b"RANK" in names:
                 found[int(names[b"RANK"])] = int(folder.name)
@@ -153,9 +153,9 @@ def test_one_stop_is_for_all_at_the_same_step(
     run_dir = train_run(rows(), **TWO)
     child = launched(run_dir)
     wait_for_step(run_dir, 4, child)
-    os.kill(child.pid if asked == "launcher" else ranks_of(child)[1], signal.SIGTERM)
+    os.kill(child.pid if asked == "launcher" else ranks_of(child.pid)[1], signal.SIGTERM)
     finish(child, run_dir, EXIT_INTERRUPTED)
-    assert ranks_of(child) == {}
+    assert ranks_of(child.pid) == {}
     assert jobspec.read_result(run_dir) is None
     reached = steps(run_dir)[-1]["step"]
     assert 4 <= reached < STEPS
@@ -177,10 +177,10 @@ def test_a_process_that_dies_ends_the_run_with_a_reason(
     child = launched(run_dir)
     wait_for_step(run_dir, 7, child)
     started = time.monotonic()
-    os.kill(ranks_of(child)[1], signal.SIGKILL)
+    os.kill(ranks_of(child.pid)[1], signal.SIGKILL)
     finish(child, run_dir, EXIT_FAILED)
     assert time.monotonic() - started < 40
-    assert ranks_of(child) == {}
+    assert ranks_of(child.pid) == {}
     result = jobspec.read_result(run_dir)
     assert result is not None
     assert result.error_code == "killed"
@@ -197,7 +197,7 @@ def test_all_processes_end_when_the_supervisor_is_gone(train_run: MakeRun, launc
     child = launched(run_dir, pass_fds=[reader], env={jobspec.PARENT_FD_VARIABLE: str(reader)})
     os.close(reader)
     wait_for_step(run_dir, 1, child)
-    ranks = ranks_of(child)
+    ranks = ranks_of(child.pid)
     assert sorted(ranks) == [0, 1]
     for pid in ranks.values():
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, child.pid)
@@ -209,7 +209,7 @@ def test_all_processes_end_when_the_supervisor_is_gone(train_run: MakeRun, launc
     os.close(writer)
     assert child.wait(timeout=30) == EXIT_ORPHANED
     deadline = time.monotonic() + 20
-    while ranks_of(child):
+    while ranks_of(child.pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -35,7 +35,7 @@ from training.jobspec import ModelRef
 from training.modelfiles import ALLOWED_MODEL_TYPES
 
 MakeRun = Callable[..., Path]
-FAST: dict[str, Any] = {"mode": "fast", "max_length": 64}
+FAST: dict[str, Any] = {"mode": "fast", "max_length": 64, "save_every_steps": 100}
 
 
 def rows_instead(setting: Setting) -> None:

@@ -40,7 +40,7 @@ NEVER = {"forwards": 0, "cached": 0, "sampled": 0, "checked": 0, "damaged": 0}
 @pytest.fixture
 def kept(tmp_path: Path) -> dict[str, Any]:
     """Fields of a job that keeps what it computes where the others of a test find it."""
-    return {"cache_dir": str(tmp_path / "kept")}
+    return {"cache_dir": str(tmp_path / "kept"), "epochs": 1.0, "save_every_steps": 100}
 
 
 def rows(count: int) -> list[TripleLine]:
@@ -103,7 +103,7 @@ def test_a_pair_judged_the_other_way_needs_no_forward(train_run: MakeRun, kept: 
     first = train_run(3, name="first", **kept)
     succeed("train_dpo", first)
     turned = [dataclasses.replace(item, chosen=item.rejected, rejected=item.chosen) for item in map(triple, range(3))]
-    warm, cold = train_run(turned, name="warm", **kept), train_run(turned, name="cold")
+    warm, cold = train_run(turned, name="warm", **kept), train_run(turned, name="cold", **kept | {"cache_dir": ""})
     assert counts(warm) == NEVER | {"cached": 3, "checked": 1}
     assert counts(cold)["forwards"] == 3
     assert adapter_bytes(warm) == adapter_bytes(cold) != adapter_bytes(first)
@@ -126,7 +126,7 @@ def test_a_cold_and_a_warm_cache_give_the_same_bytes(train_run: MakeRun, kept: d
     earlier = [pair("a", one, two), pair("b", three, two), triple(4)]
     later = [pair("c", one, three), pair("b", three, two), pair("a", two, one), triple(4), triple(5)]
     succeed("train_dpo", train_run(earlier, name="earlier", **kept))
-    cold, warm = train_run(later, name="cold"), train_run(later, name="warm", **kept)
+    cold, warm = train_run(later, name="cold", **kept | {"cache_dir": ""}), train_run(later, name="warm", **kept)
     assert counts(cold) == NEVER | {"forwards": 5}
     assert counts(warm) == NEVER | {"forwards": 2, "cached": 3, "checked": 1}
     again = train_run(later, name="again", **kept)

@@ -21,6 +21,7 @@ from training.engine import (
     evaluation,
     frozen_layers,
     guards,
+    limits,
     loading,
     losses,
     memory,
@@ -85,6 +86,8 @@ def train_in(setting: Setting) -> dict[str, Any]:
     scores = score_held_out(setting, policy, values[len(data.train) :])
     held_out = evaluation.summarise(scores, job.beta, train_lengths(data.train))
     on_policy = comparison.after(setting, policy, before)
+    lower = setting.scorer.lower
+    counts.damaged += lower.cache.damaged if lower else 0
     setting.metrics.phase("writing checkpoint")
     checkpoint.publish(setting.run_dir, lambda folder: write_policy(folder, policy, setting.tokenizer, job))
     return describe(setting, trainer, recorder) | {
@@ -92,7 +95,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
         "on_policy": on_policy,
         "flags": guards.flags(held_out, on_policy, recorder.last, recorder.guard.chosen_shift),
         "reference_logps": vars(counts),
-        "lower_forwards": lower.computed if (lower := setting.scorer.lower) else 0,
+        "lower_forwards": lower.computed if lower else 0,
     }
 
 
@@ -100,12 +103,12 @@ def check(job: TrainJob) -> None:
     if job.method not in {"lora", "full"} or job.mode not in {"exact", "fast"}:
         hint = "Choose lora or full, and exact or fast."
         raise EngineError("bad_job", f"There is no method {job.method!r} in the mode {job.mode!r}.", hint)
-    if min(job.pairs_per_step, job.lora_rank, job.save_every_steps) < 1 or job.epochs <= 0 or job.micro_batch < 0:
-        raise EngineError("bad_job", "Pairs a step, rank, epochs and the saving interval must be above zero.")
+    limits.check_numbers(job)
+    for directory in filter(None, (job.reference.base_dir, job.reference.adapter_dir)):
+        if not Path(directory).is_dir():
+            raise EngineError("bad_weights", f"There is no directory {directory}.", loading.IMPORT_AGAIN)
     if job.reference.adapter_dir and not job.reference.adapter_hash:
         raise EngineError("bad_job", "The adapter of the reference has no content hash.", "Publish it again.")
-    if job.learning_rate <= 0:
-        raise EngineError("bad_job", "The learning rate must be above zero.")
     losses.check_settings(LossSettings.of(job))
 
 
