@@ -134,6 +134,21 @@ def test_two_processes_train_what_one_trains(train_run: MakeRun, undisturbed: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [{"mode": "fast", "fast_layers": 1}, {"method": "full"}])
+def test_every_way_to_train_can_be_shared_out(train_run: MakeRun, launched: Launch, way: dict[str, Any]) -> None:
+    fields = way | {"epochs": 2.0}
+    alone = train_run(rows(), name="alone", **FIELDS | fields)
+    shared = train_run(rows(), name="shared", **TWO | fields)
+    succeed("train_dpo", alone)
+    finish(launched(shared), shared)
+    for one, two in zip(steps(alone), steps(shared), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5), one["step"]
+    first, second = (load_file(next((path / "checkpoint").glob("*model.safetensors"))) for path in (alone, shared))
+    for name, tensor in first.items():
+        assert (tensor - second[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.slow
 def test_only_the_first_process_writes(undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     files = {"job.json", "dataset.jsonl", "metrics.jsonl", "held_out.jsonl", "result.json", "train.log"}

@@ -400,13 +400,13 @@ def test_packed_is_chosen_on_a_gpu_and_agrees_with_rows(model_type: str) -> None
 
 @needs_gpu
 def test_a_step_on_a_gpu_is_that_of_a_cpu_but_for_rounding(train_run: MakeRun) -> None:
-    """In float32 on both: what is left is the order of sums, and TF32 is off by default."""
+    """Frozen weights and products are bfloat16 there and float32 here."""
     found = []
     for device, name in (("cpu", "cpu"), ("cuda", "gpu")):
         trainer = ready_trainer(train_run(4, name=name, device=device, pairs_per_step=4, micro_batch=2))
         move(trainer.model)
         found.append(whole_step(trainer, range(4)))
-    assert found[1][0] == pytest.approx(found[0][0], abs=0.05)  # frozen weights are bfloat16 on a GPU
+    assert found[1][0] == pytest.approx(found[0][0], abs=0.05)
     for name, gradient in found[0][1].items():
         other = found[1][1][name].cpu()
         assert F.cosine_similarity(gradient.flatten(), other.flatten(), dim=0) > 0.98, name

@@ -124,7 +124,8 @@ def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache
     labels = [[triple.weight for triple in triples], [triple.label_noise for triple in triples]]
     losses.check(LossSettings.of(job), *labels, [triple.pair_id for triple in triples])
     scorer = choose_scorer(job, start, compute, states)
-    plan = memory.plan(job, start.plain.config, triples, compute, scorer)
+    share = dataclasses.replace(job, pairs_per_step=-(-job.pairs_per_step // compute_module.processes()))
+    plan = memory.plan(share, start.plain.config, triples, compute, scorer)
     return Setting(run_dir, job, compute, metrics, tokenizer, start, data, scorer, plan)
 
 

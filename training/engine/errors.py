@@ -11,7 +11,7 @@ class EngineError(Exception):
     * of jobs and data: bad_job, bad_dataset
     * of models: bad_weights, bad_tokenizer, no_chat_template, unsupported_model, unsafe_weights
     * of the machine: no_gpu, out_of_memory, disk_full
-    * of training: wrong_reference, diverged, displaced
+    * of training: wrong_reference, diverged, displaced; killed, of one of several processes
     * of a sampling server: server_unreachable, server_timeout, server_refused, server_answer, server_failed,
       unknown_model, server_adapter, prompt_too_long
 

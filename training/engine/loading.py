@@ -101,7 +101,9 @@ def load_adapter(model: PreTrainedModel, directory: str, *, trainable: bool) -> 
         raise EngineError("unsafe_weights", "The adapter has no adapter_model.safetensors.", "Publish it again.")
     try:
         adapted = PeftModel.from_pretrained(model, directory, is_trainable=trainable, local_files_only=True)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if process.is_out_of_memory(error):
+            raise
         message = f"The adapter does not fit the base weights or cannot be read: {error}"
         raise EngineError("bad_weights", message, "Choose the checkpoint it was trained on.") from error
     check_finite(adapted)

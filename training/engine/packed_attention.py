@@ -124,12 +124,14 @@ def block_mask(spans: list[Span], device: torch.device, window: int | None) -> B
         for start, end in ((span.chosen, span.rejected), (span.rejected, span.end)):
             position[start:end] = torch.arange(prompt, prompt + end - start)
     pair, part, position = pair.to(device), part.to(device), position.to(device)
-    reach = columns if window is None else window
+    # A tensor, because the compiler takes no number of Python's out of the surroundings.
+    reach = torch.tensor(0 if window is None else window, device=device)
 
     def seen(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         same = (pair[query] == pair[key]) & ((part[key] == 0) | (part[key] == part[query]))
         distance = position[query] - position[key]
-        return same & (distance >= 0) & (distance < reach)
+        near = same & (distance >= 0)
+        return near if window is None else near & (distance < reach)
 
     return create_block_mask(seen, B=None, H=None, Q_LEN=columns, KV_LEN=columns, device=str(device))
 
