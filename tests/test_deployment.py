@@ -220,7 +220,7 @@ def test_closing_the_terminal_ends_every_process_wherever_the_data_lie(environme
         assert "is running already" in installation.manage("serve", "--port", "1", check=False)
         assert len(installation.processes()) > len(commands("", 0))
         os.killpg(installation.server.pid, signal.SIGHUP)
-        assert installation.server.wait(60) == 0
+        assert installation.server.wait(180) == 0
         assert installation.processes() == []
     assert {path.name for path in tmp_path.iterdir()} == {"a b #c?d%41;e"}
     assert (data_dir / "tiebreak.sqlite3").exists()
