@@ -43,7 +43,7 @@ NAMES = {
     "fast": "Tiebreak, fast (upper third)",
 }
 RANK, ALPHA, BETA, MAX_LENGTH = 16, 32, 0.1, 1024
-TUNED_BATCH = 4  # pairs a forward; more is slower on a CPU and takes gigabytes
+TUNED_BATCH = 2  # pairs a forward; more is slower on a CPU and takes gigabytes
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Setup:
     device: str
     threads: int
     repeats: int = 1
+    default_batch: int = 8
 
 
 def main() -> None:
@@ -82,6 +83,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a model directory (default: SmolLM2-135M-Instruct, from the index)")
     parser.add_argument("--shape", choices=["1b"], help="random weights of this size in place of a model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--default-batch", type=int, default=8, help="TRL's own is 8, which may be too much memory for long pairs"
+    )
     parser.add_argument("--repeats", type=int, default=1, help="timed steps, of which the median counts")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants, with commas (default: all)")
@@ -97,7 +101,9 @@ def read_setup(options: argparse.Namespace) -> Setup:
         random.Random(options.seed).shuffle(pairs)
     else:
         pairs = made_up_pairs(directory, options.pairs, options.prompt_tokens, options.completion_tokens)
-    return Setup(directory, pairs[: options.pairs], options.device, options.threads, options.repeats)
+    return Setup(
+        directory, pairs[: options.pairs], options.device, options.threads, options.repeats, options.default_batch
+    )
 
 
 def run_variant(variant: str) -> dict[str, Any]:
@@ -106,7 +112,8 @@ def run_variant(variant: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{NAMES[variant]} failed; see above.")
+        hint = " It was killed: try --default-batch 4." if done.returncode < 0 and variant == "stock_default" else ""
+        raise SystemExit(f"{NAMES[variant]} failed; see above.{hint}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -178,7 +185,7 @@ class StockStep:
         model = AutoModelForCausalLM.from_pretrained(setup.model_dir, dtype=dtype)
         triples = tokenised(setup, tokenizer)
         columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-        self.batch_size = 8 if default else TUNED_BATCH
+        self.batch_size = setup.default_batch if default else TUNED_BATCH
         own: dict[str, Any] = {} if default else {"gradient_checkpointing": False, "bf16": on_cuda}
         if variant == "stock_precomputed":
             own |= {"precompute_ref_log_probs": True, "precompute_ref_batch_size": TUNED_BATCH}
@@ -255,6 +262,7 @@ class OurStep:
     def warm_up(self) -> None:
         self.trainer.course.plan.append([0])
         self.trainer.training_step(self.trainer.model, {"step": len(self.trainer.course.plan) - 1})
+        self.trainer.state.global_step = 1  # what follows is no first step any more
 
     def whole(self) -> None:
         self.trainer.training_step(self.trainer.model, {"step": 0})
