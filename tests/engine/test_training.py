@@ -31,7 +31,7 @@ from tests.engine.prepared import (
     whole_step,
 )
 from tests.engine.runs import adapter_bytes, do, question, read_lines, steps, succeed, triple
-from training.engine import dpo_trainer, evaluation, loading
+from training.engine import dpo_trainer, evaluation, loading, ranks
 from training.engine import reference as reference_module
 from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
@@ -336,7 +336,7 @@ def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(pairs: int, a_st
     assert all(sorted(epoch) == list(range(pairs)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     for step in plan:
-        shares = [dpo_trainer.share_of(step, rank, processes) for rank in range(processes)]
+        shares = [ranks.share_of(step, rank, processes) for rank in range(processes)]
         assert all(shares)
         assert sorted(place for share in shares for place in share) == sorted(step)
     assert plan == dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)

@@ -225,7 +225,7 @@ def test_memory_without_a_control_group(tmp_path):
 @pytest.mark.parametrize(
     ("cgroup", "limit"),
     [
-        ("0::/work/job", "sys/fs/cgroup/work/memory.max"),
+        ("0::/batch/job", "sys/fs/cgroup/batch/memory.max"),
         ("0::/elsewhere", "sys/fs/cgroup/memory.max"),
         ("5:cpu,memory:/docker/abc\n3:cpuset:/", "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes"),
     ],

@@ -212,7 +212,7 @@ class PairTrainer(DPOTrainer):
 
     def whole_step(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
         self.totals = StepTotals()
-        shared = share_of(places, self.accelerator.process_index, self.accelerator.num_processes)
+        shared = ranks.share(places)  # at least one pair: ``plan_steps`` makes no step of fewer pairs than processes
         batches = self.micro_batches([self.course.examples[place] for place in shared])
         silent = fillers(batches) if self.is_fsdp_enabled else []
         total = torch.zeros((), device=self.accelerator.device)
@@ -322,14 +322,6 @@ def labels_of(examples: Sequence[Example], device: torch.device) -> tuple[torch.
     weight = torch.tensor([example.triple.weight for example in examples], device=device)
     noise = torch.tensor([example.triple.label_noise for example in examples], device=device)
     return weight, noise
-
-
-def share_of(places: list[int], rank: int, processes: int) -> list[int]:
-    """The pairs of a step that process ``rank`` computes; at least one, so that no process is missing at the end.
-
-    Where there are fewer pairs than processes, steps are planned so that this cannot happen (``plan_steps``).
-    """
-    return places[rank::processes]
 
 
 def plan_steps(pairs: int, pairs_per_step: int, epochs: float, seed: int, processes: int = 1) -> list[list[int]]:

@@ -37,9 +37,7 @@ class Plan:
             "estimate_mb": self.expected.total // 2**20,
             "limit_mb": self.limit // 2**20,
             "micro_batch": self.room.pairs,
-            "tokens": self.room.tokens,
-            "checkpointing": self.room.checkpointing,
-            "halved": self.room.halved,
+            **vars(self.room),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
 

@@ -60,7 +60,12 @@ def first_goes_first() -> Iterator[None]:
 
 def share(items: Sequence[Item]) -> list[Item]:
     """Those of ``items`` that this process computes."""
-    return list(items[process.rank() or 0 :: processes()])
+    return share_of(items, process.rank() or 0, processes())
+
+
+def share_of(items: Sequence[Item], rank: int, of: int) -> list[Item]:
+    """Those of process ``rank``, counted from 0, where there are ``of``: as many as the others have, or one more."""
+    return list(items[rank::of])
 
 
 def all_shares(mine: list[Item]) -> list[Item]:
