@@ -1,7 +1,8 @@
 """Pairs a second of a DPO optimiser step: stock TRL with its defaults, stock TRL well set, and Tiebreak's two modes.
 
 Each variant runs in a process of its own, one after the other, on the same pairs, with the same LoRA adapter on the
-same weights, and makes the same optimiser step: forward, backward, update. A step on one pair before it is not timed.
+same weights, and makes the same optimiser step: forward, backward, update. The longest of its batches is computed once
+before, untimed. Where TRL's own batch of 8 pairs needs more memory than there is, it is halved until it fits.
 Loading, tokenising and, for Tiebreak, the reference's values (and in the fast mode the hidden states) are not in it,
 because a pair pays for them once and not once an epoch; their time is printed beside. TRL can precompute its reference
 as well, for a data set that does not change, so that is measured too. Loss and gradients are compared at weights where
@@ -18,6 +19,7 @@ import json
 import os
 import random
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,6 +45,8 @@ NAMES = {
     "fast": "Tiebreak, fast (upper third)",
 }
 RANK, ALPHA, BETA, MAX_LENGTH = 16, 32, 0.1, 1024
+OUT_OF_MEMORY = 9  # exit code of a variant
+MEMORY_SHARE = 0.95  # of what is free, that a variant may take; so that it fails and nothing else is killed for it
 TUNED_BATCH = 2  # pairs a forward; more is slower on a CPU and takes gigabytes
 
 
@@ -61,7 +65,7 @@ class Setup:
 def main() -> None:
     options = parse()
     if options.variant:
-        print(json.dumps(measure(options.variant, read_setup(options))))
+        print(json.dumps(measure_within_memory(options.variant, read_setup(options))))
         return
     figures = {variant: run_variant(variant) for variant in options.only.split(",")}
     report = summary(figures)
@@ -84,7 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=["1b"], help="random weights of this size in place of a model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--default-batch", type=int, default=8, help="TRL's own is 8, which may be too much memory for long pairs"
+        "--default-batch", type=int, default=8, help="pairs a batch of TRL's defaults (default: %(default)s, as TRL)"
     )
     parser.add_argument("--repeats", type=int, default=1, help="timed steps, of which the median counts")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
@@ -106,16 +110,47 @@ def read_setup(options: argparse.Namespace) -> Setup:
     )
 
 
-def run_variant(variant: str) -> dict[str, Any]:
-    """Measure ``variant`` in a process of its own, so that its memory and its threads are its own."""
-    print(f"{NAMES[variant]} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        hint = " It was killed: try --default-batch 4." if done.returncode < 0 and variant == "stock_default" else ""
-        raise SystemExit(f"{NAMES[variant]} failed; see above.{hint}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+def run_variant(variant: str, batch: int = 0) -> dict[str, Any]:
+    """Measure ``variant`` in a process of its own, so that its memory and its threads are its own.
+
+    ``batch``: pairs at once of TRL's defaults, halved when memory runs out; 0 for what was asked for.
+    """
+    print(f"{NAMES[variant]}{f', {batch} pairs a batch' if batch else ''} ...", file=sys.stderr, flush=True)
+    own = ["--variant", variant, *(["--default-batch", str(batch)] if batch else [])]
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0:
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return figures
+    tried = batch or parse().default_batch
+    if variant == "stock_default" and tried > 1 and done.returncode in {OUT_OF_MEMORY, -signal.SIGKILL}:
+        return run_variant(variant, tried // 2)
+    raise SystemExit(f"{NAMES[variant]} failed; see above.")
+
+
+def measure_within_memory(variant: str, setup: Setup) -> dict[str, Any]:
+    """``measure``, which ends with OUT_OF_MEMORY rather than with another process killed for it."""
+    from training.engine import process
+
+    limit_memory()
+    try:
+        return measure(variant, setup)
+    except Exception as error:
+        if not process.is_out_of_memory(error):
+            raise
+        print(f"out of memory: {error}".splitlines()[0], file=sys.stderr)
+        raise SystemExit(OUT_OF_MEMORY) from None
+
+
+def limit_memory() -> None:
+    from training import footprint
+
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return
+    limit = int(MEMORY_SHARE * min(free, footprint.machine_memory() or free))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def measure(variant: str, setup: Setup) -> dict[str, Any]:
@@ -131,6 +166,8 @@ def measure(variant: str, setup: Setup) -> dict[str, Any]:
     warnings.filterwarnings("ignore", category=FutureWarning)
     if setup.threads:
         torch.set_num_threads(setup.threads)
+    if not variant.startswith("stock"):
+        process.keep_freed_memory()
     step = StockStep(variant, setup) if variant.startswith("stock") else OurStep(variant, setup)
     step.warm_up()
     update(step.trainer)
@@ -142,6 +179,8 @@ def measure(variant: str, setup: Setup) -> dict[str, Any]:
         "prepared_s": step.prepared_s,
         "threads": torch.get_num_threads(),
     }
+    if variant == "stock_default":
+        figures["batch"] = setup.default_batch
     if setup.device == "cuda":
         figures["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
     if variant in {"stock_tuned", "exact"}:
@@ -206,7 +245,7 @@ class StockStep:
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
 
     def warm_up(self) -> None:
-        self.backward([list(self.trainer.train_dataset)[:1]])
+        self.backward([max(self.batches(), key=longest_row)])
 
     def whole(self) -> None:
         self.backward(self.batches())
@@ -227,6 +266,10 @@ class StockStep:
     def parity(self) -> str:
         leave_reference(self.trainer.model)
         return save_gradients(self.trainer.model, self.backward(self.batches()))
+
+
+def longest_row(rows: list[dict[str, Any]]) -> int:
+    return max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
 
 
 class OurStep:
@@ -260,7 +303,9 @@ class OurStep:
         self.trainer.create_optimizer()
 
     def warm_up(self) -> None:
-        self.trainer.course.plan.append([0])
+        examples = self.trainer.course.examples
+        largest = self.trainer.micro_batches(examples)[0]  # from long to short
+        self.trainer.course.plan.append([examples.index(example) for example in largest])
         self.trainer.training_step(self.trainer.model, {"step": len(self.trainer.course.plan) - 1})
         self.trainer.state.global_step = 1  # what follows is no first step any more
 
@@ -381,6 +426,7 @@ def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "gemm_share": round(share, 3) if share else None,
         "prepared_s": {variant: round(item["prepared_s"], 2) for variant, item in figures.items()},
         "threads": next(iter(figures.values()))["threads"],
+        "default_batch": figures.get("stock_default", {}).get("batch"),
     }
 
 
@@ -409,6 +455,8 @@ def table(figures: dict[str, dict[str, Any]], report: dict[str, Any]) -> str:
             f"{NAMES[variant]:38} {1 / rate:8.2f} {rate:8.3f} {rate / slowest:6.1f} {item['peak_rss_mb']:8,} "
             f"{item['prepared_s']:9.1f}"
         )
+    if report["default_batch"]:
+        lines.append(f"stock TRL's defaults: {report['default_batch']} pairs a batch")
     apart = report["max_rel_diff"]
     if apart["loss"] is not None:
         lines.append(f"largest relative difference to stock: loss {apart['loss']:.1e}, gradients {apart['grad']:.1e}")

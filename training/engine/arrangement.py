@@ -61,6 +61,11 @@ class Span:
     rejected: int
     end: int
 
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Tokens of the prompt, the chosen and the rejected response."""
+        return self.chosen - self.prompt, self.rejected - self.chosen, self.end - self.rejected
+
 
 @dataclass(frozen=True)
 class Arrangement:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
-from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from training.engine.products import linear
 
 ADAPTER = "default"
 
@@ -43,17 +44,17 @@ class MergedProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, lora_a, lora_b, merged)
         ctx.scale = scale
-        return F.linear(x, merged)
+        return linear(x, merged)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
         x, lora_a, lora_b, merged = ctx.saved_tensors
-        for_x = grad @ merged if ctx.needs_input_grad[0] else None
+        for_x = linear(grad, merged.t()) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return for_x, None, None, None, None
         x, grad = x.flatten(0, -2), grad.flatten(0, -2)
-        for_a = ((grad @ lora_b).t() @ x).mul_(ctx.scale)
-        for_b = (grad.t() @ (x @ lora_a.t())).mul_(ctx.scale)
+        for_a = linear(linear(grad, lora_b.t()).t(), x.t()).mul_(ctx.scale)
+        for_b = linear(linear(x, lora_a).t(), grad.t()).t().mul_(ctx.scale)
         return for_x, for_a, for_b, None, None
 
 

@@ -69,15 +69,15 @@ class PackedAttention:
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         outputs = []
-        for span in self.spans:
-            shared_key, shared_value = key[:, :, span.prompt : span.chosen], value[:, :, span.prompt : span.chosen]
-            outputs.append(
-                self.attend(query[:, :, span.prompt : span.chosen], shared_key, shared_value, scaling, window)
-            )
-            for start, end in ((span.chosen, span.rejected), (span.rejected, span.end)):
-                keys = torch.cat([shared_key, key[:, :, start:end]], dim=2)
-                values = torch.cat([shared_value, value[:, :, start:end]], dim=2)
-                outputs.append(self.attend(query[:, :, start:end], keys, values, scaling, window))
+        # Split at once: the gradient of a split is one concatenation, and that of a slice a row of zeros to be added.
+        lengths = [length for span in self.spans for length in span.lengths]
+        parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        for (queries, shared_key, shared_value), *responses in zip(parts, parts, parts, strict=True):
+            outputs.append(self.attend(queries, shared_key, shared_value, scaling, window))
+            for own_queries, own_key, own_value in responses:
+                keys = torch.cat([shared_key, own_key], dim=2)
+                values = torch.cat([shared_value, own_value], dim=2)
+                outputs.append(self.attend(own_queries, keys, values, scaling, window))
         return torch.cat(outputs, dim=2)
 
     def attend(

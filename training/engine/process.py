@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -34,6 +35,10 @@ OOM_SCORE = 800  # of 1000: the kernel should end a trainer before it ends the w
 
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 RANK_RESULT = ".result.{}.json"
+# glibc's names for two settings of its malloc, and values: blocks up to the largest allowed come from the heap, and the
+# heap keeps what is freed.
+MALLOC_SETTINGS = {"M_MMAP_THRESHOLD": (-3, 32 * 2**20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
+
 LAUNCHER_VARIABLE = "TIEBREAK_LAUNCHER_PID"  # set for the processes of a run that has several
 
 ENVIRONMENT_DEFAULTS = {
@@ -131,6 +136,7 @@ def set_up_process(*, one_gpu: bool = True) -> None:
             os.environ.setdefault(name, value)
     if one_gpu:
         keep_to_one_gpu()
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, stop.handle)
     signal.signal(signal.SIGINT, stop.handle)
     if (launcher := os.environ.get(LAUNCHER_VARIABLE)) is not None:  # it is nice already, and so are its children
@@ -139,6 +145,18 @@ def set_up_process(*, one_gpu: bool = True) -> None:
     watch_supervisor()
     os.nice(NICENESS)
     volunteer_for_oom_killer()
+
+
+def keep_freed_memory() -> None:
+    """Let this process use again what it has freed, where the C library is glibc.
+
+    By default a tensor of more than a few hundred kilobytes is given back to the kernel when it is freed, and the next
+    one is zeroed page by page on first touch, which costs an elementwise product on a CPU two thirds of its time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for setting, value in MALLOC_SETTINGS.values():
+            mallopt(setting, value)
 
 
 def keep_to_one_gpu() -> None:

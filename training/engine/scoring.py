@@ -24,6 +24,7 @@ from training.engine import frozen_layers, packed_attention
 from training.engine.arrangement import Arrangement, Tokens, Unlabelled
 from training.engine.compute import Compute
 from training.engine.frozen_layers import FrozenLayers
+from training.engine.products import linear
 from training.footprint import HEAD_ROWS
 
 CHUNK = HEAD_ROWS  # positions whose logits are in memory at once
@@ -43,8 +44,9 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(positions, vocabulary) float32 of ``hidden`` (positions, width)."""
-        # The product in this order is up to a fifth faster on a CPU, where few rows meet a large matrix.
-        logits = torch.mm(self.weight, hidden.t()).t() if self.bias is None else hidden @ self.weight.t() + self.bias
+        logits = linear(hidden, self.weight)
+        if self.bias is not None:
+            logits = logits + self.bias
         logits = logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -76,7 +78,7 @@ class TokenLogps(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             values[part], residue = head_chunk(head, hidden[part], targets[part], residues=slopes is not None)
             if slopes is not None:
-                slopes[part] = residue.to(weight.dtype) @ weight
+                slopes[part] = linear(residue.to(weight.dtype), weight.t())
         ctx.head = head
         ctx.save_for_backward(hidden if any(ctx.needs_input_grad[1:3]) else None, slopes, targets)
         return values
