@@ -117,7 +117,8 @@ def run_variant(variant: str, batch: int = 0) -> dict[str, Any]:
     """
     print(f"{NAMES[variant]}{f', {batch} pairs a batch' if batch else ''} ...", file=sys.stderr, flush=True)
     own = ["--variant", variant, *(["--default-batch", str(batch)] if batch else [])]
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], stdout=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, __file__, *sys.argv[1:], *own]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == 0:
         figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return figures

@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.api import NewestFirst
 from labeling.models import Project
-from training import services
+from training import services, snapshots
 from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
 from training.recipe import LEARNING_RATES, Recipe
 from training.serializers import (
@@ -39,7 +39,7 @@ class TripleList(APIView):
     def get(self, request: Request, slug: str) -> Response:
         project = _project(request, slug, REVIEWERS)
         after = request.query_params.get("after", "0")
-        page = services.triple_page(
+        page = snapshots.triple_page(
             project, int(after) if after.isdecimal() and len(after) < 19 else 0, TRIPLES_PER_PAGE
         )
         results = [without_engine_fields(triple) for triple in page.triples]

@@ -219,6 +219,11 @@ def test_a_label_out_of_range_is_told_in_the_held_out_pairs_too(train_run: MakeR
     assert_told(do("train_dpo", train_run(rows)), "bad_dataset", "pair-7", str(next(iter(fields.values()))))
 
 
+def test_a_pair_of_an_unknown_split_is_not_taken_for_a_held_out_one(train_run: MakeRun) -> None:
+    rows = [triple(0), triple(7, split="test")]
+    assert_told(do("train_dpo", train_run(rows)), "bad_dataset", "pair-7", "'test'")
+
+
 # Weights and tokenizers.
 
 

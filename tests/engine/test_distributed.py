@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from tests.engine.runs import adapter_bytes, do, read_lines, start, steps, succeed, triple, write_lines
 from training import jobspec
 from training.engine import launch, process, resume
-from training.engine.dpo_trainer import plan_steps
 from training.engine.errors import EngineError, Interrupted
 from training.engine.ranks import share_of
+from training.engine.step_plan import plan_steps
 from training.jobspec import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_ORPHANED, ModelRef, Result, TrainJob
 
 MakeRun = Callable[..., Path]

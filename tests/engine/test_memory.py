@@ -16,7 +16,8 @@ from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
 from tests.engine.test_processes import stop_after
 from training import footprint
 from training.engine import memory
-from training.engine.dpo_trainer import PairTrainer, Room
+from training.engine.dpo_trainer import PairTrainer
+from training.engine.memory import Room
 from training.engine.scoring import Scorer
 from training.jobspec import Completion, ModelRef, Result, TripleLine
 

@@ -97,7 +97,7 @@ def test_full_training_resumes_to_the_same_bytes(train_run: MakeRun, monkeypatch
 
 def stop_after(step: int, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until ``step``, then as if SIGTERM had come."""
-    from training.engine.dpo_trainer import StepRecorder
+    from training.engine.step_record import StepRecorder
 
     original = StepRecorder.on_step_end
 

@@ -12,6 +12,7 @@ from tests.engine import architectures
 from tests.engine.prepared import CPU
 from training.engine import scoring
 from training.engine.arrangement import Unlabelled
+from training.engine.compute import Compute
 from training.engine.scoring import CHUNK, Head, Scorer, TokenLogps, add_scoring_head, choose_scorer, logit_scale
 from training.modelfiles import ALLOWED_MODEL_TYPES
 
@@ -194,6 +195,33 @@ def test_rows_are_chosen_where_packed_gives_other_numbers(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(scoring.packed_attention.PackedAttention, "attend", other)
     assert not choose_scorer(model, CPU).packed
+
+
+class OnGpu(Compute):
+    """The CPU, taken for a GPU."""
+
+    @property
+    def on_cuda(self) -> bool:
+        return True
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", enabled=False)
+
+
+def test_rows_are_chosen_where_a_gpu_cannot_compile_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = architectures.small_model("llama")
+    add_scoring_head(model)
+
+    def fails(*args: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(scoring.packed_attention.PackedAttention, "pair_by_pair", fails)
+    assert not choose_scorer(model, OnGpu(CPU.device, CPU.dtype)).packed
+    assert "plain rows" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="C compiler"):  # on a CPU there is nothing to compile, so it is a mistake
+        choose_scorer(model, CPU)
 
 
 def test_attention_is_as_before_after_scoring() -> None:

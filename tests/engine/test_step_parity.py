@@ -14,7 +14,8 @@ import torch
 from tests.engine import architectures, stock
 from tests.engine.prepared import Gradients, assert_same_step, examples_of, move, ready_trainer, whole_step
 from tests.engine.runs import steps, succeed, triple
-from training.engine.dpo_trainer import PairTrainer, Room
+from training.engine.dpo_trainer import PairTrainer
+from training.engine.memory import Room
 from training.engine.scoring import Scorer
 from training.jobspec import Completion, ModelRef, TripleLine
 from training.modelfiles import ALLOWED_MODEL_TYPES

@@ -31,7 +31,7 @@ from tests.engine.prepared import (
     whole_step,
 )
 from tests.engine.runs import adapter_bytes, do, question, read_lines, steps, succeed, triple
-from training.engine import dpo_trainer, evaluation, loading, ranks
+from training.engine import evaluation, loading, ranks, step_plan, step_record
 from training.engine import reference as reference_module
 from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
@@ -319,7 +319,7 @@ def test_one_pair_is_enough(train_run: MakeRun) -> None:
 )
 def test_the_number_of_steps_is_foreseen(train_run: MakeRun, pairs: int, epochs: float, expected: int) -> None:
     run_dir = train_run(pairs, epochs=epochs)
-    assert len(dpo_trainer.plan_steps(pairs, 2, epochs, seed=5)) == expected
+    assert len(step_plan.plan_steps(pairs, 2, epochs, seed=5)) == expected
     assert succeed("train_dpo", run_dir)["steps"] == expected
     history = steps(run_dir)
     assert {line["steps"] for line in history} == {expected}
@@ -329,7 +329,7 @@ def test_the_number_of_steps_is_foreseen(train_run: MakeRun, pairs: int, epochs:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize(("pairs", "a_step"), [(7, 3), (10, 4), (4, 8), (9, 3)])
 def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(pairs: int, a_step: int, processes: int) -> None:
-    plan = dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)
+    plan = step_plan.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)
     places = [place for step in plan for place in step]
     assert Counter(places) == dict.fromkeys(range(pairs), 3)
     epochs = [places[start : start + pairs] for start in range(0, 3 * pairs, pairs)]
@@ -339,13 +339,13 @@ def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(pairs: int, a_st
         shares = [ranks.share_of(step, rank, processes) for rank in range(processes)]
         assert all(shares)
         assert sorted(place for share in shares for place in share) == sorted(step)
-    assert plan == dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)
-    assert plan != dpo_trainer.plan_steps(pairs, a_step, 3.0, seed=2, processes=processes)
+    assert plan == step_plan.plan_steps(pairs, a_step, 3.0, seed=1, processes=processes)
+    assert plan != step_plan.plan_steps(pairs, a_step, 3.0, seed=2, processes=processes)
 
 
 def test_fewer_pairs_than_processes_are_refused() -> None:
     with pytest.raises(EngineError) as caught:
-        dpo_trainer.plan_steps(2, 4, 1.0, seed=1, processes=3)
+        step_plan.plan_steps(2, 4, 1.0, seed=1, processes=3)
     assert caught.value.code == "bad_dataset"
 
 
@@ -457,7 +457,7 @@ def test_a_margin_of_rounding_is_no_win(train_run: MakeRun) -> None:
     for example in trainer.course.examples:
         example.reference[0][0] -= 3e-4 * random.Random(example.triple.pair_id).choice((-1, 1))
     whole_step(trainer, range(4))
-    assert 0 < abs(trainer.totals.margin) < 4 * dpo_trainer.ROUNDING
+    assert 0 < abs(trainer.totals.margin) < 4 * step_record.ROUNDING
     assert trainer.totals.won / trainer.totals.decided == 0.5
     trainer.course.examples[0].reference[0][0] -= 1e-2
     whole_step(trainer, range(4))

@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from labeling.services import NewResponse, add_pair
-from training import footprint, preflight, services, store
+from training import footprint, preflight, services, snapshots, store
 from training.models import Job, PairOrigin, TrainingRun
 from training.preflight import Longest, count_triples, longest_pair, look_ahead
 from training.recipe import Recipe
@@ -65,7 +65,7 @@ def test_triples_are_counted_as_a_run_would_derive_them(
         judge(pair, annotator, first)
         judge(pair, other_annotator, second)
     recipe = Recipe(ties=ties)
-    snapshot, counts = services.freeze_snapshot(project=project, rule=recipe.label_rule)
+    snapshot, counts = snapshots.freeze_snapshot(project=project, rule=recipe.label_rule)
     found = count_triples(project, recipe)
     assert (found.train, found.held_out, found.ties) == (counts.train, counts.held_out, counts.tie_triples)
     assert (found.train, found.ties) == ((5, 0) if ties == "drop" else (11, 6))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.training.test_preflight import CONFIG
-from training import services, store
+from training import services, snapshots, store
 from training.exceptions import CheckpointDamaged, Rejected
 from training.models import Job, LoopRule, Promotion, SampleBatch, SampleRefusal, TrainingRun
 from training.recipe import Decoding, Recipe
@@ -177,9 +177,9 @@ def test_a_prompt_that_was_refused_is_asked_again_with_another_decoding(project,
 
 def test_the_counts_of_a_snapshot_follow_what_gives_no_triple(project, policy, label):
     label(10)
-    snapshot, _ = services.freeze_snapshot(project=project)
+    snapshot, _ = snapshots.freeze_snapshot(project=project)
     label(7, choice="tie")
-    again, _ = services.freeze_snapshot(project=project)
+    again, _ = snapshots.freeze_snapshot(project=project)
     assert again == snapshot
     assert (snapshot.ties, again.ties) == (0, 7)
 

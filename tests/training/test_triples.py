@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import services, store
+from training import services, snapshots, store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
 from training.recipe import Recipe
@@ -156,7 +156,7 @@ def test_a_snapshot_is_an_immutable_file_named_by_its_hash(project, data_dir, la
     label(3)
     label(1, held_out=True)
     label(1, "tie")
-    snapshot, _ = services.freeze_snapshot(project=project)
+    snapshot, _ = snapshots.freeze_snapshot(project=project)
     path = store.snapshot_path(snapshot.sha256)
     assert store.hash_file(path) == snapshot.sha256
     assert (snapshot.train_triples, snapshot.held_out_triples, snapshot.ties) == (3, 1, 1)
@@ -181,7 +181,7 @@ def sampled(project, policy, make_prompt):
 
 
 def _frozen_lines(project, reference) -> list[dict]:
-    snapshot, _ = services.freeze_snapshot(project=project, reference_hash=reference.content_hash)
+    snapshot, _ = snapshots.freeze_snapshot(project=project, reference_hash=reference.content_hash)
     return [json.loads(line) for line in store.snapshot_path(snapshot.sha256).read_text().splitlines()]
 
 
@@ -199,7 +199,7 @@ def test_a_snapshot_carries_what_the_sampler_kept_and_an_export_does_not(
     assert (without_logps["prompt_token_ids"], without_logps["chosen"]["policy_hash"]) == ([3], "")
     assert (imported["prompt_token_ids"], imported["chosen"]["logps"]) == ([], [])
     path = data_dir / "triples.jsonl"
-    services.write_triples(project=project, path=path)
+    snapshots.write_triples(project=project, path=path)
     exported = json.loads(path.read_text().splitlines()[0])
     assert set(exported["chosen"]) == {"text", "token_ids", "finish_reason"}
     assert "prompt_token_ids" not in exported
@@ -224,7 +224,7 @@ def test_what_the_sampler_kept_costs_one_query_a_chunk(project, sampled, make_pa
 
     def queries() -> int:
         with CaptureQueriesContext(connection) as captured:
-            assert len(list(services.judgements(project, reference_hash="any"))) == 5
+            assert len(list(snapshots.judgements(project, reference_hash="any"))) == 5
         return len(captured)
 
     assert queries() == 2
@@ -240,18 +240,18 @@ def test_the_rule_of_the_recipe_decides_what_is_frozen(project, policy, label, d
     snapshot = run.snapshot
     assert (snapshot.train_triples, snapshot.tie_triples, snapshot.ties) == (13, 3, 2)
     assert snapshot.preferences.count() == 13
-    plain, _ = services.freeze_snapshot(project=project)
+    plain, _ = snapshots.freeze_snapshot(project=project)
     assert (plain.train_triples, plain.tie_triples, plain.ties) == (10, 0, 5)
     assert plain != snapshot
-    assert services.write_triples(project=project, path=data_dir / "t.jsonl").triples == 10, "exports keep their rule"
+    assert snapshots.write_triples(project=project, path=data_dir / "t.jsonl").triples == 10, "exports keep their rule"
 
 
 def test_the_same_triples_are_the_same_snapshot_and_a_new_label_is_another(project, data_dir, label):
     label(2)
-    first, _ = services.freeze_snapshot(project=project)
-    again, _ = services.freeze_snapshot(project=project)
+    first, _ = snapshots.freeze_snapshot(project=project)
+    again, _ = snapshots.freeze_snapshot(project=project)
     label(1)
-    other, _ = services.freeze_snapshot(project=project)
+    other, _ = snapshots.freeze_snapshot(project=project)
     assert first == again
     assert first.sha256 != other.sha256
     assert DatasetSnapshot.objects.count() == 2
@@ -264,7 +264,7 @@ def test_only_current_versions_count(project, data_dir, make_pair, judge, annota
     judge(pair, annotator, "a")
     queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "b")
     path = data_dir / "triples.jsonl"
-    assert services.write_triples(project=project, path=path).train == 1
+    assert snapshots.write_triples(project=project, path=path).train == 1
     assert json.loads(path.read_text())["chosen"]["text"] == "The second answer."
 
 
@@ -276,7 +276,7 @@ def test_an_export_that_fails_leaves_no_half_file(project, data_dir, label, monk
 
     monkeypatch.setattr(services.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        services.write_triples(project=project, path=data_dir / "triples.jsonl")
+        snapshots.write_triples(project=project, path=data_dir / "triples.jsonl")
     assert not list(data_dir.glob("*triples*"))
 
 
@@ -288,7 +288,7 @@ def test_two_freezes_at_once_do_not_share_a_draft(project, data_dir, label):
 
     def freeze() -> None:
         try:
-            found.append(services.freeze_snapshot(project=project)[0].sha256)
+            found.append(snapshots.freeze_snapshot(project=project)[0].sha256)
         except Exception as error:
             errors.append(error)
         finally:

@@ -32,13 +32,14 @@ from training.engine import (
     reference_logps,
     resume,
     scoring,
+    step_plan,
 )
 from training.engine import compute as compute_module
 from training.engine.arrangement import packed_tokens
 from training.engine.cache import Cache
 from training.engine.chat import context_length
 from training.engine.compute import Compute
-from training.engine.dpo_trainer import Course, Example, PairTrainer, StepRecorder
+from training.engine.dpo_trainer import Course, Example, PairTrainer
 from training.engine.errors import EngineError
 from training.engine.frozen_layers import FrozenLayers
 from training.engine.guards import TrainingGuard
@@ -49,6 +50,7 @@ from training.engine.reference import Start
 from training.engine.reference_logps import Pair, ReferenceLogps
 from training.engine.scoring import Scorer
 from training.engine.setting import Setting
+from training.engine.step_record import StepRecorder
 from training.jobspec import PairScore, TrainJob, write_atomically
 
 TOLD_LEFT_OUT = 100  # left-out pairs named one by one in the result
@@ -172,12 +174,12 @@ def over_all_processes(counts: reference_logps.Counts) -> reference_logps.Counts
 
 def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer, StepRecorder]:
     job, train = setting.job, setting.data.train
-    plan = dpo_trainer.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
+    plan = step_plan.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
     examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
     guard = TrainingGuard.of(setting.compute.dtype)
-    room = dpo_trainer.remembered_room(setting.run_dir / "trainer") or setting.plan.room
+    room = memory.remembered_room(setting.run_dir / "trainer") or setting.plan.room
     course = Course(examples, plan, setting.scorer, LossSettings.of(job), room, guard)
-    an_epoch = dpo_trainer.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
+    an_epoch = step_plan.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
     recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=len(an_epoch))
     trainer = PairTrainer(
         course=course,

@@ -1,20 +1,16 @@
 """TRL's ``DPOTrainer`` with a step of our own: pairs without padding, reference values from outside, a loss per pair.
 
 TRL builds the adapter, the optimiser and the schedule, and saves and resumes. What a step is, is decided here: which
-pairs (``plan_steps``), how they are laid out (``arrangement``), how they are scored (``scoring``), what is made of it
-(``losses``). Of TRL's private parts these are replaced: ``_prepare_dataset``, ``_precompute_ref_logps`` and
-``_compute_loss``; a contract test holds each to what it is replaced for.
+pairs (``step_plan``), how they are laid out (``arrangement``), how they are scored (``scoring``), what is made of it
+(``losses``), what is told of it (``step_record``). Of TRL's private parts these are replaced: ``_prepare_dataset``,
+``_precompute_ref_logps`` and ``_compute_loss``; a contract test holds each to what it is replaced for.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import math
-import random
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,29 +20,24 @@ import torch
 from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
-from training.engine import guards, process, ranks, resume
+from training.engine import guards, memory, process, ranks, resume
 from training.engine.arrangement import Arrangement
 from training.engine.compute import Compute
-from training.engine.errors import EngineError
 from training.engine.guards import TrainingGuard
-from training.engine.journal import MetricsJournal, say
-from training.engine.losses import LossSettings, PairLogps, disagreement, pair_losses, rewards
+from training.engine.journal import say
+from training.engine.losses import LossSettings, PairLogps, disagreement, pair_losses
+from training.engine.memory import Room
 from training.engine.preference_data import TokenTriple
 from training.engine.reference_logps import Pair
 from training.engine.scoring import Scorer
-from training.jobspec import StepMetrics, TrainJob, write_atomically
+from training.engine.step_record import Means, StepTotals, state_dir
+from training.jobspec import TrainJob
 
 # transformers 5.23 renames an argument that TRL 1.16 still reads under its old name.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-
-
-ROOM = "room.json"
-# A margin below it is that of a policy which has not moved, and counts as a tie. In float32 two ways of computing the
-# same 100 tokens, such as the sampler's and training's, give margins up to 6e-5 at beta 0.1 (SmolLM2-135M).
-ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -67,69 +58,8 @@ class MicroBatch:
     silent: bool = False  # it counts for nothing
 
 
-@dataclass
-class Room:
-    """How much is in memory at once: positions of a micro-batch, and pairs where that is asked for.
-
-    ``halved`` once memory has run out. That is kept with the saved states: a run that goes on must not find out again,
-    nor compute in another order.
-    """
-
-    tokens: int
-    pairs: int
-    checkpointing: bool = False
-    halved: bool = False
-
-    def halve(self, tokens: int, pairs: int) -> None:
-        """Make room for half of what was at once; a single pair, which has no half, is computed with checkpointing."""
-        if pairs > 1:
-            self.tokens, self.pairs = max(1, tokens // 2), pairs // 2
-        else:
-            self.checkpointing = True
-        self.halved = True
-
-
 class Stopped(Exception):
     """The process was asked to stop within an optimiser step, whose gradient so far is dropped."""
-
-
-@dataclass
-class StepTotals:
-    """Sums over the pairs of a step on this process; means are taken over all processes."""
-
-    pairs: float = 0.0
-    decided: float = 0.0  # pairs that are no tie
-    won: float = 0.0
-    margin: float = 0.0
-    logp_chosen: float = 0.0
-    logp_rejected: float = 0.0
-    chosen_tokens: float = 0.0
-    chosen_drift: float = 0.0  # log pi / pi_ref of the chosen responses, in nats
-    stops: float = 0.0  # whether this process was asked to stop
-
-    def tensor(self, device: torch.device) -> torch.Tensor:
-        return torch.tensor(list(vars(self).values()), dtype=torch.float64, device=device)
-
-
-@dataclass
-class Means:
-    """What a step is logged with."""
-
-    margin: float
-    accuracy: float
-    logp_chosen: float
-    logp_rejected: float
-    chosen_shift: float  # log pi / pi_ref of the chosen responses, in nats a token
-
-    @classmethod
-    def of(cls, totals: StepTotals) -> Means:
-        return cls(
-            margin=totals.margin / totals.pairs,
-            accuracy=totals.won / totals.decided if totals.decided else 0.5,
-            logp_chosen=totals.logp_chosen / totals.pairs,
-            logp_rejected=totals.logp_rejected / totals.pairs,
-            chosen_shift=totals.chosen_drift / totals.chosen_tokens,
-        )
 
 
 @dataclass
@@ -204,7 +134,7 @@ class PairTrainer(DPOTrainer):
         room.halve(largest, max(map(len, batches)))
         if room.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        write_atomically(Path(str(self.args.output_dir)) / ROOM, json.dumps(vars(room)))
+        memory.remember(room, Path(str(self.args.output_dir)))
 
     def step_over(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
         with self.course.scorer.over(self.model):
@@ -261,7 +191,7 @@ class PairTrainer(DPOTrainer):
         if self.state.global_step == 0:
             self.course.guard.check_reference(*disagreement(logps))
         if not inputs.silent:
-            self.note(logps, inputs.examples)
+            self.totals.add(logps, self.course.loss, [example.triple.is_tie for example in inputs.examples])
         return total * (self.accelerator.num_processes / inputs.pairs_in_step)
 
     def beside_reference(self, inputs: MicroBatch, values: torch.Tensor) -> PairLogps:
@@ -272,22 +202,6 @@ class PairTrainer(DPOTrainer):
         return PairLogps(*policy, *reference, *lengths)
 
     # What is told of a step.
-
-    def note(self, logps: PairLogps, examples: Sequence[Example]) -> None:
-        chosen, rejected = (side.double() for side in rewards(logps, self.course.loss))
-        drift = (logps.policy_chosen - logps.reference_chosen).detach().sum()
-        decided = torch.tensor([not example.triple.is_tie for example in examples], device=chosen.device)
-        margin = chosen - rejected
-        wins = (margin.sign() * (margin.abs() >= ROUNDING) + 1) / 2
-        totals = self.totals
-        totals.pairs += len(examples)
-        totals.decided += float(decided.sum())
-        totals.won += float(wins[decided].sum())
-        totals.margin += float(margin.sum())
-        totals.logp_chosen += float(logps.policy_chosen.detach().sum())
-        totals.logp_rejected += float(logps.policy_rejected.detach().sum())
-        totals.chosen_tokens += float(logps.chosen_tokens.sum())
-        totals.chosen_drift += float(drift)
 
     def note_step(self) -> None:
         """Means over the pairs of all processes, for the line that this step is logged with."""
@@ -324,123 +238,10 @@ def labels_of(examples: Sequence[Example], device: torch.device) -> tuple[torch.
     return weight, noise
 
 
-def plan_steps(pairs: int, pairs_per_step: int, epochs: float, seed: int, processes: int = 1) -> list[list[int]]:
-    """Places of the pairs of each optimiser step: every epoch all pairs once, in an order of its own.
-
-    The last step of an epoch may have fewer pairs, but not fewer than there are processes: such a rest joins the step
-    before it. Raises ``EngineError`` when a process would have nothing to compute: bad_dataset for fewer pairs than
-    processes, bad_job for fewer pairs a step.
-    """
-    if pairs_per_step < processes:
-        message = f"A step has {pairs_per_step} pairs for {processes} processes."
-        raise EngineError("bad_job", message, "Use fewer GPUs, or more pairs a step.")
-    if pairs < processes:
-        message = f"There are {pairs} pairs for {processes} processes."
-        raise EngineError("bad_dataset", message, "Use fewer GPUs, or label more pairs.")
-    shuffle = random.Random(seed).shuffle
-    in_an_epoch = len(list(cut(list(range(pairs)), pairs_per_step, processes)))
-    steps_wanted = max(1, math.ceil(epochs * in_an_epoch))
-    steps: list[list[int]] = []
-    while len(steps) < steps_wanted:
-        order = list(range(pairs))
-        shuffle(order)
-        steps += cut(order, pairs_per_step, processes)
-    return steps[:steps_wanted]
-
-
-def cut(order: list[int], size: int, least: int) -> Iterator[list[int]]:
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
-    if len(parts) > 1 and len(parts[-1]) < least:
-        rest = parts.pop()
-        parts[-1] = parts[-1] + rest
-    yield from parts
-
-
 def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-class StepRecorder(TrainerCallback):
-    """Writes a line a step, seals saved states, and ends training politely when the process is asked to stop."""
-
-    def __init__(self, metrics: MetricsJournal, guard: TrainingGuard, steps_per_epoch: int = 1) -> None:
-        self.metrics = metrics
-        self.guard = guard
-        self.steps_per_epoch = steps_per_epoch
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
-        self.last: StepMetrics | None = None
-
-    def go_on_from(self, steps: Sequence[StepMetrics]) -> None:
-        """``steps`` of an earlier attempt that are kept: its time, its figures, and what the guard had seen."""
-        self.last = steps[-1] if steps else None
-        self.seconds_before = self.last.seconds if self.last else 0.0
-        for metrics in steps:
-            self.guard.watch(metrics, metrics.chosen_shift)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.started = time.monotonic()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if process.stop.due:
-            process.stop.requested = True
-            control.should_save = not resume.is_whole(state_dir(args, state))
-            control.should_training_stop = True
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "loss" not in logs or not state.is_world_process_zero:  # or the summary at the end
-            return
-        metrics = self.step_metrics(logs, state)
-        self.guard.check_step(metrics.loss, metrics.grad_norm, metrics.step)
-        self.last = metrics
-        self.metrics.step(metrics)
-        self.guard.watch(metrics, metrics.chosen_shift)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        ranks.wait()  # each has written a file of its own
-        if state.is_world_process_zero:
-            resume.seal(state_dir(args, state))
-
-    def step_metrics(self, logs: dict[str, float], state: TrainerState) -> StepMetrics:
-        return StepMetrics(
-            step=state.global_step,
-            steps=state.max_steps,
-            seconds=round(self.seconds, 3),
-            loss=logs["loss"],
-            reward_margin=logs["margin"],
-            reward_accuracy=logs["accuracy"],
-            logp_chosen=logs["logp_chosen"],
-            logp_rejected=logs["logp_rejected"],
-            learning_rate=logs["learning_rate"],
-            grad_norm=logs["grad_norm"],
-            epoch=round(state.global_step / self.steps_per_epoch, 4),
-            chosen_shift=logs["chosen_shift"],
-        )
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
-
-
-def state_dir(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{resume.PREFIX}{state.global_step}"
-
-
-def remembered_room(trainer_dir: Path) -> Room | None:
-    """What an earlier attempt of this run had to make do with."""
-    path = trainer_dir / ROOM
-    return Room(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def run(trainer: PairTrainer, state: Path | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +15,36 @@ from transformers import PretrainedConfig
 from training import footprint
 from training.engine.arrangement import scored_tokens
 from training.engine.compute import Compute, processes
-from training.engine.dpo_trainer import Room
 from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
 from training.engine.scoring import Scorer
 from training.footprint import Footprint, Shape
-from training.jobspec import TrainJob
+from training.jobspec import TrainJob, write_atomically
 
+ROOM = "room.json"
 HINT = "Choose LoRA, the fast mode or a shorter maximum length, or use a machine with more memory."
+
+
+@dataclass
+class Room:
+    """How much is in memory at once: positions of a micro-batch, and pairs where that is asked for.
+
+    ``halved`` once memory has run out. That is kept with the saved states: a run that goes on must not find out again,
+    nor compute in another order.
+    """
+
+    tokens: int
+    pairs: int
+    checkpointing: bool = False
+    halved: bool = False
+
+    def halve(self, tokens: int, pairs: int) -> None:
+        """Make room for half of what was at once; a single pair, which has no half, is computed with checkpointing."""
+        if pairs > 1:
+            self.tokens, self.pairs = max(1, tokens // 2), pairs // 2
+        else:
+            self.checkpointing = True
+        self.halved = True
 
 
 @dataclass(frozen=True)
@@ -92,3 +116,13 @@ def memory_of(compute: Compute) -> int:
     if compute.on_cuda:
         return int(torch.cuda.get_device_properties(compute.device).total_memory)
     return (footprint.machine_memory() or footprint.UNKNOWN) // processes()  # which all are on this machine
+
+
+def remember(room: Room, trainer_dir: Path) -> None:
+    write_atomically(trainer_dir / ROOM, json.dumps(vars(room)))
+
+
+def remembered_room(trainer_dir: Path) -> Room | None:
+    """What an earlier attempt of this run had to make do with."""
+    path = trainer_dir / ROOM
+    return Room(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ from training.engine.chat import (
 )
 from training.engine.errors import EngineError
 from training.engine.jsonlines import read_lines
-from training.jobspec import Completion, TripleLine
+from training.jobspec import Completion, Split, TripleLine
 
 TIE_NOISE = 0.5
 
@@ -85,6 +86,9 @@ def read_preferences(
 
 def check_labels(lines: list[TripleLine]) -> None:
     for line in lines:
+        if line.split not in get_args(Split):
+            message = f"Pair {line.pair_id} belongs to the split {line.split!r}."
+            raise EngineError("bad_dataset", message, f"A split is one of {', '.join(get_args(Split))}.")
         if not (math.isfinite(line.weight) and line.weight >= 0 and 0 <= line.label_noise <= TIE_NOISE):
             message = f"Pair {line.pair_id} has weight {line.weight} and label noise {line.label_noise}."
             hint = "A weight must be at least 0, and label noise lies between 0 and one half."

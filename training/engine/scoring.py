@@ -20,10 +20,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from training.engine import arrangement as arranging
-from training.engine import frozen_layers, packed_attention
+from training.engine import frozen_layers, packed_attention, process
 from training.engine.arrangement import Arrangement, Tokens, Unlabelled
 from training.engine.compute import Compute
 from training.engine.frozen_layers import FrozenLayers
+from training.engine.journal import say
 from training.engine.products import linear
 from training.footprint import HEAD_ROWS
 
@@ -107,7 +108,7 @@ def head_chunk(
     if not residues:
         return values, weights
     residue = weights.div_(-total)
-    residue.scatter_add_(1, targets[:, None], torch.ones_like(picked))
+    residue[torch.arange(len(targets), device=targets.device), targets] += 1  # deterministic on a GPU, as adding is not
     return values, residue if slope is None else residue.mul_(slope.to(residue.device))
 
 
@@ -230,7 +231,13 @@ def choose_scorer(model: PreTrainedModel | PeftModel, compute: Compute) -> Score
     ]
     found = []
     for scorer in (Scorer(packed=True), Scorer(packed=False)):
-        with scorer.over(model), compute.autocast():
-            found.append(scorer.token_logps(model, scorer.arrange(pairs, model.device)))
+        try:
+            with scorer.over(model), compute.autocast():
+                found.append(scorer.token_logps(model, scorer.arrange(pairs, model.device)))
+        except Exception as error:  # whatever a compiler of kernels raises where it has no C compiler, for one
+            if not (scorer.packed and compute.on_cuda) or process.is_out_of_memory(error):
+                raise
+            say(f"Attention over a shared prompt does not run on this GPU ({type(error).__name__}); using plain rows.")
+            return Scorer(packed=False)
     agree = bool((found[0] - found[1]).abs().max() <= AGREEMENT[compute.dtype])
     return Scorer(packed=agree)

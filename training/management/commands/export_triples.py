@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from training import services
+from training import snapshots
 from training.command_line import project_named
 
 
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         if file.exists() and not force:
             raise CommandError(f"{file} exists. Choose another name, or add --force to replace it.")
         try:
-            counts = services.write_triples(project=target, path=file)
+            counts = snapshots.write_triples(project=target, path=file)
         except OSError as error:
             raise CommandError(f"Cannot write {file}: {error.strerror}.") from error
         self.stdout.write(

@@ -1,0 +1,93 @@
+"""Products by oneDNN: the numbers of plain ones for every shape and layout, and a plain one where it cannot serve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training.engine import process, products
+
+SHAPES = [(1, 1, 1), (1, 7, 5), (13, 16, 3), (300, 64, 128), (5, 3, 300)]
+
+
+def tensors(rows: int, inner: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows + inner + outputs)
+    return torch.randn(rows, inner, generator=generator), torch.randn(outputs, inner, generator=generator)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("leading", [(), (1,), (2, 1)])
+def test_numbers_are_those_of_a_plain_product(shape: tuple[int, int, int], leading: tuple[int, ...]) -> None:
+    rows, weight = tensors(*shape)
+    x = rows.expand(*leading, *rows.shape)
+    assert products.served(x, weight)
+    exact = (x.double() @ weight.double().t()).float()
+    torch.testing.assert_close(products.linear(x, weight), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_transposed_views_are_read_as_they_lie() -> None:
+    x, weight = tensors(24, 40, 56)
+    gradient = torch.randn(24, 56, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(products.linear(gradient, weight.t()), gradient @ weight)
+    torch.testing.assert_close(products.linear(x.t(), gradient.t()), x.t() @ gradient)
+    torch.testing.assert_close(products.linear(x[::2, ::2], weight[:, ::2]), x[::2, ::2] @ weight[:, ::2].t())
+
+
+def test_what_comes_out_may_be_written_into() -> None:
+    """OLMo clamps in place what a layer returns, which autograd forbids for a view made inside a function."""
+    x, weight = tensors(3, 4, 5)
+    assert not products.linear(x[None], weight)._is_view()
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.ones(0, 4), torch.ones(3, 4)),
+        (torch.ones(2, 4, dtype=torch.bfloat16), torch.ones(3, 4, dtype=torch.bfloat16)),
+        (torch.ones(2, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)),
+    ],
+)
+def test_others_are_plain_products(x: torch.Tensor, weight: torch.Tensor) -> None:
+    assert not products.served(x, weight)
+    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+
+
+def test_a_build_without_the_operator_multiplies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "has_operator", lambda: False)
+    x, weight = tensors(6, 8, 10)
+    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+
+
+def test_the_pinned_torch_has_the_operator() -> None:
+    assert products.has_operator()
+
+
+def test_freed_memory_is_used_again() -> None:
+    """A tensor of some megabytes costs a page fault for each 4 KiB once, and not each time."""
+    script = (
+        "import resource, torch\n"
+        "from training.engine import process\n"
+        "{}\n"
+        "def faults():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(2_000_000)\n"
+        "before = faults()\n"
+        "for _ in range(20):\n"
+        "    torch.ones(2_000_000)\n"
+        "print(faults() - before)\n"
+    )
+    given_back, kept = (int(run_python(script.format(line))) for line in ("", "process.keep_freed_memory()"))
+    pages = 20 * 2_000_000 * 4 // 4096
+    assert given_back > pages / 2, "this C library keeps freed memory of itself"
+    assert kept < pages / 20
+
+
+def run_python(script: str) -> str:
+    root = Path(process.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    return done.stdout

@@ -1,0 +1,162 @@
+"""The preferences of a project as triples: in a stream, by pages, as a file, and frozen for a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, JSONField, Max, Q, When
+
+from labeling.models import Preference, Project
+from training import store
+from training.jobspec import Completion, TripleLine
+from training.models import DatasetSnapshot, PairOrigin
+from training.triples import AS_JSON, Judgement, LabelRule, TripleCounts, as_line, derive_triples, without_engine_fields
+
+CHUNK = 1000  # preferences in memory at once
+
+
+def judgements(
+    project: Project, pair_ids: Sequence[int] | None = None, *, reference_hash: str | None = None
+) -> Iterator[Judgement]:
+    """The project's current preferences, or those of some pairs, sorted by pair, in a stream.
+
+    ``reference_hash``: also the tokens of the prompt as sampled, and of the pairs that the policy of this content hash
+    wrote the log-probabilities of their tokens.
+    """
+    current = Preference.objects.filter(pair__project=project, is_current=True)
+    rows = (
+        (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
+        .select_related("pair__prompt", "pair__response_a", "pair__response_b")
+        .order_by("pair_id", "pk")
+    )
+    stream = rows.iterator(chunk_size=CHUNK)
+    while chunk := list(islice(stream, CHUNK)):
+        known = {} if reference_hash is None else _origins(chunk, reference_hash)
+        for preference in chunk:
+            yield _judgement(preference, known.get(preference.pair_id, _Origin()))
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the sampler kept of a pair; nothing of one that came from elsewhere."""
+
+    policy_hash: str = ""
+    prompt_token_ids: list[int] = field(default_factory=list)
+    logps_a: list[float] = field(default_factory=list)
+    logps_b: list[float] = field(default_factory=list)
+
+
+def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int, _Origin]:
+    pair_ids = {preference.pair_id for preference in preferences}
+    is_reference = Q(policy__content_hash=reference_hash)
+    # Those of other policies, which are most of what is stored, are not read at all.
+    kept = [Case(When(is_reference, then=name), output_field=JSONField()) for name in ("logps_a", "logps_b")]
+    rows = PairOrigin.objects.filter(pair_id__in=pair_ids).values_list("pair_id", "prompt_token_ids", *kept)
+    return {
+        pair_id: _Origin(reference_hash, prompt_token_ids, logps_a or [], logps_b or [])
+        for pair_id, prompt_token_ids, logps_a, logps_b in rows
+    }
+
+
+def _judgement(preference: Preference, origin: _Origin) -> Judgement:
+    pair = preference.pair
+    return Judgement(
+        preference_id=preference.pk,
+        pair_id=pair.pk,
+        prompt_id=pair.prompt_id,
+        choice=preference.choice,
+        is_held_out=pair.prompt.is_held_out,
+        messages=pair.prompt.messages,
+        response_a=_completion(pair.response_a, origin.logps_a, origin.policy_hash),
+        response_b=_completion(pair.response_b, origin.logps_b, origin.policy_hash),
+        prompt_token_ids=origin.prompt_token_ids,
+    )
+
+
+def _completion(response: Any, logps: list[float], policy_hash: str) -> Completion:
+    return Completion(response.text, response.token_ids, response.finish_reason, logps, policy_hash if logps else "")
+
+
+def write_triples(*, project: Project, path: Path) -> TripleCounts:
+    """Write the project's triples as JSONL, one a line, for people: without what only the engine reads."""
+    counts = TripleCounts()
+    triples = derive_triples(judgements(project), counts)
+    _write_lines(path, (json.dumps(without_engine_fields(triple), **AS_JSON) for triple in triples))
+    return counts
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines through a neighbouring file and a rename, so that nobody sees half of them."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with staging.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class TriplePage:
+    """Some triples, and the pair to go on after; ``None`` at the end."""
+
+    triples: list[TripleLine]
+    next_after: int | None
+
+
+def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
+    """Triples of the next ``size`` judged pairs after a pair."""
+    judged = project.pairs.filter(pk__gt=after_pair_id, judgements_count__gt=0).order_by("pk")
+    pair_ids = list(judged.values_list("pk", flat=True)[:size])
+    triples = list(derive_triples(judgements(project, pair_ids), TripleCounts()))
+    return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
+
+
+def freeze_snapshot(
+    *, project: Project, rule: LabelRule | None = None, reference_hash: str = ""
+) -> tuple[DatasetSnapshot, TripleCounts]:
+    """Write the triples of now into an immutable file named by its sha256, and record the preferences behind it.
+
+    The same triples give the same file, hence the same snapshot. ``rule``: how labels come of preferences.
+    ``reference_hash``: of the policy whose log-probabilities go along where its sampler kept them.
+    """
+    newest = Preference.objects.filter(pair__project=project).aggregate(newest=Max("pk"))["newest"] or 0
+    draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
+    counts = TripleCounts()
+    triples = derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)
+    _write_lines(draft, map(as_line, triples))
+    sha256 = store.hash_file(draft)
+    draft.replace(store.snapshot_path(sha256))
+    with transaction.atomic():
+        snapshot, created = DatasetSnapshot.objects.get_or_create(
+            project=project,
+            sha256=sha256,
+            defaults={
+                "train_triples": counts.train,
+                "held_out_triples": counts.held_out,
+                "tie_triples": counts.tie_triples,
+                "ties": counts.ties,
+                "both_bad": counts.both_bad,
+                "split_votes": counts.split_votes,
+                "last_preference_id": newest,
+            },
+        )
+        if created:
+            snapshot.preferences.set(counts.preference_ids)
+        elif snapshot.last_preference_id < newest:  # the same triples; only what gives no triple has become more
+            snapshot.last_preference_id = newest
+            snapshot.ties, snapshot.both_bad, snapshot.split_votes = counts.ties, counts.both_bad, counts.split_votes
+            snapshot.save(update_fields=["last_preference_id", "ties", "both_bad", "split_votes"])
+    return snapshot, counts
