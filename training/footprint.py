@@ -306,7 +306,7 @@ def plan(
         tokens = max(longest, min(tokens, MOST_TOKENS[device]))
     expected = estimate(shape, **sizes, pairs=-(-tokens // longest), checkpointing=checkpointing)
     merge = False
-    if sizes["method"] == "lora" and device == "cpu" and not checkpointing:
+    if sizes["method"] == "lora" and device == "cpu" and sizes["bytes_per_weight"] == FLOAT and not checkpointing:
         merged = replace(expected, products=sizes["trained_layers"] * linear_parameters(shape) * FLOAT)
         merge = merged.total <= SHARE * limit_bytes
         expected = merged if merge else expected

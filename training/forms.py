@@ -128,6 +128,16 @@ class TrainForm(forms.Form):
         initial=Recipe.micro_batch,
         help_text="Triples in memory at once; 0 takes as many as fit. The result stays the same but for rounding.",
     )
+    precision = ExplainedChoice(
+        "precision",
+        "Of matrix products. What is trained, and every log-probability, is float32 whatever it is.",
+        {
+            "auto": "bfloat16 on a GPU, and in the fast mode on a CPU that has it; float32 otherwise.",
+            "float32": "the numbers of the paper’s formulas to six digits; keeps what the sampler computed.",
+            "bfloat16": "about half the time and the memory on a CPU with AVX512-BF16 or AMX, slower on any other; "
+            "rounds weights and products to three digits.",
+        },
+    )
     processes = forms.IntegerField(
         initial=Recipe.processes,
         help_text="Processes on one machine, one a GPU; 0 takes every GPU. Without a GPU leave it at 1.",
@@ -144,7 +154,7 @@ class TrainForm(forms.Form):
         ("Labels", ("ties", "label_noise")),
         ("Optimiser", ("learning_rate", "warmup_ratio", "pairs_per_step", "max_length", "seed")),
         ("What is trained", ("lora_rank", "lora_alpha", "fast_layers")),
-        ("Memory and machines", ("micro_batch", "processes", "sharding")),
+        ("Memory and machines", ("precision", "micro_batch", "processes", "sharding")),
     )
 
     def __init__(self, *args: Any, references: Any, **kwargs: Any) -> None:

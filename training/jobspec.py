@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 Message = dict[str, str]
 FinishReason = Literal["stop", "length", ""]
 Split = Literal["train", "held_out"]
+Precision = Literal["auto", "float32", "bfloat16"]
 LossName = Literal["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
 # Exit codes of an engine process, beside 0.
@@ -120,6 +121,7 @@ class TrainJob(JsonRecord):
     lora_rank: int = 16
     lora_alpha: int = 32
     mode: Literal["exact", "fast"] = "exact"
+    precision: Precision = "auto"  # of matrix products; what is trained is float32 whatever it is
     fast_layers: int = 0  # upper layers that the fast mode trains; 0: a third of them
     loss: LossName = "dpo"
     sft_weight: float = 0.0  # of -log pi(y_w | x) per token, added to the loss (Liu et al. 2024)

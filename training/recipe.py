@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from training.exceptions import Rejected
-from training.jobspec import LossName, SampleJob, TrainJob
+from training.jobspec import LossName, Precision, SampleJob, TrainJob
 from training.triples import LabelRule, Noise, Ties
 
 Method = Literal["lora", "full"]
@@ -33,6 +33,7 @@ LABELS = {
     "lora_alpha": "LoRA α",
     "fast_layers": "Layers of the fast mode",
     "micro_batch": "Micro-batch",
+    "precision": "Precision",
     "processes": "GPUs",
     "sharding": "Several GPUs",
 }
@@ -50,6 +51,7 @@ CHOICES: dict[str, dict[str, str]] = {
     },
     "ties": {"drop": "Left out", "half": "Triples with label noise ½"},
     "label_noise": {"none": "None: a majority is certain", "votes": "From the votes of each pair"},
+    "precision": {"auto": "As the machine does best", "float32": "float32", "bfloat16": "bfloat16"},
     "sharding": {"ddp": "DDP: the whole model on each", "fsdp": "FSDP: the model shared out"},
 }
 
@@ -125,6 +127,7 @@ class Recipe(_Bounded):
     lora_alpha: int = TrainJob.lora_alpha
     fast_layers: int = TrainJob.fast_layers
     micro_batch: int = TrainJob.micro_batch
+    precision: str = TrainJob.precision
     processes: int = TrainJob.processes
     sharding: str = TrainJob.sharding
 
@@ -149,6 +152,7 @@ class Recipe(_Bounded):
         "loss": get_args(LossName),
         "ties": get_args(Ties),
         "label_noise": get_args(Noise),
+        "precision": get_args(Precision),
         "sharding": ("ddp", "fsdp"),
     }
     ABOUT_DATA: ClassVar[tuple[str, ...]] = ("ties", "label_noise")

@@ -86,6 +86,8 @@ def train_run(tmp_path: Path, reference: ModelRef) -> Callable[..., Path]:
             "save_every_steps": 2,
             "threads": 1,
             "base_name": "example/tiny",
+            # Whatever this CPU is good at; a GPU computes in what it would.
+            "precision": "auto" if fields.get("device") == "cuda" else "float32",
         }
         jobspec.write_job(run_dir, TrainJob(**(defaults | fields)))
         write_lines(run_dir, triples)

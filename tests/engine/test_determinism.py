@@ -23,7 +23,13 @@ MakeRun = Callable[..., Path]
 
 PAIRS, HELD_OUT, STEPS = 48, 4, 48
 FIELDS: dict[str, Any] = {"epochs": 4.0, "pairs_per_step": 4, "micro_batch": 0, "save_every_steps": 5}
-MODES: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"mode": "fast", "fast_layers": 1}}
+FAST = {"mode": "fast", "fast_layers": 1}
+MODES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fast": FAST,
+    "exact bfloat16": {"precision": "bfloat16"},
+    "fast bfloat16": FAST | {"precision": "bfloat16"},
+}
 
 # Imports what an engine needs, then forks a process for each run directory that it is told: a start takes a second
 # less than it would, so that a test can afford many. Nothing is computed before the fork.
@@ -147,7 +153,7 @@ def test_neither_the_directory_nor_the_cache_shows_in_the_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("mode", ["exact", "fast", "fast bfloat16"])
 @pytest.mark.parametrize("cache", ["cold", "warm"])
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     train_run: MakeRun, engines: Engines, tmp_path: Path, mode: str, cache: str
@@ -177,7 +183,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     assert [line["step"] for line in steps(run_dir)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("mode", ["exact", "fast", "fast bfloat16"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_stopped_while_it_reads_the_reference_goes_on_reading(
     train_run: MakeRun, engines: Engines, mode: str, number: signal.Signals

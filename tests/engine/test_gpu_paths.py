@@ -5,7 +5,6 @@ Tests marked ``needs_gpu`` are skipped where there is none, and no figure of the
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from tests.engine.prepared import move, ready_setting, ready_trainer, whole_step
 from tests.engine.runs import ROOT, start, steps, succeed, triple
 from training import jobspec
 from training.engine import compute as compute_module
-from training.engine import dpo_trainer, guards, launch, memory, packed_attention, scoring
+from training.engine import dpo, guards, launch, memory, packed_attention, scoring
 from training.engine.arrangement import Span, Unlabelled
 from training.engine.compute import Compute
 from training.engine.packed_attention import PackedAttention, block_mask
@@ -144,14 +143,6 @@ def test_rows_of_any_length_are_compiled_a_few_times_and_no_more() -> None:
 # bfloat16.
 
 
-@dataclasses.dataclass(frozen=True)
-class HalfOnCpu(Compute):
-    """What a GPU computes in, on a CPU."""
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=BF16)
-
-
 PAIRS = [
     Unlabelled([5, 6, 7, 8], [300, 301, 302], [310, 311]),
     Unlabelled([9, 10], [320], [330, 331, 332, 333]),
@@ -178,7 +169,7 @@ def test_log_probabilities_of_a_bfloat16_model_are_float32(model_type: str, pack
 def test_two_ways_in_bfloat16_agree_well_within_what_the_guard_allows(model_type: str) -> None:
     model = architectures.small_model(model_type).to(BF16)
     add_scoring_head(model)
-    compute = HalfOnCpu(CPU, BF16)
+    compute = Compute(CPU, BF16)
     assert scoring.choose_scorer(model, compute).packed
     found = []
     for packed in (True, False):
@@ -189,26 +180,14 @@ def test_two_ways_in_bfloat16_agree_well_within_what_the_guard_allows(model_type
     assert difference < guards.REFERENCE_TOLERANCE["bfloat16"] / 2
 
 
-@pytest.fixture
-def in_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs of this process compute as on a GPU: frozen weights and products in bfloat16."""
-    genuine = dpo_trainer.configuration
-
-    def configuration(*args: Any, **kwargs: Any) -> Any:
-        return dataclasses.replace(genuine(*args, **kwargs), bf16=True)
-
-    monkeypatch.setattr(compute_module, "choose", lambda device, threads: HalfOnCpu(CPU, BF16))
-    monkeypatch.setattr(dpo_trainer, "configuration", configuration)
-
-
 @pytest.mark.parametrize("fields", [{}, {"mode": "fast", "fast_layers": 1}, {"method": "full", "learning_rate": 1e-3}])
-def test_a_run_in_bfloat16_learns_what_one_in_float32_learns(
-    train_run: MakeRun, request: pytest.FixtureRequest, fields: dict[str, Any]
-) -> None:
+def test_a_run_in_bfloat16_learns_what_one_in_float32_learns(train_run: MakeRun, fields: dict[str, Any]) -> None:
     rows = [triple(number) for number in range(6)] + [triple(9, split="held_out")]
-    whole, half = (train_run(rows, name=name, micro_batch=2, **fields) for name in ("whole", "half"))
+    whole, half = (
+        train_run(rows, name=precision, micro_batch=2, precision=precision, **fields)
+        for precision in ("float32", "bfloat16")
+    )
     succeed("train_dpo", whole)
-    request.getfixturevalue("in_half")
     details = succeed("train_dpo", half)
     assert details["dtype"] == "bfloat16"
     for one, two in zip(steps(whole), steps(half), strict=True):
@@ -219,8 +198,8 @@ def test_a_run_in_bfloat16_learns_what_one_in_float32_learns(
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float32}
 
 
-def test_what_is_trained_is_float32_below_bfloat16_weights(train_run: MakeRun, in_half: None) -> None:
-    trainer = ready_trainer(train_run(2))
+def test_what_is_trained_is_float32_below_bfloat16_weights(train_run: MakeRun) -> None:
+    trainer = ready_trainer(train_run(2, precision="bfloat16"))
     trained = {tensor.dtype for tensor in trainer.model.parameters() if tensor.requires_grad}
     frozen = {tensor.dtype for tensor in trainer.model.parameters() if not tensor.requires_grad}
     assert (trained, frozen) == ({torch.float32}, {BF16})
@@ -229,10 +208,43 @@ def test_what_is_trained_is_float32_below_bfloat16_weights(train_run: MakeRun, i
     assert {tensor.dtype for tensor in gradients.values()} == {torch.float32}
 
 
-def test_weights_are_not_folded_in_bfloat16(train_run: MakeRun, in_half: None) -> None:
-    """A small update would vanish in W + s B A."""
-    trainer = ready_trainer(train_run(2))
-    assert not [module for module in trainer.model.modules() if "forward" in vars(module) and hasattr(module, "lora_A")]
+def test_weights_are_not_folded_in_bfloat16(train_run: MakeRun) -> None:
+    """A small update would vanish in W + s B A; in x W^T + s (x A^T) B^T it is added before the sum is rounded."""
+    trainer = ready_trainer(train_run(2, precision="bfloat16"))
+    layer = next(module for module in trainer.model.modules() if hasattr(module, "lora_A"))
+    x = torch.randn(1, 5, layer.in_features, dtype=BF16)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(1e-6)
+        weight = layer.base_layer.weight
+        folded = weight + (layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
+        assert (folded.to(BF16) == weight).float().mean() > 0.9
+        layer.base_layer.weight.zero_()
+        assert layer(x).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "has", "expected"),
+    [
+        ({}, True, "auto"),
+        ({"mode": "fast"}, True, "bfloat16"),
+        ({"mode": "fast"}, False, "auto"),
+        ({"mode": "fast", "precision": "float32"}, True, "float32"),
+        ({"precision": "bfloat16"}, False, "bfloat16"),
+    ],
+)
+def test_the_fast_mode_is_bfloat16_where_a_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], has: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": has})
+    assert dpo.precision_of(TrainJob(jobspec.ModelRef("", ""), 0, **fields)) == expected
+
+
+def test_precision_is_that_of_the_device_or_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision, dtype in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", BF16)):
+        assert compute_module.choose("cpu", 0, precision) == Compute(CPU, dtype)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for precision, dtype in (("auto", BF16), ("float32", torch.float32), ("bfloat16", BF16)):
+        assert compute_module.choose("cuda", 0, precision) == Compute(torch.device("cuda", 0), dtype)
 
 
 # Where it computes.

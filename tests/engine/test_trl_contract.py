@@ -23,7 +23,7 @@ from trl.trainer.utils import add_fused_lm_head
 from tests.engine import architectures, stock
 from tests.engine.prepared import ready_setting, ready_trainer
 from tests.engine.runs import succeed, triple
-from training.engine import dpo, dpo_trainer, merged_lora
+from training.engine import dpo, dpo_trainer, lora_products
 from training.engine.dpo_trainer import PairTrainer
 from training.engine.scoring import add_scoring_head
 from training.jobspec import ModelRef
@@ -190,10 +190,10 @@ def test_a_saved_state_holds_what_resuming_needs_and_no_card(train_run: MakeRun)
 
 
 def test_any_optimiser_tells_that_it_has_stepped(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through accelerate's wrapper too. ``merged_lora`` folds again then, as fused optimisers leave no other trace."""
-    before = merged_lora.Updates.count
+    """Through accelerate's wrapper too. Weights are folded again then, as fused optimisers leave no other trace."""
+    before = lora_products.Updates.count
     trainer, _, _ = watched(train_run(4), monkeypatch)
-    assert merged_lora.Updates.count == before + trainer.state.global_step
+    assert lora_products.Updates.count == before + trainer.state.global_step
 
 
 # transformers.
@@ -293,7 +293,7 @@ def test_the_head_that_trl_adds_leaves_ours_reachable() -> None:
 
 
 def test_a_lora_layer_has_the_parts_that_are_folded() -> None:
-    """``merged_lora`` multiplies with W + s B A where this is all that PEFT does."""
+    """``lora_products`` multiplies with W + s B A where this is all that PEFT does."""
     model = plain_lora(architectures.small_model("llama"))
     layer = next(module for module in model.modules() if isinstance(module, LoraLinear))
     with torch.no_grad():
@@ -318,7 +318,7 @@ def test_a_lora_layer_has_the_parts_that_are_folded() -> None:
 
 
 def test_variants_of_lora_are_named_as_such() -> None:
-    """DoRA and its like do more than W + s B A, and ``merged_lora`` leaves them alone."""
+    """DoRA and its like do more than W + s B A, and ``lora_products`` leaves them alone."""
     model = architectures.small_model("llama")
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"))
     layer = next(module for module in adapted.modules() if isinstance(module, LoraLinear))

@@ -12,6 +12,7 @@ import torch
 
 from training.engine.errors import EngineError
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "safetensors", "tokenizers")
 
 
@@ -28,7 +29,7 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """The precision a trainer computes in, so that a score is what training saw."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_cuda)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
 
     def describe(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.on_cuda else platform.processor() or platform.machine()
@@ -42,12 +43,11 @@ class Compute:
         }
 
 
-def choose(device: str, threads: int) -> Compute:
+def choose(device: str, threads: int, precision: str = "auto") -> Compute:
     """``device`` is "auto", "cpu" or "cuda"; ``threads`` 0 leaves the choice to torch.
 
-    The processes of a run share the threads.
-
-    On a CPU everything is float32: without AMX or AVX512-BF16 bfloat16 is emulated there and slower than float32.
+    The processes of a run share the threads. ``precision`` is "float32", "bfloat16" or "auto", which is bfloat16 on a
+    GPU and float32 on a CPU: most CPUs emulate bfloat16, and slowly (``has_bfloat16``).
     """
     if device not in {"auto", "cpu", "cuda"}:
         raise EngineError("bad_job", f"There is no device {device!r}.", "Choose auto, cpu or cuda.")
@@ -59,9 +59,16 @@ def choose(device: str, threads: int) -> Compute:
     # A few CUDA kernels have no deterministic form; on a CPU this makes the same job give the same bytes.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
-    if available and device != "cpu":
-        return Compute(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), torch.bfloat16)
-    return Compute(torch.device("cpu"), torch.float32)
+    on_cuda = available and device != "cpu"
+    dtype = PRECISIONS.get(precision, torch.bfloat16 if on_cuda else torch.float32)
+    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda else torch.device("cpu")
+    return Compute(where, dtype)
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 by itself (AVX512-BF16, AMX), twice as fast as in float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def processes() -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -23,9 +23,9 @@ from training.engine import (
     guards,
     limits,
     loading,
+    lora_products,
     losses,
     memory,
-    merged_lora,
     process,
     ranks,
     reference,
@@ -51,7 +51,7 @@ from training.engine.reference_logps import Pair, ReferenceLogps
 from training.engine.scoring import Scorer
 from training.engine.setting import Setting
 from training.engine.step_record import StepRecorder
-from training.jobspec import PairScore, TrainJob, write_atomically
+from training.jobspec import PairScore, Precision, TrainJob, write_atomically
 
 TOLD_LEFT_OUT = 100  # left-out pairs named one by one in the result
 
@@ -106,6 +106,9 @@ def check(job: TrainJob) -> None:
         hint = "Choose lora or full, and exact or fast."
         raise EngineError("bad_job", f"There is no method {job.method!r} in the mode {job.mode!r}.", hint)
     limits.check_numbers(job)
+    if job.precision not in get_args(Precision):
+        hint = f"Choose one of {', '.join(get_args(Precision))}."
+        raise EngineError("bad_job", f"There is no precision {job.precision!r}.", hint)
     for directory in filter(None, (job.reference.base_dir, job.reference.adapter_dir)):
         if not Path(directory).is_dir():
             raise EngineError("bad_weights", f"There is no directory {directory}.", loading.IMPORT_AGAIN)
@@ -115,7 +118,7 @@ def check(job: TrainJob) -> None:
 
 
 def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache) -> Setting:
-    compute = compute_module.choose(job.device, job.threads)
+    compute = compute_module.choose(job.device, job.threads, precision_of(job))
     ranks.join(compute)
     tokenizer = loading.load_tokenizer(job.reference.base_dir)
     start = reference.prepare(job, compute)
@@ -129,6 +132,13 @@ def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache
     share = dataclasses.replace(job, pairs_per_step=-(-job.pairs_per_step // compute_module.processes()))
     plan = memory.plan(share, start.plain.config, triples, compute, scorer)
     return Setting(run_dir, job, compute, metrics, tokenizer, start, data, scorer, plan)
+
+
+def precision_of(job: TrainJob) -> str:
+    """What the job says; on a CPU "auto" is float32, but in the fast mode bfloat16 where the CPU has it."""
+    if job.precision == "auto" and job.mode == "fast" and compute_module.has_bfloat16():
+        return "bfloat16"
+    return job.precision
 
 
 def choose_scorer(job: TrainJob, start: Start, compute: Compute, states: Cache) -> Scorer:
@@ -207,7 +217,9 @@ def make_lean(trainer: PairTrainer, setting: Setting) -> None:
     if "ref" in trainer.model.peft_config:  # a frozen copy of the adapter; the reference's values are known already
         trainer.model.delete_adapter("ref")
     if setting.plan.merge and not trainer.is_fsdp_enabled:
-        merged_lora.merge_products(trainer.model)
+        lora_products.merge_products(trainer.model)
+    if not setting.compute.on_cuda:
+        lora_products.add_products(trainer.model)
 
 
 def whole_model(setting: Setting, trainer: PairTrainer) -> PreTrainedModel | PeftModel:

@@ -274,7 +274,7 @@ def configuration(job: TrainJob, compute: Compute, steps: int, trainer_dir: Path
         seed=job.seed,
         data_seed=job.seed,
         use_cpu=not compute.on_cuda,
-        bf16=compute.on_cuda,
+        bf16=compute.dtype is torch.bfloat16,
         fp16=False,
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,

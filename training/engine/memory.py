@@ -54,7 +54,7 @@ class Plan:
     room: Room
     expected: Footprint
     limit: int
-    merge: bool = False  # hold W + s B A beside W (``merged_lora``)
+    merge: bool = False  # hold W + s B A beside W (``lora_products``)
 
     def describe(self) -> dict[str, Any]:
         return {

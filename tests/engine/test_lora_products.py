@@ -1,4 +1,4 @@
-"""LoRA layers that multiply once: PEFT's numbers, whatever happens to the adapter in between."""
+"""LoRA layers with fewer products: PEFT's numbers, whatever happens to the adapter in between."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.engine import architectures
 from tests.engine.prepared import move, trained
 from training.engine import loading
-from training.engine.merged_lora import merge_products
+from training.engine.lora_products import add_products, merge_products
 
 IDS = torch.tensor([[5, 300, 301, 17, 400], [9, 8, 7, 6, 5]])
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -187,3 +187,38 @@ def test_layers_that_are_something_else_are_left_to_peft(
 def test_other_precisions_and_frozen_adapters_are_left_to_peft(plain: PeftModel) -> None:
     assert merge_products(copy.deepcopy(plain).to(torch.bfloat16)) == 0
     assert merge_products(copy.deepcopy(plain).requires_grad_(False)) == 0
+
+
+# bfloat16.
+
+
+def test_in_bfloat16_it_is_as_near_to_float32_as_peft(plain: PeftModel) -> None:
+    """Loss, gradients of the adapter, and of what comes in, against those of the same rounded weights in float32."""
+    exact = copy.deepcopy(plain)
+    for name, tensor in exact.named_parameters():
+        if "lora_" not in name:
+            tensor.data = tensor.data.bfloat16().float()
+    half = copy.deepcopy(exact)
+    for name, tensor in half.named_parameters():
+        if "lora_" not in name:
+            tensor.data = tensor.data.bfloat16()
+    ours = copy.deepcopy(half)
+    assert merge_products(ours) == 0
+    assert add_products(ours) == 2 * len(LINEAR)
+    assert add_products(exact) == 0
+    expected = outcome(exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, of_peft = outcome(ours), outcome(half)
+    assert {tensor.dtype for tensor in found[1:]} == {torch.float32}
+    for own, other, right in zip(found, of_peft, expected, strict=True):
+        error, its_error = (float((item.float() - right).norm() / right.norm()) for item in (own, other))
+        assert error < 0.1
+        assert error < 1.5 * its_error + 1e-3
+
+
+def test_in_bfloat16_an_adapter_that_is_off_is_off(plain: PeftModel) -> None:
+    model = plain.to(torch.bfloat16)
+    add_products(model)
+    with model.disable_adapter():
+        off = outcome_without_gradient(model)
+    assert (off - outcome_without_gradient(model)).abs().max() > 0.1
