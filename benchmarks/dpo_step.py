@@ -5,8 +5,9 @@ same weights, and makes the same optimiser step: forward, backward, update. The 
 before, untimed. Where TRL's own batch of 8 pairs needs more memory than there is, it is halved until it fits.
 Loading, tokenising and, for Tiebreak, the reference's values (and in the fast mode the hidden states) are not in it,
 because a pair pays for them once and not once an epoch; their time is printed beside. TRL can precompute its reference
-as well, for a data set that does not change, so that is measured too. Loss and gradients are compared at weights where
-the policy has left the reference.
+as well, for a data set that does not change, so that is measured too. TRL's defaults compute in bfloat16; the exact
+mode in float32, and in bfloat16 if asked to; the fast mode in bfloat16 where the CPU has it. Loss and gradients of the
+exact mode are compared with those of TRL in float32, at weights where the policy has left the reference.
 
     python benchmarks/dpo_step.py --data annotations.json --pairs 16
     python benchmarks/dpo_step.py --pairs 8 --json            # made-up pairs of 128 + 128 tokens
@@ -36,17 +37,21 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZE
 
 from benchmarks.pairs import TextPair, default_model, made_up_pairs, read_pairs, sized_model  # noqa: E402
 
-VARIANTS = ("stock_default", "stock_tuned", "stock_precomputed", "exact", "fast")
+VARIANTS = ("stock_default", "stock_tuned", "stock_precomputed", "exact", "exact_bfloat16", "fast", "fast_float32")
 NAMES = {
     "stock_default": "stock TRL, its defaults",
     "stock_tuned": "stock TRL, float32, no checkpointing",
     "stock_precomputed": "the same, its reference precomputed",
     "exact": "Tiebreak, exact",
+    "exact_bfloat16": "Tiebreak, exact, bfloat16 products",
     "fast": "Tiebreak, fast (upper third)",
+    "fast_float32": "the same, float32 products",
 }
 RANK, ALPHA, BETA, MAX_LENGTH = 16, 32, 0.1, 1024
 OUT_OF_MEMORY = 9  # exit code of a variant
 MEMORY_SHARE = 0.95  # of what is free, that a variant may take; so that it fails and nothing else is killed for it
+# Measured where the CPU has bfloat16; elsewhere the fast mode is float32 anyway. The other variants choose themselves.
+PRECISIONS = {"exact_bfloat16": "bfloat16", "fast_float32": "float32"}
 TUNED_BATCH = 2  # pairs a forward; more is slower on a CPU and takes gigabytes
 
 
@@ -67,7 +72,8 @@ def main() -> None:
     if options.variant:
         print(json.dumps(measure_within_memory(options.variant, read_setup(options))))
         return
-    figures = {variant: run_variant(variant) for variant in options.only.split(",")}
+    wanted = options.only.split(",") if options.only else variants_of(options.device)
+    figures = {variant: run_variant(variant) for variant in wanted}
     report = summary(figures)
     print(table(figures, report))
     if options.json:
@@ -92,10 +98,16 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=1, help="timed steps, of which the median counts")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
-    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, with commas (default: all)")
+    parser.add_argument("--only", help=f"variants, with commas, of {', '.join(VARIANTS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     parser.add_argument("--variant", choices=[*VARIANTS, "gemm"], help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def variants_of(device: str) -> list[str]:
+    from training.engine.compute import has_bfloat16
+
+    return [variant for variant in VARIANTS if variant not in PRECISIONS or (device == "cpu" and has_bfloat16())]
 
 
 def read_setup(options: argparse.Namespace) -> Setup:
@@ -186,6 +198,8 @@ def measure(variant: str, setup: Setup) -> dict[str, Any]:
         figures["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
     if variant in {"stock_tuned", "exact"}:
         figures["parity"] = step.parity()
+    if not variant.startswith("stock"):
+        figures["dtype"] = str(step.setting.compute.dtype).removeprefix("torch.")
     if variant == "exact":
         figures["gflop_per_pair"] = step.gflop() / len(setup.pairs)
         figures["gemm_gflops"] = gemm_peak(setup.device)
@@ -285,7 +299,8 @@ class OurStep:
         run_dir, job = training_run(
             setup.model_dir,
             setup.pairs,
-            mode=variant,
+            mode=variant.split("_")[0],
+            precision=PRECISIONS.get(variant, "auto"),
             pairs_per_step=len(setup.pairs),
             epochs=1.0,
             beta=BETA,
@@ -420,13 +435,16 @@ def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "exact_vs_default": ratio("exact", "stock_default"),
             "exact_vs_tuned": ratio("exact", "stock_tuned"),
             "exact_vs_precomputed": ratio("exact", "stock_precomputed"),
+            "exact_bfloat16_vs_default": ratio("exact_bfloat16", "stock_default"),
             "fast_vs_default": ratio("fast", "stock_default"),
+            "fast_float32_vs_default": ratio("fast_float32", "stock_default"),
         },
         "max_rel_diff": differences(figures),
         "peak_rss_mb": {variant: item["peak_rss_mb"] for variant, item in figures.items()},
         "gemm_share": round(share, 3) if share else None,
         "prepared_s": {variant: round(item["prepared_s"], 2) for variant, item in figures.items()},
         "threads": next(iter(figures.values()))["threads"],
+        "precision": {variant: item["dtype"] for variant, item in figures.items() if "dtype" in item},
         "default_batch": figures.get("stock_default", {}).get("batch"),
     }
 
@@ -456,6 +474,7 @@ def table(figures: dict[str, dict[str, Any]], report: dict[str, Any]) -> str:
             f"{NAMES[variant]:38} {1 / rate:8.2f} {rate:8.3f} {rate / slowest:6.1f} {item['peak_rss_mb']:8,} "
             f"{item['prepared_s']:9.1f}"
         )
+    lines.append("precision: " + ", ".join(f"{name} {dtype}" for name, dtype in report["precision"].items()))
     if report["default_batch"]:
         lines.append(f"stock TRL's defaults: {report['default_batch']} pairs a batch")
     apart = report["max_rel_diff"]

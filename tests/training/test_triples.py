@@ -228,7 +228,7 @@ def test_what_the_sampler_kept_costs_one_query_a_chunk(project, sampled, make_pa
         return len(captured)
 
     assert queries() == 2
-    monkeypatch.setattr(services, "CHUNK", 2)
+    monkeypatch.setattr(snapshots, "CHUNK", 2)
     assert queries() == 1 + 3
 
 
@@ -274,7 +274,7 @@ def test_an_export_that_fails_leaves_no_half_file(project, data_dir, label, monk
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(services.os, "fsync", full_disk)
+    monkeypatch.setattr(snapshots.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         snapshots.write_triples(project=project, path=data_dir / "triples.jsonl")
     assert not list(data_dir.glob("*triples*"))
