@@ -253,7 +253,8 @@ def _pace(project: Project, recipe: Recipe, root: Checkpoint, triples: Triples) 
         checkpoint__isnull=False,
     ).select_related("checkpoint", "project")
     for run in runs.order_by("-pk")[:RUNS_LOOKED_AT]:
-        same_kind = (run.recipe.get("method"), run.recipe.get("mode", "exact")) == (recipe.method, recipe.mode)
+        kind = (run.recipe.get("method"), run.recipe.get("mode", "exact"), run.recipe.get("precision", "auto"))
+        same_kind = kind == (recipe.method, recipe.mode, recipe.precision)
         speed = ((run.checkpoint.details if run.checkpoint else {}).get("speed") or {}).get("pairs_per_s")
         if same_kind and speed:
             return Pace(triples.train * recipe.epochs / speed, run)

@@ -251,6 +251,7 @@ def test_time_is_told_at_the_pace_of_the_newest_run_of_its_kind_and_else_not_at_
     assert (pace.seconds, pace.run) == (10 * 2 / 0.5, run)
     assert look_ahead(project, Recipe(mode="fast"), policy).pace is None
     assert look_ahead(project, Recipe(method="full"), policy).pace is None
+    assert look_ahead(project, Recipe(precision="bfloat16"), policy).pace is None
     other = make_checkpoint("other model")
     assert look_ahead(project, Recipe(), other).pace is None
 

@@ -216,7 +216,9 @@ def make_lean(trainer: PairTrainer, setting: Setting) -> None:
         return
     if "ref" in trainer.model.peft_config:  # a frozen copy of the adapter; the reference's values are known already
         trainer.model.delete_adapter("ref")
-    if setting.plan.merge and not trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled:
+        return
+    if setting.plan.merge:
         lora_products.merge_products(trainer.model)
     if not setting.compute.on_cuda:
         lora_products.add_products(trainer.model)
