@@ -166,12 +166,19 @@ def facts(details: dict[str, Any], recipe: dict[str, Any] | None = None) -> list
     """How the run was carried out: (what, figures). Also of the progress of one that is going on."""
     asked = bool((recipe or {}).get("micro_batch"))
     found = [
+        ("Computed", _computed(details)),
         ("Speed", _speed(_part(details, "speed"))),
         ("Memory", _memory(_part(details, "memory"))),
         ("At once", _at_once(_part(details, "memory"), shared=bool(details.get("shared_prompt")), asked=asked)),
         ("Reference", _reference(_part(details, "reference_logps"))),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def _computed(details: dict[str, Any]) -> str:
+    device, dtype = details.get("device"), details.get("dtype")
+    where = {"cpu": "on a CPU", "cuda": "on a GPU"}.get(str(device), "")
+    return " ".join(filter(None, (where, f"in {dtype}" if dtype else "")))
 
 
 def _speed(speed: dict[str, Any]) -> str:

@@ -50,6 +50,8 @@ DETAILS = {
     "speed": {"pairs_per_s": 0.456, "tokens_per_s": 1234.5},
     "shared_prompt": True,
     "mode": "exact",
+    "device": "cpu",
+    "dtype": "bfloat16",
 }
 
 
@@ -73,6 +75,7 @@ def test_a_whole_result():
     assert on_policy["Ended by themselves"][:2] == ("50.0\u202f%", "75.0\u202f%")
     assert [flag.hint for flag in outcome.flags] == ["Add an SFT term."]
     assert dict(outcome.facts) == {
+        "Computed": "on a CPU in bfloat16",
         "Speed": "0.46 pairs/s, 1,234 tokens/s",
         "Memory": "peak 1.5\xa0GB, estimated 2.0\xa0GB, 8.0\xa0GB to use",
         "At once": "up to 1,024 tokens in memory, each prompt computed once, activations computed again "
