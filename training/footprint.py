@@ -187,7 +187,7 @@ def estimate(
     """The footprint of a training step on ``pairs`` pairs at once.
 
     ``tokens``: of the longest pair, packed: its prompt once, then both completions. ``completion_tokens``: of both its
-    completions. ``bytes_per_weight``: of frozen weights; trained ones are float32. ``trained_layers``: see
+    completions. ``bytes_per_weight``: of the weights below an adapter; full fine-tuning holds all in float32. ``trained_layers``: see
     ``layers_trained``. ``models_beside``: see ``models_compared``. Activations are counted in float32, which is an
     upper bound under bfloat16 autocast.
     """
@@ -212,15 +212,15 @@ def _weights(
 ) -> tuple[int, int]:
     """Bytes of the model's weights, and of gradients, moments and adapter.
 
-    LoRA: frozen weights, and 16 bytes a value of the adapter (value, gradient, two moments). Full fine-tuning: 16 bytes
-    a trained weight, of which 4 are the weight itself. The fast mode trains the upper blocks only.
+    LoRA: frozen weights, and 16 bytes a value of the adapter (value, gradient, two moments). Full fine-tuning: 4 bytes
+    a weight, and 12 a trained one. The fast mode trains the upper blocks only.
     """
     total = parameters(shape)
     if method == "lora":
         adapter = adapter_parameters(shape, lora_rank, layers)
         return total * bytes_per_weight, adapter * (2 * FLOAT + ADAM)
     trained = total if mode == "exact" else layers * layer_parameters(shape)
-    return trained * FLOAT + (total - trained) * bytes_per_weight, trained * (FLOAT + ADAM)
+    return total * FLOAT, trained * (FLOAT + ADAM)
 
 
 def choose(

@@ -212,7 +212,7 @@ def _memory(project: Project, recipe: Recipe, reference: Checkpoint, longest: Lo
         "lora_rank": recipe.lora_rank,
         "tokens": longest.tokens,
         "completion_tokens": longest.completion_tokens,
-        "bytes_per_weight": 2 if device == "cuda" else 4,
+        "bytes_per_weight": {"float32": 4, "bfloat16": 2}.get(recipe.precision, 2 if device == "cuda" else 4),
         "trained_layers": footprint.layers_trained(shape, mode, recipe.fast_layers),
         "models_beside": footprint.models_compared(
             method, on_adapter=reference.is_adapter, has_first=first is not None
@@ -253,9 +253,17 @@ def _pace(project: Project, recipe: Recipe, root: Checkpoint, triples: Triples) 
         checkpoint__isnull=False,
     ).select_related("checkpoint", "project")
     for run in runs.order_by("-pk")[:RUNS_LOOKED_AT]:
-        kind = (run.recipe.get("method"), run.recipe.get("mode", "exact"), run.recipe.get("precision", "auto"))
-        same_kind = kind == (recipe.method, recipe.mode, recipe.precision)
+        same_kind = _is_like(recipe, run)
         speed = ((run.checkpoint.details if run.checkpoint else {}).get("speed") or {}).get("pairs_per_s")
         if same_kind and speed:
             return Pace(triples.train * recipe.epochs / speed, run)
     return None
+
+
+def _is_like(recipe: Recipe, run: TrainingRun) -> bool:
+    """Whether ``run`` was computed as one by ``recipe`` will be. Runs of earlier versions were float32 on a CPU."""
+    if (run.recipe.get("method"), run.recipe.get("mode", "exact")) != (recipe.method, recipe.mode):
+        return False
+    if recipe.precision != "auto":
+        return run.checkpoint is not None and run.checkpoint.details.get("dtype") == recipe.precision
+    return bool(run.recipe.get("precision", "auto" if recipe.mode == "exact" else "float32") == "auto")

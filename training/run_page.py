@@ -16,6 +16,7 @@ from training.rundir import RunDir, log_tail, read_steps
 
 # Values at which a field does nothing, so that nobody has to read past it.
 SILENT = {"mode": "exact", "sft_weight": 0, "ld_alpha": 1, "ties": "drop", "label_noise": "none", "processes": 1}
+SILENT |= {"precision": "auto"}  # what it came to is among the facts
 ZERO = {"micro_batch": "as many as fit", "fast_layers": "a third", "processes": "all there are"}
 
 

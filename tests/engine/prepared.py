@@ -35,6 +35,7 @@ def ready_trainer(run_dir: Path) -> PairTrainer:
     setting = ready_setting(run_dir)
     values, _ = dpo.read_reference(setting)
     trainer, _ = dpo.build_trainer(setting, values[: len(setting.data.train)])
+    trainer.accelerator.prepare_model(trainer.model)  # puts autocast around the model's forward, as ``train`` does
     return trainer
 
 

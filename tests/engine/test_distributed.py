@@ -175,7 +175,7 @@ def test_one_stop_is_for_all_at_the_same_step(
     assert jobspec.read_result(run_dir) is None
     reached = steps(run_dir)[-1]["step"]
     assert 4 <= reached < STEPS
-    saved = resume.last_state(run_dir / "trainer", resume.job_identity(run_dir))
+    saved = resume.last_state(run_dir / "trainer", resume.job_identity(run_dir, "cpu float32"))
     assert saved is not None
     assert resume.step_of(saved) == reached
     if asked == "one rank":

@@ -212,14 +212,14 @@ def test_weights_are_not_folded_in_bfloat16(train_run: MakeRun) -> None:
     """A small update would vanish in W + s B A; in x W^T + s (x A^T) B^T it is added before the sum is rounded."""
     trainer = ready_trainer(train_run(2, precision="bfloat16"))
     layer = next(module for module in trainer.model.modules() if hasattr(module, "lora_A"))
-    x = torch.randn(1, 5, layer.in_features, dtype=BF16)
+    signs = torch.tensor([1.0, -1.0], dtype=BF16).repeat(1, 1, layer.in_features // 2)
     with torch.no_grad():
-        layer.lora_B["default"].weight.fill_(1e-6)
-        weight = layer.base_layer.weight
-        folded = weight + (layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
-        assert (folded.to(BF16) == weight).float().mean() > 0.9
-        layer.base_layer.weight.zero_()
-        assert layer(x).abs().max() > 0
+        layer.base_layer.weight.fill_(1.0)  # so that W x is exactly zero, and W + s B A rounds to W
+        layer.lora_B["default"].weight.fill_(1e-5)
+        update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        assert torch.equal((layer.base_layer.weight + update).to(BF16), layer.base_layer.weight)
+        assert layer(signs).abs().max() > 0
+        torch.testing.assert_close(layer(signs).float(), signs.float() @ update.t(), rtol=0.05, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,35 @@ def test_the_fast_mode_is_bfloat16_where_a_cpu_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": has})
     assert dpo.precision_of(TrainJob(jobspec.ModelRef("", ""), 0, **fields)) == expected
+
+
+def test_a_run_computes_in_the_precision_of_its_job(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_module, "has_bfloat16", lambda: True)
+    fast = {"mode": "fast", "fast_layers": 1}
+    for number, (fields, dtype) in enumerate(
+        [
+            ({"precision": "auto"}, torch.float32),
+            ({"precision": "auto"} | fast, BF16),
+            ({"precision": "float32"} | fast, torch.float32),
+            ({"precision": "auto", "method": "full"} | fast, torch.float32),
+        ]
+    ):
+        assert ready_setting(train_run(2, name=str(number), **fields)).compute == Compute(CPU, dtype)
+
+
+def test_attention_of_a_run_in_bfloat16_is_float32(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast would take it back to bfloat16, whose kernel is the slower one."""
+    genuine, seen = F.scaled_dot_product_attention, []
+
+    def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return genuine(query, *args, **kwargs)
+
+    monkeypatch.setattr(packed_attention.F, "scaled_dot_product_attention", watched)
+    trainer = ready_trainer(train_run(2, precision="bfloat16"))
+    seen.clear()
+    whole_step(trainer, [0, 1])
+    assert set(seen) == {(torch.float32, False)}
 
 
 def test_precision_is_that_of_the_device_or_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

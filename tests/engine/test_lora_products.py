@@ -218,7 +218,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_peft(plain: PeftModel) -> None:
 
 def test_in_bfloat16_an_adapter_that_is_off_is_off(plain: PeftModel) -> None:
     model = plain.to(torch.bfloat16)
-    add_products(model)
+    assert add_products(model) == 2 * len(LINEAR)
     with model.disable_adapter():
         off = outcome_without_gradient(model)
     assert (off - outcome_without_gradient(model)).abs().max() > 0.1

@@ -134,7 +134,7 @@ def test_a_stop_does_not_wait_for_the_end_of_a_long_step(
     process.stop.requested = False
     assert sum(computed) == 6 * asked_after + 1
     assert len(steps(cut)) == asked_after
-    saved = resume.last_state(cut / "trainer", resume.job_identity(cut))
+    saved = resume.last_state(cut / "trainer", resume.job_identity(cut, "cpu float32"))
     assert (resume.step_of(saved) if saved else 0) == asked_after
     succeed("train_dpo", cut)
     assert adapter_bytes(cut) == adapter_bytes(whole)
@@ -153,7 +153,7 @@ def test_a_torn_state_is_removed_and_the_one_before_is_used(
         os.truncate(state / "optimizer.pt", 100)
     else:
         (state / ("adapter_model.safetensors" if damage == "missing" else resume.SEAL)).unlink()
-    found = resume.last_state(cut / "trainer", resume.job_identity(cut))
+    found = resume.last_state(cut / "trainer", resume.job_identity(cut, "cpu float32"))
     assert found == cut / "trainer" / "checkpoint-4"
     assert not state.exists()
     succeed("train_dpo", cut)
@@ -165,7 +165,7 @@ def test_a_state_of_another_job_is_not_used(train_run: MakeRun, monkeypatch: pyt
     stop_after(4, run_dir, monkeypatch)
     with (run_dir / "dataset.jsonl").open("a", encoding="utf-8") as file:
         file.write(triple(6).to_json() + "\n")
-    assert resume.last_state(run_dir / "trainer", resume.job_identity(run_dir)) is None
+    assert resume.last_state(run_dir / "trainer", resume.job_identity(run_dir, "cpu float32")) is None
     assert succeed("train_dpo", run_dir)["steps"] == 8
     assert [line["step"] for line in steps(run_dir)] == list(range(1, 9))
 
@@ -375,7 +375,7 @@ def test_a_saved_state_stays_good_when_the_data_moves_and_not_when_the_job_chang
         (run_dir / "dataset.jsonl").write_text("{}\n")
         reference = ModelRef(changes.pop("base_dir", "/here"), changes.pop("base_hash", "a"))
         jobspec.write_job(run_dir, TrainJob(reference=reference, seed=1, **changes))
-        return resume.job_identity(run_dir)
+        return resume.job_identity(run_dir, "cpu float32")
 
     assert identity() == identity(base_dir="/there", threads=3)
     assert len({identity(), identity(beta=0.5), identity(base_hash="b"), identity(device="cuda")}) == 4

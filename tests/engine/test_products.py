@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_the_pinned_torch_has_the_operator() -> None:
     assert products.has_operator()
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Only glibc's malloc can be told to keep its heap.")
 def test_freed_memory_is_used_again() -> None:
     """Many tensors that are freed together cost a page fault for each 4 KiB once, and not each time."""
     script = (
@@ -85,7 +87,7 @@ def test_freed_memory_is_used_again() -> None:
     )
     given_back, kept = (int(run_python(script.format(line))) for line in ("", "process.keep_freed_memory()"))
     pages = 5 * 20 * 1_000_000 * 4 // 4096
-    assert given_back > pages / 10, "this C library keeps freed memory of itself"
+    assert given_back > pages / 10
     assert kept < pages / 20
 
 

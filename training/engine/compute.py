@@ -6,11 +6,12 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from training.engine.errors import EngineError
+from training.jobspec import Precision
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "safetensors", "tokenizers")
@@ -26,6 +27,11 @@ class Compute:
     @property
     def on_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """Of the arithmetic, by which what was computed is kept: another device rounds otherwise."""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
 
     def autocast(self) -> torch.autocast:
         """The precision a trainer computes in, so that a score is what training saw."""
@@ -51,6 +57,9 @@ def choose(device: str, threads: int, precision: str = "auto") -> Compute:
     """
     if device not in {"auto", "cpu", "cuda"}:
         raise EngineError("bad_job", f"There is no device {device!r}.", "Choose auto, cpu or cuda.")
+    if precision not in get_args(Precision):
+        hint = f"Choose one of {', '.join(get_args(Precision))}."
+        raise EngineError("bad_job", f"There is no precision {precision!r}.", hint)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise EngineError("no_gpu", "The run asks for a GPU and this machine has none.", "Choose auto or cpu.")

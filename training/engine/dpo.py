@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -51,7 +51,7 @@ from training.engine.reference_logps import Pair, ReferenceLogps
 from training.engine.scoring import Scorer
 from training.engine.setting import Setting
 from training.engine.step_record import StepRecorder
-from training.jobspec import PairScore, Precision, TrainJob, write_atomically
+from training.jobspec import PairScore, TrainJob, write_atomically
 
 TOLD_LEFT_OUT = 100  # left-out pairs named one by one in the result
 
@@ -71,7 +71,9 @@ def train(run_dir: Path, job: TrainJob) -> dict[str, Any]:
 def train_in(setting: Setting) -> dict[str, Any]:
     job, data = setting.job, setting.data
     with ranks.first_goes_first():  # it removes what is torn
-        state = resume.last_state(setting.run_dir / "trainer", resume.job_identity(setting.run_dir))
+        state = resume.last_state(
+            setting.run_dir / "trainer", resume.job_identity(setting.run_dir, setting.compute.name)
+        )
     values, counts = read_reference(setting)
     before = comparison.before(setting) if ranks.is_first() else {}
     trainer, recorder = build_trainer(setting, values[: len(data.train)])
@@ -79,6 +81,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
     setting.metrics.phase("training", memory=setting.plan.describe())
     with process.stop.deferred():
         dpo_trainer.run(trainer, state)
+    process.give_back_freed_memory()  # what is loaded beside the policy next cannot use the heap's
     policy = whole_model(setting, trainer)
     check_trained(policy)
     ranks.leave()
@@ -106,9 +109,6 @@ def check(job: TrainJob) -> None:
         hint = "Choose lora or full, and exact or fast."
         raise EngineError("bad_job", f"There is no method {job.method!r} in the mode {job.mode!r}.", hint)
     limits.check_numbers(job)
-    if job.precision not in get_args(Precision):
-        hint = f"Choose one of {', '.join(get_args(Precision))}."
-        raise EngineError("bad_job", f"There is no precision {job.precision!r}.", hint)
     for directory in filter(None, (job.reference.base_dir, job.reference.adapter_dir)):
         if not Path(directory).is_dir():
             raise EngineError("bad_weights", f"There is no directory {directory}.", loading.IMPORT_AGAIN)
@@ -135,14 +135,16 @@ def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache
 
 
 def precision_of(job: TrainJob) -> str:
-    """What the job says; on a CPU "auto" is float32, but in the fast mode bfloat16 where the CPU has it."""
-    if job.precision == "auto" and job.mode == "fast" and compute_module.has_bfloat16():
+    """What the job says; on a CPU "auto" is float32, but for a fast adapter bfloat16 where the CPU has it."""
+    fast = (job.method, job.mode, job.precision) == ("lora", "fast", "auto")
+    if fast and compute_module.has_bfloat16():
         return "bfloat16"
     return job.precision
 
 
 def choose_scorer(job: TrainJob, start: Start, compute: Compute, states: Cache) -> Scorer:
     scorer = scoring.choose_scorer(start.model, compute)
+    scorer = dataclasses.replace(scorer, packed=all(ranks.of_all(scorer.packed)))
     layers = len(frozen_layers.decoder_layers(start.plain)) if job.mode == "fast" else 0
     first = frozen_layers.first_trained(layers, job.fast_layers) if layers else 0
     if not first:

@@ -27,7 +27,7 @@ from training.engine.cache import Cache, key_of
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
 
-LAYOUT = "states 2"
+LAYOUT = "states 3"
 VERSIONS = tuple(f"{library} {version(library)}" for library in ("torch", "transformers"))  # may round otherwise
 TRAINED_SHARE = 3  # a third of the layers
 CACHE_SHARE = 0.9  # of the bound of the cache directory
@@ -164,7 +164,7 @@ class FrozenLayers:
 
     def key(self, pair: Unlabelled) -> bytes:
         """Of the whole pair, which is computed at once: so a run gives the same bytes whatever was kept of others."""
-        name = (LAYOUT, *VERSIONS, self.name, str(self.compute.dtype), str(self.first))
+        name = (LAYOUT, *VERSIONS, self.name, self.compute.name, str(self.first))
         return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 

@@ -159,6 +159,12 @@ def keep_freed_memory() -> None:
             mallopt(setting, value)
 
 
+def give_back_freed_memory() -> None:
+    """Give the free pages of the heap to the kernel at once, where the C library is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_to_one_gpu() -> None:
     """The first of those that this process may see: a trainer that sees two would copy the model to both."""
     os.environ[GPUS_VARIABLE] = os.environ.get(GPUS_VARIABLE, "0").split(",")[0]

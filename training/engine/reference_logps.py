@@ -31,7 +31,7 @@ from training.engine.preference_data import TokenTriple
 from training.engine.scoring import AGREEMENT, Scorer
 from training.jobspec import ModelRef, TrainJob
 
-LAYOUT = "logps 3"  # to be counted up when the same inputs give other values
+LAYOUT = "logps 4"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
@@ -152,7 +152,7 @@ class ReferenceLogps:
 
     def key(self, triple: TokenTriple) -> bytes:
         pair = Unlabelled.of(triple)
-        name = (LAYOUT, content_hash(self.reference), self.form, str(self.precision.dtype))
+        name = (LAYOUT, content_hash(self.reference), self.form, self.precision.name)
         return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 

@@ -58,8 +58,8 @@ def step_of(state_dir: Path) -> int:
     return int(state_dir.name.removeprefix(PREFIX))
 
 
-def job_identity(run_dir: Path) -> str:
-    """sha256 over the job and its data: a state is good for nothing else.
+def job_identity(run_dir: Path, arithmetic: str) -> str:
+    """sha256 over the job, its data and ``arithmetic`` (``Compute.name``): a state is good for nothing else.
 
     Where the weights and the cache lie does not count, and neither do threads and what is only written or measured: a
     run goes on after its data directory has moved.
@@ -70,6 +70,7 @@ def job_identity(run_dir: Path) -> str:
     for place in ("base_dir", "adapter_dir"):
         job.get("reference", {}).pop(place, None)
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
+    digest.update(arithmetic.encode())
     digest.update(hashlib.sha256((run_dir / "dataset.jsonl").read_bytes()).digest())
     return digest.hexdigest()
 

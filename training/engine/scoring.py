@@ -237,7 +237,7 @@ def choose_scorer(model: PreTrainedModel | PeftModel, compute: Compute) -> Score
         except Exception as error:  # whatever a compiler of kernels raises where it has no C compiler, for one
             if not (scorer.packed and compute.on_cuda) or process.is_out_of_memory(error):
                 raise
-            say(f"Attention over a shared prompt does not run on this GPU ({type(error).__name__}); using plain rows.")
+            say(f"Attention over a shared prompt does not run on this GPU, so pairs are plain rows: {error}"[:500])
             return Scorer(packed=False)
     agree = bool((found[0] - found[1]).abs().max() <= AGREEMENT[compute.dtype])
     return Scorer(packed=agree)
