@@ -187,9 +187,9 @@ def estimate(
     """The footprint of a training step on ``pairs`` pairs at once.
 
     ``tokens``: of the longest pair, packed: its prompt once, then both completions. ``completion_tokens``: of both its
-    completions. ``bytes_per_weight``: of the weights below an adapter; full fine-tuning holds all in float32. ``trained_layers``: see
-    ``layers_trained``. ``models_beside``: see ``models_compared``. Activations are counted in float32, which is an
-    upper bound under bfloat16 autocast.
+    completions. ``bytes_per_weight``: of the weights below an adapter; full fine-tuning holds all in float32.
+    ``trained_layers``: see ``layers_trained``. ``models_beside``: see ``models_compared``. Activations are counted in
+    float32, which is an upper bound under bfloat16 autocast.
     """
     weights, optimizer = _weights(shape, method, mode, lora_rank, trained_layers, bytes_per_weight)
     values = values_kept(shape, method=method, lora_rank=lora_rank, tokens=tokens)
