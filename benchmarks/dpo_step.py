@@ -73,12 +73,18 @@ def main() -> None:
         print(json.dumps(measure_within_memory(options.variant, read_setup(options))))
         return
     wanted = options.only.split(",") if options.only else variants_of(options.device)
-    figures = {variant: run_variant(variant) for variant in wanted}
+    if unknown := set(wanted) - set(VARIANTS):
+        raise SystemExit(f"There is no variant {', '.join(sorted(unknown))}; choose from {', '.join(VARIANTS)}.")
+    figures = {variant: found for variant in wanted if (found := run_variant(variant))}
+    if not figures:
+        raise SystemExit("Nothing was measured; see above.")
     report = summary(figures)
     print(table(figures, report))
     if options.json:
         print(json.dumps(report))
     apart = report["max_rel_diff"]
+    if failed := [NAMES[variant] for variant in wanted if variant not in figures]:
+        raise SystemExit(f"Not measured: {', '.join(failed)}.")
     if options.device == "cpu" and apart["loss"] is not None and not (apart["loss"] < 1e-5 and apart["grad"] < 1e-4):
         raise SystemExit("Loss or gradients differ from stock TRL by more than rounding.")
 
@@ -125,7 +131,8 @@ def read_setup(options: argparse.Namespace) -> Setup:
 def run_variant(variant: str, batch: int = 0) -> dict[str, Any]:
     """Measure ``variant`` in a process of its own, so that its memory and its threads are its own.
 
-    ``batch``: pairs at once of TRL's defaults, halved when memory runs out; 0 for what was asked for.
+    ``batch``: pairs at once of TRL's defaults, halved when memory runs out; 0 for what was asked for. Returns nothing
+    of a variant that failed.
     """
     print(f"{NAMES[variant]}{f', {batch} pairs a batch' if batch else ''} ...", file=sys.stderr, flush=True)
     own = ["--variant", variant, *(["--default-batch", str(batch)] if batch else [])]
@@ -137,7 +144,8 @@ def run_variant(variant: str, batch: int = 0) -> dict[str, Any]:
     tried = batch or parse().default_batch
     if variant == "stock_default" and tried > 1 and done.returncode in {OUT_OF_MEMORY, -signal.SIGKILL}:
         return run_variant(variant, tried // 2)
-    raise SystemExit(f"{NAMES[variant]} failed; see above.")
+    print(f"{NAMES[variant]} failed; see above. The others go on.", file=sys.stderr)
+    return {}
 
 
 def measure_within_memory(variant: str, setup: Setup) -> dict[str, Any]:

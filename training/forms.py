@@ -130,12 +130,12 @@ class TrainForm(forms.Form):
     )
     precision = ExplainedChoice(
         "precision",
-        "Of matrix products. What is trained, and every log-probability, is float32 whatever it is.",
+        "Of frozen weights and of matrix products. What is trained, and every log-probability, is float32.",
         {
-            "auto": "bfloat16 on a GPU, and in the fast mode on a CPU that has it; float32 otherwise.",
-            "float32": "the numbers of the paper’s formulas to six digits; keeps what the sampler computed.",
-            "bfloat16": "about half the time and the memory on a CPU with AVX512-BF16 or AMX, slower on any other; "
-            "rounds weights and products to three digits.",
+            "auto": "bfloat16 on a GPU, and for a fast adapter on a CPU that has it; float32 otherwise.",
+            "float32": "seven digits. On a CPU, what the sampler computed of the reference is not computed again.",
+            "bfloat16": "three digits, in three quarters of the time and memory on a CPU with AVX512-BF16 or AMX; on "
+            "any other slower.",
         },
     )
     processes = forms.IntegerField(

@@ -75,7 +75,7 @@ def choose(device: str, threads: int, precision: str = "auto") -> Compute:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 by itself (AVX512-BF16, AMX), twice as fast as in float32."""
+    """Whether this CPU multiplies in bfloat16 by itself (AVX512-BF16, AMX) rather than emulating it."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
