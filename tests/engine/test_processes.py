@@ -121,15 +121,16 @@ def test_a_stop_does_not_wait_for_the_end_of_a_long_step(
     fields: dict[str, Any] = {"pairs_per_step": 6, "epochs": 6.0, "save_every_steps": 2}
     whole, cut = train_run(6, name="whole", **fields), train_run(6, name="cut", **fields)
     succeed("train_dpo", whole)
-    original, computed = PairTrainer.note, []
+    original, computed = PairTrainer._compute_loss, []
 
-    def note(self: Any, logps: Any, examples: Any) -> None:
-        original(self, logps, examples)
-        computed.append(len(examples))
+    def compute_loss(self: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        loss = original(self, model, inputs, return_outputs)
+        computed.append(len(inputs.examples))
         process.stop.requested = self.state.global_step == asked_after
+        return loss
 
     with monkeypatch.context() as patched:
-        patched.setattr(PairTrainer, "note", note)
+        patched.setattr(PairTrainer, "_compute_loss", compute_loss)
         assert process.execute(train_dpo.main, TrainJob, cut) == EXIT_INTERRUPTED
     process.stop.requested = False
     assert sum(computed) == 6 * asked_after + 1

@@ -59,9 +59,11 @@ class PackedAttention:
         if query.is_cuda:
             output = self.in_one_call(query, key, value, scaling, sliding_window)
         else:
-            # In float32 whatever the precision: the kernel's backward pass takes half as long again in bfloat16.
+            # In float32 at least: the kernel's backward pass takes half as long again in bfloat16.
+            precise = torch.promote_types(query.dtype, torch.float32)
             with torch.autocast("cpu", enabled=False):
-                output = self.pair_by_pair(query.float(), key.float(), value.float(), scaling, sliding_window)
+                inputs = (tensor.to(precise) for tensor in (query, key, value))
+                output = self.pair_by_pair(*inputs, scaling, sliding_window)
         return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
     def pair_by_pair(
