@@ -40,7 +40,8 @@ def write_lines(run_dir: Path, lines: list[Any]) -> None:
 
 
 def read_lines(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / name).read_text(encoding="utf-8").splitlines()]
+    whole = (run_dir / name).read_text(encoding="utf-8").rpartition("\n")[0]  # an engine may be writing the next line
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def steps(run_dir: Path) -> list[dict[str, Any]]:
