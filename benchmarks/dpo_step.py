@@ -75,7 +75,7 @@ def main() -> None:
     wanted = options.only.split(",") if options.only else variants_of(options.device)
     if unknown := set(wanted) - set(VARIANTS):
         raise SystemExit(f"There is no variant {', '.join(sorted(unknown))}; choose from {', '.join(VARIANTS)}.")
-    figures = {variant: found for variant in wanted if (found := run_variant(variant))}
+    figures = {variant: found for variant in wanted if (found := run_variant(variant, options.default_batch))}
     if not figures:
         raise SystemExit("Nothing was measured; see above.")
     report = summary(figures)
@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--only", help=f"variants, with commas, of {', '.join(VARIANTS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    parser.add_argument("--variant", choices=[*VARIANTS, "gemm"], help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -128,22 +128,20 @@ def read_setup(options: argparse.Namespace) -> Setup:
     )
 
 
-def run_variant(variant: str, batch: int = 0) -> dict[str, Any]:
+def run_variant(variant: str, batch: int) -> dict[str, Any]:
     """Measure ``variant`` in a process of its own, so that its memory and its threads are its own.
 
-    ``batch``: pairs at once of TRL's defaults, halved when memory runs out; 0 for what was asked for. Returns nothing
-    of a variant that failed.
+    ``batch``: pairs at once of TRL's defaults, halved when memory runs out. Returns nothing of a variant that failed.
     """
-    print(f"{NAMES[variant]}{f', {batch} pairs a batch' if batch else ''} ...", file=sys.stderr, flush=True)
-    own = ["--variant", variant, *(["--default-batch", str(batch)] if batch else [])]
-    command = [sys.executable, __file__, *sys.argv[1:], *own]
+    at_once = f", {batch} pairs a batch" if variant == "stock_default" else ""
+    print(f"{NAMES[variant]}{at_once} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant, "--default-batch", str(batch)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == 0:
         figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return figures
-    tried = batch or parse().default_batch
-    if variant == "stock_default" and tried > 1 and done.returncode in {OUT_OF_MEMORY, -signal.SIGKILL}:
-        return run_variant(variant, tried // 2)
+    if variant == "stock_default" and batch > 1 and done.returncode in {OUT_OF_MEMORY, -signal.SIGKILL}:
+        return run_variant(variant, batch // 2)
     print(f"{NAMES[variant]} failed; see above. The others go on.", file=sys.stderr)
     return {}
 

@@ -15,8 +15,15 @@ from training.recipe import CHOICES, LABELS
 from training.rundir import RunDir, log_tail, read_steps
 
 # Values at which a field does nothing, so that nobody has to read past it.
-SILENT = {"mode": "exact", "sft_weight": 0, "ld_alpha": 1, "ties": "drop", "label_noise": "none", "processes": 1}
-SILENT |= {"precision": "auto"}  # what it came to is among the facts
+SILENT = {
+    "mode": "exact",
+    "sft_weight": 0,
+    "ld_alpha": 1,
+    "ties": "drop",
+    "label_noise": "none",
+    "precision": "auto",  # what it came to is among the facts
+    "processes": 1,
+}
 ZERO = {"micro_batch": "as many as fit", "fast_layers": "a third", "processes": "all there are"}
 
 

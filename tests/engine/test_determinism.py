@@ -183,7 +183,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     assert [line["step"] for line in steps(run_dir)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast", "fast bfloat16"])
+@pytest.mark.parametrize("mode", ["exact", "fast", "exact bfloat16", "fast bfloat16"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_stopped_while_it_reads_the_reference_goes_on_reading(
     train_run: MakeRun, engines: Engines, mode: str, number: signal.Signals
