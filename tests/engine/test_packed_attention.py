@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import PreTrainedModel
 
 from tests.engine import architectures
-from training.engine import packed_attention
+from training.engine import half_attention, packed_attention
 from training.engine.arrangement import Span, Unlabelled, pack, rows
 from training.engine.packed_attention import PackedAttention, block_mask, can_serve
 from training.engine.scoring import Scorer, add_scoring_head
@@ -84,6 +84,88 @@ def test_the_block_mask_for_a_gpu_is_that_of_plain_rows(spans: list[Span], windo
     output = flex_attention(*inputs, block_mask=mask, scale=0.3, enable_gqa=True)
     expected = by_definition(spans, *inputs, 0.3, window)
     torch.testing.assert_close(output.transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=[3, 1000], ids=["small blocks", "one block"])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(half_attention, "BLOCK", request.param)
+    return int(request.param)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("kept", [0, 8, 1000])
+@pytest.mark.parametrize("spans", LAYOUTS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("scale", "window"), [(0.3, None), (None, 1), (None, 4), (1.0, 1000)])
+def test_attention_in_halves_is_that_of_plain_rows(
+    monkeypatch: pytest.MonkeyPatch,
+    spans: list[Span],
+    kv_heads: int,
+    scale: float | None,
+    window: int | None,
+    kept: int,
+) -> None:
+    """Its precision is that of its inputs, so in float64 nothing but the order of sums is left."""
+    monkeypatch.setattr(half_attention, "KEPT_KEYS", kept)
+    upstream = torch.randn(1, spans[-1].end, HEADS, WIDTH, dtype=torch.float64)
+    found = []
+    for number in (0, 1):
+        inputs = tensors(spans[-1].end, kv_heads)
+        if number:
+            output = by_definition(spans, *inputs, scale or WIDTH**-0.5, window)
+        else:
+            output = attention_over(spans).in_halves(*inputs, scale, window)
+        output.backward(upstream)
+        found.append([output.detach(), *(item.grad for item in inputs)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def in_bfloat16(spans: list[Span]) -> list[torch.Tensor]:
+    """Output and gradients of attention in halves for values that bfloat16 holds."""
+    inputs = [item.detach().bfloat16().requires_grad_(True) for item in tensors(spans[-1].end, 2)]
+    output = attention_over(spans).in_halves(*inputs, None, None)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+
+
+@pytest.mark.usefixtures("block")
+def test_bfloat16_is_rounded_where_its_products_are() -> None:
+    spans = [Span(0, 60, 150, 210), Span(210, 215, 300, 340)]
+    inputs = [item.detach().bfloat16().double().requires_grad_(True) for item in tensors(spans[-1].end, 2)]
+    output = by_definition(spans, *inputs, WIDTH**-0.5, None)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16().double()
+    expected = [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+    for ours, exact in zip(in_bfloat16(spans), expected, strict=True):
+        assert ours.dtype is torch.bfloat16
+        # Rounding the result alone is 0.0016.
+        assert float((ours.double() - exact).norm() / exact.norm()) < 0.006
+
+
+@pytest.mark.usefixtures("block")
+def test_weights_that_are_made_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = in_bfloat16(LAYOUTS[2])
+    monkeypatch.setattr(half_attention, "KEPT_KEYS", 0)
+    assert all(torch.equal(one, other) for one, other in zip(kept, in_bfloat16(LAYOUTS[2]), strict=True))
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (True, torch.float32), (False, torch.bfloat16)])
+def test_halves_are_for_bfloat16_on_a_cpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(packed_attention, "has_bfloat16", lambda: native)
+    attention = attention_over(LAYOUTS[1])
+    asked: list[str] = []
+    for name in ("in_halves", "pair_by_pair"):
+        genuine = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *a, name=name, genuine=genuine: asked.append(name) or genuine(*a))
+    inputs = [item.detach().to(dtype) for item in tensors(10, 2)]
+    output, _ = attention(MODULE, *inputs, None, scaling=0.3)
+    assert asked == ["in_halves" if native and dtype is torch.bfloat16 else "pair_by_pair"]
+    assert output.dtype is dtype
+    assert output.is_contiguous()
+    expected = by_definition(LAYOUTS[1], *(item.double() for item in inputs), 0.3, None)
+    torch.testing.assert_close(output.double(), expected, rtol=0.02, atol=0.02)
 
 
 def test_masks_of_one_row_are_not_used_for_the_next() -> None:

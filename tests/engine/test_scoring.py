@@ -13,7 +13,16 @@ from tests.engine.prepared import CPU
 from training.engine import scoring
 from training.engine.arrangement import Unlabelled
 from training.engine.compute import Compute
-from training.engine.scoring import CHUNK, Head, Scorer, TokenLogps, add_scoring_head, choose_scorer, logit_scale
+from training.engine.scoring import (
+    CHUNK,
+    ROWS_IN_CACHE,
+    Head,
+    Scorer,
+    TokenLogps,
+    add_scoring_head,
+    choose_scorer,
+    logit_scale,
+)
 from training.modelfiles import ALLOWED_MODEL_TYPES
 
 VOCABULARY, WIDTH = 37, 11
@@ -101,19 +110,26 @@ def test_extreme_logits_give_numbers() -> None:
 
 
 def test_logits_of_a_chunk_are_all_that_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    genuine = Head.logits
+    seen: dict[str, list[tuple[int, ...]]] = {"product": [], "logits": []}
 
-    def watched(self: Head, hidden: torch.Tensor) -> torch.Tensor:
-        logits = genuine(self, hidden)
-        seen.append(tuple(logits.shape))
-        return logits
+    def watch(name: str) -> None:
+        genuine = getattr(Head, name)
 
-    monkeypatch.setattr(Head, "logits", watched)
+        def watched(self: Head, tensor: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = genuine(self, tensor)
+            seen[name].append(tuple(result.shape))
+            return result
+
+        monkeypatch.setattr(Head, name, watched)
+
+    watch("product")
+    watch("logits")
     hidden, weight, _ = leaves(2 * CHUNK + 1, bias=False, trained=True)
     ours(hidden, weight, None, torch.zeros(2 * CHUNK + 1, dtype=torch.int64), 1.0, None).sum().backward()
     once = [(CHUNK, VOCABULARY), (CHUNK, VOCABULARY), (1, VOCABULARY)]
-    assert seen == once + once  # and again for the weight's gradient
+    assert seen["product"] == once + once  # and again for the weight's gradient
+    assert max(rows for rows, _ in seen["logits"]) == ROWS_IN_CACHE
+    assert sum(rows for rows, _ in seen["logits"]) == 2 * (2 * CHUNK + 1)
 
 
 def test_nothing_is_computed_for_a_gradient_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:

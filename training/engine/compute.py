@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any, get_args
 
@@ -74,6 +75,7 @@ def choose(device: str, threads: int, precision: str = "auto") -> Compute:
     return Compute(where, dtype)
 
 
+@cache
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 by itself (AVX512-BF16, AMX) rather than emulating it."""
     capabilities = torch.cpu.get_capabilities()

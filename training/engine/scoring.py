@@ -29,6 +29,7 @@ from training.engine.products import linear
 from training.footprint import HEAD_ROWS
 
 CHUNK = HEAD_ROWS  # positions whose logits are in memory at once
+ROWS_IN_CACHE = 16  # of a CPU: with 49,152 tokens three megabytes of float32
 
 # Names under which configurations keep a factor of the logits. Granite divides by its own.
 LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -43,11 +44,13 @@ class Head:
     scale: float
     cap: float | None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(positions, vocabulary) float32 of ``hidden`` (positions, width)."""
-        logits = linear(hidden, self.weight)
-        if self.bias is not None:
-            logits = logits + self.bias
+    def product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """h W^T, (positions, vocabulary), of ``hidden`` (positions, width)."""
+        return linear(hidden, self.weight)
+
+    def logits(self, product: torch.Tensor) -> torch.Tensor:
+        """(positions, vocabulary) float32: ``product`` itself, where nothing is to be made of it."""
+        logits = product if self.bias is None else product + self.bias
         logits = logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -79,7 +82,7 @@ class TokenLogps(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             values[part], residue = head_chunk(head, hidden[part], targets[part], residues=slopes is not None)
             if slopes is not None:
-                slopes[part] = linear(residue.to(weight.dtype), weight.t())
+                slopes[part] = linear(residue, weight.t())
         ctx.head = head
         ctx.save_for_backward(hidden if any(ctx.needs_input_grad[1:3]) else None, slopes, targets)
         return values
@@ -97,19 +100,35 @@ class TokenLogps(torch.autograd.Function):
 def head_chunk(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor, *, residues: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities (positions,), and d log-probability / d (h W^T + b), (positions, vocabulary)."""
-    logits = head.logits(hidden)
-    slope = head.slope(logits)
+    """Log-probabilities (positions,), and d log-probability / d (h W^T + b), (positions, vocabulary), if asked for.
+
+    The residues take the place of the logits. On a CPU a few rows go through all steps while they are in its caches.
+    """
+    product = head.product(hidden)
+    values = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    at_once = len(targets) if hidden.is_cuda else ROWS_IN_CACHE
+    for start in range(0, len(targets), at_once):
+        part = slice(start, start + at_once)
+        values[part] = log_softmax_of(head, product[part], targets[part], residues=residues)
+    return values, product
+
+
+def log_softmax_of(head: Head, product: torch.Tensor, targets: torch.Tensor, *, residues: bool) -> torch.Tensor:
+    """Log-probabilities (positions,) float32. ``product`` is overwritten, with the residues if they are asked for."""
+    logits = head.logits(product)
+    slope = head.slope(logits) if residues else None
     picked = logits.gather(1, targets[:, None])
     largest = logits.amax(dim=1, keepdim=True)
     weights = logits.sub_(largest).exp_()
     total = weights.sum(dim=1, keepdim=True)
-    values = (picked - largest - total.log()).squeeze(1)
-    if not residues:
-        return values, weights
-    residue = weights.div_(-total)
-    residue[torch.arange(len(targets), device=targets.device), targets] += 1  # deterministic on a GPU, as adding is not
-    return values, residue if slope is None else residue.mul_(slope.to(residue.device))
+    if residues:
+        residue = weights.div_(-total)
+        residue[torch.arange(len(targets), device=targets.device), targets] += 1  # unlike scattering, deterministic
+        if slope is not None:
+            residue.mul_(slope.to(residue.device))
+        if residue is not product:
+            product.copy_(residue)
+    return (picked - largest - total.log()).squeeze(1)
 
 
 def head_gradient(
@@ -120,7 +139,7 @@ def head_gradient(
     for start in range(0, len(targets), CHUNK):
         part = slice(start, start + CHUNK)
         _, residue = head_chunk(head, hidden[part], targets[part], residues=True)
-        residue = residue * grad[part, None]
+        residue = residue.float() * grad[part, None]
         for_weight.addmm_(residue.t(), hidden[part].float())
         if for_bias is not None:
             for_bias += residue.sum(dim=0)
