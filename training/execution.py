@@ -124,6 +124,18 @@ class Training(Work[TrainingRun]):
             self.progress |= line
         return dict(self.progress)
 
+    def memory_ran_out(self) -> None:
+        """The engine finds the mark and takes half of its micro-batch, once."""
+        if self.run_dir.memory_ran_out.exists():
+            raise JobFailed(
+                "out_of_memory",
+                "The kernel ended the engine because memory ran out, the second time with half the micro-batch.",
+                "Choose the fast mode, a shorter maximum length or gradient steps of fewer pairs, or give the machine "
+                "more memory. What else runs on it counts too. What was trained is kept.",
+            )
+        self.run_dir.memory_ran_out.touch()
+        log.warning("%s: memory ran out; it goes on with half the micro-batch", self.job)
+
     def publish(self, result: Result) -> None:
         run = self.job
         if not run.renew():  # or the directory may be that of the worker who has the run now

@@ -39,6 +39,15 @@ _lock = threading.Lock()
 _stopping = threading.Event()
 
 
+def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has ended since it started because memory ran out; 0 where it does not say."""
+    try:
+        counters = dict(line.split() for line in vmstat.read_text(encoding="ascii").splitlines())
+        return int(counters["oom_kill"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
 def stop_all() -> None:
     """Tell every engine of this worker to save and end, and remember that the worker is on its way out."""
     _stopping.set()
@@ -75,6 +84,7 @@ class EngineProcess:
         finally:
             os.close(read_end)
         self._asked_to_stop = False
+        self._oom_kills = oom_kills()
         self._reader = threading.Thread(target=_keep_log, args=(self._process.stdout, run_dir.log), daemon=True)
         self._reader.start()
         with _lock:
@@ -90,6 +100,14 @@ class EngineProcess:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether it seems that the kernel has ended the engine for want of memory, which on a CPU is how that ends.
+
+        It does not tell whom it has ended, so a SIGKILL from somebody else at the same time is taken for one of its.
+        """
+        return self._process.returncode == -signal.SIGKILL and oom_kills() > self._oom_kills
 
     def ask_to_stop(self) -> None:
         """SIGTERM, once: the engine saves its state and exits with ``EXIT_INTERRUPTED``.

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from django.conf import settings
 
-from training.jobspec import StepMetrics
+from training.jobspec import MEMORY_RAN_OUT, StepMetrics
 
 LOG_TAIL_BYTES = 8_000
 MAX_CHART_POINTS = 400
@@ -58,6 +58,10 @@ class RunDir:
     @property
     def log(self) -> Path:
         return self.path / "train.log"
+
+    @property
+    def memory_ran_out(self) -> Path:
+        return self.path / MEMORY_RAN_OUT
 
     def forget_outcome(self) -> None:
         """Remove what an earlier attempt concluded, and keep what the next one can go on from."""

@@ -13,6 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +64,12 @@ class Work(ABC, Generic[AnyJob]):
     @abstractmethod
     def tick(self) -> dict[str, Any]:
         """Take in what the engine has written since the last call and return the progress to show."""
+
+    def memory_ran_out(self) -> None:
+        """The kernel has ended the engine for want of memory: let the next attempt take less, or raise ``JobFailed``.
+
+        By default it is tried again as it was; something else may have held the memory.
+        """
 
     @abstractmethod
     def publish(self, result: Result) -> None:
@@ -115,8 +122,9 @@ def _carry_out(job: Job, work: Work[Any]) -> None:
     with _renewing(job):
         has_engine = work.prepare()
     if has_engine:
-        status = supervise(job, work.module, work.run_dir, work.tick)
-        result = _judge(job, status, read_result(work.run_dir.path))
+        ending = supervise(job, work.module, work.run_dir, work.tick)
+        before_retry = work.memory_ran_out if ending.ran_out_of_memory else _nothing
+        result = _judge(job, ending.status, read_result(work.run_dir.path), before_retry)
         if result is None:
             return
     else:
@@ -152,8 +160,14 @@ def _renewing(job: Job) -> Iterator[None]:
         thread.join()
 
 
-def supervise(job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[str, Any]]) -> int:
-    """Run an engine to its end and return its exit status.
+@dataclass(frozen=True)
+class Ending:
+    status: int  # negative: the signal
+    ran_out_of_memory: bool
+
+
+def supervise(job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[str, Any]]) -> Ending:
+    """Run an engine to its end.
 
     Renews the job's lease meanwhile. When the lease cannot be renewed the engine is killed before anybody else may
     claim the job, so that two engines never work on it. A cancelled job's engine is told to save and stop.
@@ -172,7 +186,7 @@ def supervise(job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[st
             if stop_deadline and time.monotonic() > stop_deadline:
                 engine.kill()
         lease.keep(tick, now=True)
-        return status
+        return Ending(status, engine.ran_out_of_memory)
     finally:
         engine.close()
 
@@ -209,8 +223,15 @@ class _LeaseKeeper:
         self.is_cancelled = self.is_cancelled or current.exists()
 
 
-def _judge(job: Job, status: int, result: Result | None) -> Result | None:
-    """Turn an engine's exit into the job's next state; returns the result if there is something to publish."""
+def _nothing() -> None:
+    pass
+
+
+def _judge(job: Job, status: int, result: Result | None, before_retry: Callable[[], None] = _nothing) -> Result | None:
+    """Turn an engine's exit into the job's next state; returns the result if there is something to publish.
+
+    ``before_retry`` is called where the engine has died and the job may be tried again.
+    """
     if status == 0 and result is not None and result.ok:
         return result
     if type(job).objects.filter(pk=job.pk, cancel_requested_at__isnull=False).exists():
@@ -221,6 +242,7 @@ def _judge(job: Job, status: int, result: Result | None) -> Result | None:
         return None
     if status == EXIT_FAILED and result is not None:
         raise JobFailed(result.error_code, result.error, result.hint)
+    before_retry()
     _retry_or_fail(job, status)
     return None
 

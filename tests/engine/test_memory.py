@@ -23,7 +23,7 @@ from training.engine.dpo_trainer import PairTrainer
 from training.engine.memory import Room
 from training.engine.scoring import Scorer
 from training.footprint import Shape
-from training.jobspec import Completion, ModelRef, Result, TripleLine
+from training.jobspec import MEMORY_RAN_OUT, Completion, ModelRef, Result, TripleLine
 
 MakeRun = Callable[..., Path]
 MIB = 2**20
@@ -245,6 +245,26 @@ def test_a_halved_run_says_so_and_goes_on_halved(train_run: MakeRun, monkeypatch
     for one, other in zip(steps(whole), steps(halved), strict=True):
         for name in ("loss", "reward_margin", "grad_norm", "logp_chosen"):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
+
+
+def test_a_run_that_the_kernel_has_ended_goes_on_with_half_of_its_largest_micro_batch(train_run: MakeRun) -> None:
+    plain, marked = (train_run(unequal_pairs(), name=name, pairs_per_step=3, micro_batch=2) for name in ("a", "b"))
+    (marked / MEMORY_RAN_OUT).touch()
+    whole = succeed("train_dpo", plain)["memory"]
+    details = succeed("train_dpo", marked)["memory"]
+    assert (whole["halved"], details["halved"], details["pairs"]) == (False, True, 1)
+    assert [line["step"] for line in steps(marked)] == [1, 2, 3, 4]
+    for one, other in zip(steps(plain), steps(marked), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-5)
+
+
+def test_it_is_halved_once(train_run: MakeRun) -> None:
+    """However often the run is begun again: the room that it has made is kept with its states."""
+    run_dir = train_run(unequal_pairs(), pairs_per_step=6, micro_batch=4)
+    (run_dir / MEMORY_RAN_OUT).touch()
+    rooms = [vars(ready_trainer(run_dir).course.room) for _ in range(3)]
+    assert rooms[0] == rooms[1] == rooms[2]
+    assert (rooms[0]["pairs"], rooms[0]["halved"]) == (2, True)
 
 
 def test_a_halved_run_that_is_stopped_goes_on_halved(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+import pytest
+
 from training import process
+from training.rundir import RunDir
 
 
 def _pour(path: Path, *chunks: bytes) -> None:
@@ -46,3 +50,31 @@ def test_only_the_sampling_engine_gets_the_key_of_the_inference_server(monkeypat
     assert process._environment(3, "sample", online=False)["TIEBREAK_SAMPLING_SERVER_KEY"] == "key"
     for module, online in (("train_dpo", False), ("merge", False), ("import_model", True)):
         assert "key" not in process._environment(3, module, online=online).values()
+
+
+def test_the_kernel_says_how_many_it_has_ended_for_want_of_memory(tmp_path):
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("nr_free_pages 5\noom_kill 3\nswap_ra 0\n")
+    assert process.oom_kills(vmstat) == 3
+    vmstat.write_text("nr_free_pages 5\n")
+    assert process.oom_kills(vmstat) == 0
+    assert process.oom_kills(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "kills", "expected"), [(signal.SIGKILL, 1, True), (signal.SIGKILL, 0, False), (signal.SIGTERM, 1, False)]
+)
+def test_an_engine_has_run_out_of_memory_where_the_kernel_has_killed_one_meanwhile(
+    tmp_path, monkeypatch, number, kills, expected
+):
+    counted = [5]
+    monkeypatch.setattr(process, "oom_kills", lambda: counted[0])
+    engine = process.EngineProcess("train_dpo", RunDir(tmp_path))
+    try:
+        assert not engine.ran_out_of_memory
+        counted[0] += kills
+        os.kill(engine.pid, number)
+        assert engine.wait(60) is not None
+        assert engine.ran_out_of_memory is expected
+    finally:
+        engine.close()

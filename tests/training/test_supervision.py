@@ -156,3 +156,38 @@ def test_saved_steps_of_a_run_that_nobody_resumes_are_forgotten_and_its_record_i
     supervision.forget_ended_jobs()
     assert not (run_dir.path / "trainer").exists()
     assert run_dir.metrics.exists()
+
+
+def test_a_run_whose_memory_ran_out_is_tried_once_more_with_half(run, monkeypatch):
+    """And no third time: what it would need does not get smaller."""
+    ended = supervision.Ending(-9, ran_out_of_memory=True)
+    monkeypatch.setattr(supervision, "supervise", lambda *args: ended)
+    work = Training(run, RunDir.of(run.uuid))
+    supervision._carry_out(run, work)
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == ("queued", 1)
+    assert work.run_dir.memory_ran_out.exists()
+
+    TrainingRun.objects.filter(pk=run.pk).update(not_before=timezone.now())
+    supervision.execute(run, Training)
+    run.refresh_from_db()
+    assert (run.state, run.attempt, run.error_code) == ("failed", 2, "out_of_memory")
+    assert "second time with half the micro-batch" in run.error
+    assert "fast mode" in run.hint
+
+
+def test_an_engine_that_was_killed_otherwise_does_not_take_less(run, monkeypatch):
+    monkeypatch.setattr(supervision, "supervise", lambda *args: supervision.Ending(-9, ran_out_of_memory=False))
+    work = Training(run, RunDir.of(run.uuid))
+    supervision._carry_out(run, work)
+    run.refresh_from_db()
+    assert run.state == "queued"
+    assert not work.run_dir.memory_ran_out.exists()
+
+
+def test_a_run_that_was_cancelled_when_its_memory_ran_out_is_cancelled(run, monkeypatch):
+    TrainingRun.objects.filter(pk=run.pk).update(cancel_requested_at=timezone.now())
+    monkeypatch.setattr(supervision, "supervise", lambda *args: supervision.Ending(-9, ran_out_of_memory=True))
+    supervision._carry_out(run, Training(run, RunDir.of(run.uuid)))
+    run.refresh_from_db()
+    assert run.state == "cancelled"

@@ -43,7 +43,7 @@ from training.engine.dpo_trainer import Course, Example, PairTrainer
 from training.engine.errors import EngineError
 from training.engine.frozen_layers import FrozenLayers
 from training.engine.guards import TrainingGuard
-from training.engine.journal import MetricsJournal
+from training.engine.journal import MetricsJournal, say
 from training.engine.losses import LossSettings
 from training.engine.preference_data import TokenTriple, read_preferences
 from training.engine.reference import Start
@@ -51,7 +51,7 @@ from training.engine.reference_logps import Pair, ReferenceLogps
 from training.engine.scoring import Scorer
 from training.engine.setting import Setting
 from training.engine.step_record import StepRecorder
-from training.jobspec import PairScore, TrainJob, write_atomically
+from training.jobspec import MEMORY_RAN_OUT, PairScore, TrainJob, write_atomically
 
 TOLD_LEFT_OUT = 100  # left-out pairs named one by one in the result
 
@@ -209,6 +209,9 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
     make_lean(trainer, setting)
+    if (setting.run_dir / MEMORY_RAN_OUT).exists() and not room.halved:
+        say("The kernel ended the run before this one because memory ran out; going on with half the micro-batch.")
+        trainer.make_room(range(len(examples)))
     return trainer, recorder
 
 

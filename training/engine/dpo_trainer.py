@@ -127,7 +127,8 @@ class PairTrainer(DPOTrainer):
         room = self.course.room
         return process.is_out_of_memory(error) and alone and not room.halved
 
-    def make_room(self, places: list[int]) -> None:
+    def make_room(self, places: Sequence[int]) -> None:
+        """Halve what is in memory at once, by the largest micro-batch of the pairs at ``places``."""
         room, positions = self.course.room, self.course.scorer.positions
         batches = self.micro_batches([self.course.examples[place] for place in places])
         largest = max(positions([item.triple for item in batch]) for batch in batches)
