@@ -177,7 +177,7 @@ def measure(variant: str, setup: Setup) -> dict[str, Any]:
 
     ours = not variant.startswith("stock")
     for name, value in process.ENVIRONMENT_DEFAULTS.items():  # before torch is imported, as in a run
-        if ours or name != "GOMP_SPINCOUNT":
+        if ours or name == process.GPUS_VARIABLE:
             os.environ.setdefault(name, value)
     import torch
 

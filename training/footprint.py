@@ -23,7 +23,7 @@ OVERHEAD = 600 * 10**6  # Python, torch, transformers and their libraries
 # trainer at 1, 2 and 4 pairs of 512 tokens agree.
 ACTIVATION_FACTOR = 2.4
 HEAD_ROWS = 256  # completion tokens whose logits are there at once; the product is at its fastest from here on
-HEAD_COPIES = 2  # logits, whose place their gradient takes, and that times the loss's where the head is trained
+HEAD_COPIES = 3  # logits, and what a cap, a scale or another precision makes of them
 SHARE = 0.7  # of the limit, that the planned micro-batch may take
 LAST_SHARE = 0.9  # of the limit, that a single pair with checkpointing may take before the run is refused
 # Tokens in memory at once from which a larger micro-batch gains nothing: the matrix products of a CPU are at their

@@ -312,12 +312,15 @@ def test_padded_rows_are_planned_for_where_they_are_used(train_run: MakeRun, tmp
     assert setting.plan.room.tokens == 2 * (len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_a_step_in_bfloat16_keeps_no_more_than_is_planned(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    """Attention weights and all, which ``half_attention`` keeps and float32 does not."""
+@pytest.mark.parametrize(("width", "native"), [(64, True), (64, False), (32, True), (16, True)])
+def test_a_step_in_bfloat16_keeps_no_more_than_is_planned(
+    monkeypatch: pytest.MonkeyPatch, width: int, native: bool
+) -> None:
+    """Attention weights and all, which ``bfloat16_attention`` keeps: of 1,024 keys the most for heads of 64."""
     monkeypatch.setattr(packed_attention, "has_bfloat16", lambda: native)
-    layers, rank, pair = 2, 16, Unlabelled([1] * 100, [2] * 470, [3] * 430)
-    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    layers, rank, pair = 2, 16, Unlabelled([1] * 512, [2] * 512, [3] * 512)
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 512 // width}
+    sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     model = architectures.small_model("llama", **sizes, num_hidden_layers=layers).bfloat16()
     scoring.add_scoring_head(model)
     policy = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -337,5 +340,6 @@ def test_a_step_in_bfloat16_keeps_no_more_than_is_planned(monkeypatch: pytest.Mo
         values = scorer.token_logps(policy, batch)
         assert values.requires_grad
     shape = Shape.from_config(model.config.to_dict())
-    a_token = footprint.values_kept(shape, method="lora", lora_rank=rank, tokens=1000)
-    assert sum(kept.values()) <= layers * a_token * 1000 * footprint.FLOAT
+    a_token = footprint.values_kept(shape, method="lora", lora_rank=rank, tokens=1536)
+    share = sum(kept.values()) / (layers * a_token * 1536 * footprint.FLOAT)
+    assert 0.35 < share < 0.85

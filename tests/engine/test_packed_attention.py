@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import PreTrainedModel
 
 from tests.engine import architectures
-from training.engine import half_attention, packed_attention
+from training.engine import bfloat16_attention, packed_attention
 from training.engine.arrangement import Span, Unlabelled, pack, rows
 from training.engine.packed_attention import PackedAttention, block_mask, can_serve
 from training.engine.scoring import Scorer, add_scoring_head
@@ -88,16 +89,16 @@ def test_the_block_mask_for_a_gpu_is_that_of_plain_rows(spans: list[Span], windo
 
 @pytest.fixture(params=[3, 1000], ids=["small blocks", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(half_attention, "BLOCK", request.param)
+    monkeypatch.setattr(bfloat16_attention, "BLOCK", request.param)
     return int(request.param)
 
 
 @pytest.mark.usefixtures("block")
-@pytest.mark.parametrize("kept", [0, 8, 1000])
+@pytest.mark.parametrize("kept", [0, 1, 1000])
 @pytest.mark.parametrize("spans", LAYOUTS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(("scale", "window"), [(0.3, None), (None, 1), (None, 4), (1.0, 1000)])
-def test_attention_in_halves_is_that_of_plain_rows(
+def test_attention_in_bfloat16_is_that_of_plain_rows(
     monkeypatch: pytest.MonkeyPatch,
     spans: list[Span],
     kv_heads: int,
@@ -106,7 +107,7 @@ def test_attention_in_halves_is_that_of_plain_rows(
     kept: int,
 ) -> None:
     """Its precision is that of its inputs, so in float64 nothing but the order of sums is left."""
-    monkeypatch.setattr(half_attention, "KEPT_KEYS", kept)
+    monkeypatch.setattr(bfloat16_attention, "KEPT_WIDTHS", kept)
     upstream = torch.randn(1, spans[-1].end, HEADS, WIDTH, dtype=torch.float64)
     found = []
     for number in (0, 1):
@@ -114,7 +115,7 @@ def test_attention_in_halves_is_that_of_plain_rows(
         if number:
             output = by_definition(spans, *inputs, scale or WIDTH**-0.5, window)
         else:
-            output = attention_over(spans).in_halves(*inputs, scale, window)
+            output = attention_over(spans).in_bfloat16(*inputs, scale, window)
         output.backward(upstream)
         found.append([output.detach(), *(item.grad for item in inputs)])
     for ours, expected in zip(*found, strict=True):
@@ -124,28 +125,72 @@ def test_attention_in_halves_is_that_of_plain_rows(
 def in_bfloat16(spans: list[Span]) -> list[torch.Tensor]:
     """Output and gradients of attention in halves for values that bfloat16 holds."""
     inputs = [item.detach().bfloat16().requires_grad_(True) for item in tensors(spans[-1].end, 2)]
-    output = attention_over(spans).in_halves(*inputs, None, None)
+    output = attention_over(spans).in_bfloat16(*inputs, None, None)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
 
 
 @pytest.mark.usefixtures("block")
-def test_bfloat16_is_rounded_where_its_products_are() -> None:
+def test_scores_and_sums_are_more_precise_than_products() -> None:
+    """Rounding the results alone is 0.0016 of them; with scores in bfloat16 it would be 0.0042 and 0.0050."""
     spans = [Span(0, 60, 150, 210), Span(210, 215, 300, 340)]
     inputs = [item.detach().bfloat16().double().requires_grad_(True) for item in tensors(spans[-1].end, 2)]
     output = by_definition(spans, *inputs, WIDTH**-0.5, None)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16().double()
-    expected = [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
-    for ours, exact in zip(in_bfloat16(spans), expected, strict=True):
+    exact = [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+    for ours, expected, most in zip(in_bfloat16(spans), exact, (0.003, 0.0045, 0.0045, 0.0045), strict=True):
         assert ours.dtype is torch.bfloat16
-        # Rounding the result alone is 0.0016.
-        assert float((ours.double() - exact).norm() / exact.norm()) < 0.006
+        assert float((ours.double() - expected).norm() / expected.norm()) < most
+
+
+def test_gradients_of_a_shared_key_are_summed_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of one token before two long responses, in blocks of two queries: as many parts as there are blocks."""
+    monkeypatch.setattr(bfloat16_attention, "BLOCK", 2)
+    spans = [Span(0, 1, 400, 800)]
+    many = in_bfloat16(spans)
+    monkeypatch.setattr(bfloat16_attention, "BLOCK", 1000)
+    for ours, other in zip(many[2:], in_bfloat16(spans)[2:], strict=True):
+        assert float((ours[:, :, 0] - other[:, :, 0]).norm() / other[:, :, 0].norm()) < 0.01
+
+
+@pytest.mark.parametrize("spans", [[Span(0, 4, 4, 7)], [Span(0, 0, 3, 5)], LAYOUTS[2]])
+def test_values_may_be_wider_than_keys_and_a_part_empty(spans: list[Span]) -> None:
+    columns = spans[-1].end
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, HEADS, columns, WIDTH), (1, 2, columns, WIDTH), (1, 2, columns, 3)]
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(True) for shape in shapes]
+    twins = [item.detach().clone().requires_grad_(True) for item in inputs]
+    output = attention_over(spans).in_bfloat16(*inputs, 0.3, None)
+    query, key, value = twins
+    key, value = (item.repeat_interleave(2, 1) for item in (key, value))
+    expected = torch.empty_like(output)
+    for span in spans:
+        for part in (range(span.chosen, span.rejected), range(span.rejected, span.end)):
+            seen = [*range(span.prompt, span.chosen), *part]
+            hidden = torch.ones(len(seen), len(seen), dtype=torch.bool).triu(1)
+            scores = (query[:, :, seen] @ key[:, :, seen].transpose(2, 3) * 0.3).masked_fill(hidden, -torch.inf)
+            expected[:, seen] = (scores.softmax(-1) @ value[:, :, seen]).transpose(1, 2)
+    torch.testing.assert_close(output, expected)
+    upstream = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    found = torch.autograd.grad(output, inputs, upstream)
+    for ours, plain in zip(found, torch.autograd.grad(expected, twins, upstream), strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
+    kept: list[torch.Tensor] = []
+    inputs = [item.detach().bfloat16() for item in tensors(10, 2)]
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        attention_over(LAYOUTS[1]).in_bfloat16(*inputs, None, None)
+        assert not kept
+        attention_over(LAYOUTS[1]).in_bfloat16(inputs[0].requires_grad_(), *inputs[1:], None, None)
+        assert kept
 
 
 @pytest.mark.usefixtures("block")
 def test_weights_that_are_made_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = in_bfloat16(LAYOUTS[2])
-    monkeypatch.setattr(half_attention, "KEPT_KEYS", 0)
+    monkeypatch.setattr(bfloat16_attention, "KEPT_WIDTHS", 0)
     assert all(torch.equal(one, other) for one, other in zip(kept, in_bfloat16(LAYOUTS[2]), strict=True))
 
 
@@ -156,12 +201,12 @@ def test_halves_are_for_bfloat16_on_a_cpu_that_has_it(
     monkeypatch.setattr(packed_attention, "has_bfloat16", lambda: native)
     attention = attention_over(LAYOUTS[1])
     asked: list[str] = []
-    for name in ("in_halves", "pair_by_pair"):
+    for name in ("in_bfloat16", "pair_by_pair"):
         genuine = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *a, name=name, genuine=genuine: asked.append(name) or genuine(*a))
     inputs = [item.detach().to(dtype) for item in tensors(10, 2)]
     output, _ = attention(MODULE, *inputs, None, scaling=0.3)
-    assert asked == ["in_halves" if native and dtype is torch.bfloat16 else "pair_by_pair"]
+    assert asked == ["in_bfloat16" if native and dtype is torch.bfloat16 else "pair_by_pair"]
     assert output.dtype is dtype
     assert output.is_contiguous()
     expected = by_definition(LAYOUTS[1], *(item.double() for item in inputs), 0.3, None)

@@ -69,24 +69,25 @@ def test_the_pinned_torch_has_the_operator() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Only glibc's malloc can be told to keep its heap.")
-def test_freed_memory_is_used_again() -> None:
-    """Many tensors that are freed together cost a page fault for each 4 KiB once, and not each time."""
+@pytest.mark.parametrize(("tensors", "values"), [(20, 1_000_000), (3, 20_000_000)])
+def test_freed_memory_is_used_again(tensors: int, values: int) -> None:
+    """Tensors that are freed together, and large ones too, cost a page fault for each 4 KiB once, and not each time."""
     script = (
         "import resource, torch\n"
         "from training.engine import process\n"
-        "{}\n"
+        "TOLD\n"
         "def faults():\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def work():\n"
-        "    return [torch.ones(1_000_000) for _ in range(20)]\n"
+        f"    return [torch.ones({values}) for _ in range({tensors})]\n"
         "work()\n"
         "before = faults()\n"
         "for _ in range(5):\n"
         "    work()\n"
         "print(faults() - before)\n"
     )
-    given_back, kept = (int(run_python(script.format(line))) for line in ("", "process.keep_freed_memory()"))
-    pages = 5 * 20 * 1_000_000 * 4 // 4096
+    given_back, kept = (int(run_python(script.replace("TOLD", line))) for line in ("", "process.keep_freed_memory()"))
+    pages = 5 * tensors * values * 4 // 4096
     assert given_back > pages / 10
     assert kept < given_back / 3
 

@@ -30,8 +30,8 @@ USUAL = {
 # One block of SmolLM2, one token of a row of 384, LoRA of rank 16:
 # 4 x 576 norms + 2 + 4 x 576 attention + 9 + 384 mask + 4 x 1536 MLP + 7 x 16 LoRA
 VALUES_384 = 2304 + 2 + 2304 + 9 + 384 + 6144 + 112
-# 256 rows x 49152 x 2 logits, and 256 completion tokens x 576 x 2, in float32
-HEAD_256 = (25_165_824 + 294_912) * 4
+# 256 rows x 49152 x 3 logits, and 256 completion tokens x 576 x 2, in float32
+HEAD_256 = (37_748_736 + 294_912) * 4
 # 576 x (576 + 192 + 192 + 576) + 3 x 576 x 1536
 LINEAR = 3_538_944
 

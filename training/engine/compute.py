@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from typing import Any, get_args
 
@@ -32,7 +31,8 @@ class Compute:
     @property
     def name(self) -> str:
         """Of the arithmetic, by which what was computed is kept: another device rounds otherwise."""
-        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
+        native = " native" if self.dtype is torch.bfloat16 and not self.on_cuda and has_bfloat16() else ""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}{native}"
 
     def autocast(self) -> torch.autocast:
         """The precision a trainer computes in, so that a score is what training saw."""
@@ -75,7 +75,6 @@ def choose(device: str, threads: int, precision: str = "auto") -> Compute:
     return Compute(where, dtype)
 
 
-@cache
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 by itself (AVX512-BF16, AMX) rather than emulating it."""
     capabilities = torch.cpu.get_capabilities()

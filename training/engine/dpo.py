@@ -81,7 +81,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
     setting.metrics.phase("training", memory=setting.plan.describe())
     with process.stop.deferred():
         dpo_trainer.run(trainer, state)
-    process.give_back_freed_memory()  # what is loaded beside the policy next cannot use the heap's
+    process.give_back_freed_memory()  # which the heap keeps otherwise, whatever is loaded beside the policy next
     policy = whole_model(setting, trainer)
     check_trained(policy)
     ranks.leave()

@@ -27,7 +27,7 @@ from training.engine.cache import Cache, key_of
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
 
-LAYOUT = "states 3"
+LAYOUT = "states 4"
 VERSIONS = tuple(f"{library} {version(library)}" for library in ("torch", "transformers"))  # may round otherwise
 TRAINED_SHARE = 3  # a third of the layers
 CACHE_SHARE = 0.9  # of the bound of the cache directory

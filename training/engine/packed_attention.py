@@ -2,7 +2,7 @@
 
 A position attends to the same keys as in a row of its own, so the numbers are those of the plain computation up to the
 order of sums. On a CPU each pair costs three calls of the fused kernel: the prompt with itself, and each response with
-the prompt and itself; where the CPU has bfloat16, ``half_attention`` does that. On a GPU one call of FlexAttention
+the prompt and itself; for bfloat16 where the CPU multiplies it, ``bfloat16_attention`` does that. On a GPU one call of FlexAttention
 (Dong et al. 2024) with a block mask serves the whole row.
 
 The attention function of a model is replaced through transformers' public registry. Where the pairs lie does not reach
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from training.engine import half_attention
+from training.engine import bfloat16_attention
 from training.engine.arrangement import Arrangement, Span
 from training.engine.compute import has_bfloat16
 
@@ -34,13 +34,13 @@ class PackedAttention:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.masks: dict[tuple[int, int, int], torch.Tensor] = {}
-        self.half_masks: half_attention.Masks = {}
+        self.bfloat16_masks: bfloat16_attention.Masks = {}
         self.blocks: dict[int | None, BlockMask] = {}
 
     def lay_out(self, arrangement: Arrangement) -> None:
         self.spans = arrangement.spans
         self.masks.clear()
-        self.half_masks.clear()
+        self.bfloat16_masks.clear()
         self.blocks.clear()
 
     def __call__(
@@ -64,7 +64,7 @@ class PackedAttention:
         if query.is_cuda:
             output = self.in_one_call(query, key, value, scaling, sliding_window)
         elif {query.dtype, key.dtype, value.dtype} == {torch.bfloat16} and has_bfloat16():
-            return self.in_halves(query, key, value, scaling, sliding_window), None
+            return self.in_bfloat16(query, key, value, scaling, sliding_window), None
         else:
             # In float32 at least: the kernel's backward pass takes half as long again in bfloat16.
             precise = torch.promote_types(query.dtype, torch.float32)
@@ -73,12 +73,14 @@ class PackedAttention:
                 output = self.pair_by_pair(*inputs, scaling, sliding_window)
         return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
-    def in_halves(
+    def in_bfloat16(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
     ) -> torch.Tensor:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        row = half_attention.Row(self.spans, scaling, window, self.half_masks)
-        output: torch.Tensor = half_attention.HalfAttention.apply(query[0], key[0], value[0], row)
+        row = bfloat16_attention.Row(self.spans, scaling, window, self.bfloat16_masks)
+        output: torch.Tensor = bfloat16_attention.BFloat16Attention.apply(
+            query.squeeze(0), key.squeeze(0), value.squeeze(0), row
+        )
         return output[None]
 
     def pair_by_pair(

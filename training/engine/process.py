@@ -35,9 +35,9 @@ OOM_SCORE = 800  # of 1000: the kernel should end a trainer before it ends the w
 
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 RANK_RESULT = ".result.{}.json"
-# glibc's names for two settings of its malloc, and values: all blocks come from the heap, and the heap keeps what is
-# freed.
-MALLOC_SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
+# glibc's names for two settings of its malloc, and values: the main thread's blocks all come from its heap, and that never
+# gives back what is freed.
+MALLOC_SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 
 LAUNCHER_VARIABLE = "TIEBREAK_LAUNCHER_PID"  # set for the processes of a run that has several
 
@@ -45,9 +45,10 @@ ENVIRONMENT_DEFAULTS = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Idle OpenMP threads spin for some ten microseconds and then sleep. By default they spin for milliseconds, and two
-    # engines on the same cores then slow each other down more than twentyfold; without any spinning, one alone takes a
-    # tenth longer for a step.
+    # Idle OpenMP threads sleep. By default they spin, and two engines on the same cores then slow each other down more
+    # than twentyfold. GNU's, which torch comes with, may spin for some tens of microseconds before: without it an engine
+    # alone takes a tenth longer for a step, and with it one of two takes a twentieth longer.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "2500",
     GPUS_VARIABLE: "0",  # one GPU a process: the trainer has no data parallelism inside a process
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS is not deterministic

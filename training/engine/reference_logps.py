@@ -31,7 +31,7 @@ from training.engine.preference_data import TokenTriple
 from training.engine.scoring import AGREEMENT, Scorer
 from training.jobspec import ModelRef, TrainJob
 
-LAYOUT = "logps 4"  # to be counted up when the same inputs give other values
+LAYOUT = "logps 5"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte

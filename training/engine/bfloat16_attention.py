@@ -1,12 +1,11 @@
 """Attention over a packed row with products in bfloat16, for CPUs that multiply it by themselves.
 
-torch's fused kernel for CPUs computes in float32 whatever it is given, at half the rate that such a CPU has in
-bfloat16, and all scores between a response and what it sees, hidden or not. Here scores and softmax are float32 as
-well, and the other products bfloat16, which is where FlashAttention rounds on a GPU (Dao 2023, Algorithm 1). The
-queries of a sequence go in blocks, whose later keys are left out; query heads that share a key head are rows of one
-product. The attention weights are kept for the backward pass, up to ``KEPT_KEYS`` keys, and above that made again:
-two bytes for each head and key of a position, which the plan of memory has room for, because it counts activations as
-float32.
+torch's fused kernel for CPUs takes as long in bfloat16 as in float32, where such a CPU multiplies twice as fast, and
+computes all scores between a response and what it sees, masked or not. Here scores and softmax are float32 and the
+other products bfloat16, summed up in float32. The queries of a sequence go in blocks, whose later keys are left out;
+query heads that share a key head are rows of one product. The attention weights are kept for the backward pass, up to
+a number of keys, and above that made again: two bytes for each head and key of a position, which the plan of memory
+has room for, because it counts activations as float32.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from training.engine.arrangement import Span
 
 BLOCK = 192  # queries of a block; of 96 to 256 the fastest for responses of some hundred tokens
-KEPT_KEYS = 1024
+KEPT_WIDTHS = 16  # keys, in widths of a head: 1,024 for heads of 64
 
 Masks = dict[tuple[int, int, int | None], torch.Tensor]
 
@@ -42,14 +41,14 @@ class Row:
             yield prompt, slice(span.chosen, span.rejected)
             yield prompt, slice(span.rejected, span.end)
 
-    def hide(self, scores: torch.Tensor) -> None:
+    def mask_(self, scores: torch.Tensor) -> None:
         """Set to -inf what the last queries of a sequence do not see. ``scores``: (kv heads, queries, group, keys)."""
         queries, keys = scores.shape[1], scores.shape[3]
         near = self.window is None or self.window >= keys
         seen = keys - queries if near else 0  # keys that every one of these queries sees
-        scores[..., seen:] += self.mask(queries, keys - seen, None if near else self.window, scores)
+        scores[..., seen:] += self.additive(queries, keys - seen, None if near else self.window, scores)
 
-    def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    def additive(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """(queries, 1, keys): 0 where the last ``queries`` of ``keys`` positions attend. Made once for all layers."""
         if (mask := self.masks.get((queries, keys, window))) is None:
             distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
@@ -71,9 +70,9 @@ class Block:
     def columns(self) -> slice:
         return slice(self.first, self.last)
 
-    @property
-    def kept(self) -> bool:
-        return self.keys <= KEPT_KEYS
+    def keeps_weights(self, width: int) -> bool:
+        """Whether attention weights are kept for the backward pass, for heads of ``width``."""
+        return self.keys <= KEPT_WIDTHS * width
 
 
 def blocks(prompt: slice, own: slice) -> Iterator[Block]:
@@ -82,7 +81,7 @@ def blocks(prompt: slice, own: slice) -> Iterator[Block]:
         yield Block(first, last, prompt.stop - prompt.start + last - own.start)
 
 
-class HalfAttention(torch.autograd.Function):
+class BFloat16Attention(torch.autograd.Function):
     """softmax(s q k^T) v for a packed row, and its gradients; the products in the precision of ``query``."""
 
     @staticmethod
@@ -92,17 +91,19 @@ class HalfAttention(torch.autograd.Function):
         Returns (columns, heads, width of the values).
         """
         ctx.row, ctx.kv_heads, ctx.width = row, len(key), key.shape[2]
+        wanted = any(ctx.needs_input_grad)
         output = value.new_empty(query.shape[1], len(query), value.shape[2])
-        saved = []
+        saved: list[torch.Tensor] = []
         with torch.autocast("cpu", enabled=False):
             for prompt, own in row.parts():
                 keys, values = beside(key, prompt, own), beside(value, prompt, own)
-                saved += [keys, values]
+                saved += [keys, values] if wanted else []
                 for block in blocks(prompt, own):
                     queries = rows_of(query[:, block.columns], len(key))
                     weights = attention_weights(queries, keys[:, : block.keys], row, block)
                     store(output, block, torch.bmm(weights, values[:, : block.keys]))
-                    saved += [queries, weights] if block.kept else [queries]
+                    if wanted:
+                        saved += [queries, weights] if block.keeps_weights(ctx.width) else [queries]
         ctx.save_for_backward(*saved)
         return output
 
@@ -117,7 +118,8 @@ class HalfAttention(torch.autograd.Function):
             keys, values = next(saved), next(saved)
             for block in blocks(prompt, own):
                 queries, seen = next(saved), keys[:, : block.keys]
-                weights = next(saved) if block.kept else attention_weights(queries, seen, ctx.row, block)
+                kept = block.keeps_weights(ctx.width)
+                weights = next(saved) if kept else attention_weights(queries, seen, ctx.row, block)
                 upstream = rows_of(grad[:, block.columns], ctx.kv_heads)
                 add(for_value, prompt, own, torch.bmm(weights.transpose(1, 2), upstream))
                 for_weights = torch.bmm(upstream, values[:, : block.keys].transpose(1, 2))
@@ -134,7 +136,7 @@ def attention_weights(queries: torch.Tensor, keys: torch.Tensor, row: Row, block
     scores = queries.new_empty(len(queries), queries.shape[1], block.keys, dtype=precise)
     factors = queries.to(precise), keys.to(precise).transpose(1, 2)
     torch.baddbmm(scores, *factors, beta=0, alpha=row.scaling, out=scores)
-    row.hide(scores.unflatten(1, (block.last - block.first, -1)))
+    row.mask_(scores.unflatten(1, (block.last - block.first, -1)))
     return torch.softmax(scores, -1).to(queries.dtype)
 
 
