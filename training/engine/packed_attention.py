@@ -2,8 +2,8 @@
 
 A position attends to the same keys as in a row of its own, so the numbers are those of the plain computation up to the
 order of sums. On a CPU each pair costs three calls of the fused kernel: the prompt with itself, and each response with
-the prompt and itself; for bfloat16 where the CPU multiplies it, ``bfloat16_attention`` does that. On a GPU one call of FlexAttention
-(Dong et al. 2024) with a block mask serves the whole row.
+the prompt and itself; ``bfloat16_attention`` does that for bfloat16 where the CPU multiplies it by itself. On a GPU one
+call of FlexAttention (Dong et al. 2024) with a block mask serves the whole row.
 
 The attention function of a model is replaced through transformers' public registry. Where the pairs lie does not reach
 it through the arguments of every architecture, so the spans are kept here, from one forward to the end of its backward.
@@ -78,9 +78,8 @@ class PackedAttention:
     ) -> torch.Tensor:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         row = bfloat16_attention.Row(self.spans, scaling, window, self.bfloat16_masks)
-        output: torch.Tensor = bfloat16_attention.BFloat16Attention.apply(
-            query.squeeze(0), key.squeeze(0), value.squeeze(0), row
-        )
+        inputs = (tensor.squeeze(0) for tensor in (query, key, value))
+        output: torch.Tensor = bfloat16_attention.BFloat16Attention.apply(*inputs, row)
         return output[None]
 
     def pair_by_pair(

@@ -35,7 +35,7 @@ OOM_SCORE = 800  # of 1000: the kernel should end a trainer before it ends the w
 
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 RANK_RESULT = ".result.{}.json"
-# glibc's names for two settings of its malloc, and values: the main thread's blocks all come from its heap, and that never
+# glibc's names for two settings of its malloc, and values: the main thread's blocks all come from its heap, which never
 # gives back what is freed.
 MALLOC_SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 
@@ -46,8 +46,8 @@ ENVIRONMENT_DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Idle OpenMP threads sleep. By default they spin, and two engines on the same cores then slow each other down more
-    # than twentyfold. GNU's, which torch comes with, may spin for some tens of microseconds before: without it an engine
-    # alone takes a tenth longer for a step, and with it one of two takes a twentieth longer.
+    # than twentyfold. GNU's, which torch comes with, may spin for some tens of microseconds before: an engine alone
+    # takes a tenth less for a step then, and each of two a twentieth more.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "2500",
     GPUS_VARIABLE: "0",  # one GPU a process: the trainer has no data parallelism inside a process
