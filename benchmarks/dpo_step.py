@@ -7,7 +7,8 @@ Loading, tokenising and, for Tiebreak, the reference's values (and in the fast m
 because a pair pays for them once and not once an epoch; their time is printed beside. TRL can precompute its reference
 as well, for a data set that does not change, so that is measured too. TRL's defaults compute in bfloat16; the exact
 mode in float32, and in bfloat16 if asked to; the fast mode in bfloat16 where the CPU has it. Loss and gradients of the
-exact mode are compared with those of TRL in float32, at weights where the policy has left the reference.
+exact mode are compared with those of TRL in float32, at weights where the policy has left the reference. Threads and
+heap of TRL are as torch and glibc have them: what an engine sets for itself gained TRL nothing where it was tried.
 
     python benchmarks/dpo_step.py --data annotations.json --pairs 16
     python benchmarks/dpo_step.py --pairs 8 --json            # made-up pairs of 128 + 128 tokens
