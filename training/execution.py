@@ -63,6 +63,8 @@ class Training(Work[TrainingRun]):
 
     def prepare(self) -> bool:
         self._discard_leftovers()
+        if self.job.attempt == 1:  # also of a run that somebody has resumed
+            self.run_dir.memory_ran_out.unlink(missing_ok=True)
         snapshot = store.snapshot_path(self.job.snapshot.sha256)
         if not snapshot.exists() or store.hash_file(snapshot) != self.job.snapshot.sha256:
             raise JobFailed(
@@ -125,16 +127,19 @@ class Training(Work[TrainingRun]):
         return dict(self.progress)
 
     def memory_ran_out(self) -> None:
-        """The engine finds the mark and takes half of its micro-batch, once."""
+        """In a step: the engine finds the mark and takes half of its micro-batch, once. Other phases have no half."""
+        if self.progress.get("phase") != "training":
+            return
         if self.run_dir.memory_ran_out.exists():
             raise JobFailed(
                 "out_of_memory",
-                "The kernel ended the engine because memory ran out, the second time with half the micro-batch.",
-                "Choose the fast mode, a shorter maximum length or gradient steps of fewer pairs, or give the machine "
-                "more memory. What else runs on it counts too. What was trained is kept.",
+                "Memory ran out twice, the second time with half as much at once, and the kernel ended the engine.",
+                "If something else held the memory, stop that and press Resume: the run goes on from its last saved "
+                "step. Otherwise start a new run with the fast mode or a shorter maximum length, or use a machine with "
+                "more memory.",
             )
         self.run_dir.memory_ran_out.touch()
-        log.warning("%s: memory ran out; it goes on with half the micro-batch", self.job)
+        log.warning("%s: memory ran out; half the micro-batch from now on", self.job)
 
     def publish(self, result: Result) -> None:
         run = self.job

@@ -38,8 +38,8 @@ EXIT_FAILED = 1  # result.json carries the reason
 EXIT_INTERRUPTED = 75  # told to stop, state saved, start it again to go on (EX_TEMPFAIL)
 EXIT_ORPHANED = 76  # the supervising process is gone
 
-# An empty file in a run directory: the kernel has ended an earlier attempt because memory ran out.
-MEMORY_RAN_OUT = "memory_ran_out"
+# An empty file beside the saved states of a run: memory has run out in one of its steps, and it takes half since then.
+MEMORY_RAN_OUT = "trainer/memory_ran_out"
 
 # The engine reads this descriptor until end of file, which means that its supervisor has died.
 PARENT_FD_VARIABLE = "TIEBREAK_PARENT_FD"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +35,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_T
 MAX_LOG_BYTES = 4 * 2**20
 CHUNK_BYTES = 2**16
 GRACE_SECONDS = 45.0
+OOM_SECONDS = 60.0  # gigabytes take a while to be torn down between the kernel's decision and the end of a process
 
 _live: set[EngineProcess] = set()
 _lock = threading.Lock()
@@ -69,6 +72,9 @@ class EngineProcess:
     """
 
     def __init__(self, module: str, run_dir: RunDir, *, online: bool = False) -> None:
+        self._oom_kills = oom_kills()
+        self._last_oom_kill = -math.inf
+        self._killed_here = False
         read_end, self._write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -84,7 +90,6 @@ class EngineProcess:
         finally:
             os.close(read_end)
         self._asked_to_stop = False
-        self._oom_kills = oom_kills()
         self._reader = threading.Thread(target=_keep_log, args=(self._process.stdout, run_dir.log), daemon=True)
         self._reader.start()
         with _lock:
@@ -100,14 +105,19 @@ class EngineProcess:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
+        finally:
+            if (kills := oom_kills()) > self._oom_kills:
+                self._oom_kills, self._last_oom_kill = kills, time.monotonic()
 
     @property
     def ran_out_of_memory(self) -> bool:
         """Whether it seems that the kernel has ended the engine for want of memory, which on a CPU is how that ends.
 
-        It does not tell whom it has ended, so a SIGKILL from somebody else at the same time is taken for one of its.
+        It does not tell whom it has ended, so a SIGKILL from somebody else within a minute of another process's end is
+        taken for one of its. To be asked after ``wait`` has returned a status.
         """
-        return self._process.returncode == -signal.SIGKILL and oom_kills() > self._oom_kills
+        by_somebody_else = self._process.returncode == -signal.SIGKILL and not self._killed_here
+        return by_somebody_else and time.monotonic() - self._last_oom_kill < OOM_SECONDS
 
     def ask_to_stop(self) -> None:
         """SIGTERM, once: the engine saves its state and exits with ``EXIT_INTERRUPTED``.
@@ -120,6 +130,7 @@ class EngineProcess:
             self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        self._killed_here = self._process.returncode is None
         self._signal(signal.SIGKILL)
 
     def close(self) -> None:

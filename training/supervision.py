@@ -123,8 +123,8 @@ def _carry_out(job: Job, work: Work[Any]) -> None:
         has_engine = work.prepare()
     if has_engine:
         ending = supervise(job, work.module, work.run_dir, work.tick)
-        before_retry = work.memory_ran_out if ending.ran_out_of_memory else _nothing
-        result = _judge(job, ending.status, read_result(work.run_dir.path), before_retry)
+        memory_ran_out = work.memory_ran_out if ending.ran_out_of_memory else None
+        result = _judge(job, ending.status, read_result(work.run_dir.path), memory_ran_out)
         if result is None:
             return
     else:
@@ -223,26 +223,27 @@ class _LeaseKeeper:
         self.is_cancelled = self.is_cancelled or current.exists()
 
 
-def _nothing() -> None:
-    pass
-
-
-def _judge(job: Job, status: int, result: Result | None, before_retry: Callable[[], None] = _nothing) -> Result | None:
+def _judge(
+    job: Job, status: int, result: Result | None, memory_ran_out: Callable[[], None] | None = None
+) -> Result | None:
     """Turn an engine's exit into the job's next state; returns the result if there is something to publish.
 
-    ``before_retry`` is called where the engine has died and the job may be tried again.
+    ``memory_ran_out``: what to do before the next attempt, where it was the kernel that ended the engine.
     """
     if status == 0 and result is not None and result.ok:
         return result
     if type(job).objects.filter(pk=job.pk, cancel_requested_at__isnull=False).exists():
         job.finish(Job.State.CANCELLED)
         return None
+    if memory_ran_out is not None:  # counts while the worker stops too: systemd stops a service that loses a process so
+        memory_ran_out()
+        _retry_or_fail(job, status)
+        return None
     if status == EXIT_INTERRUPTED or (is_stopping() and result is None):
         job.requeue(free=True)  # whatever way an engine ends while its worker stops, it is not the job's fault
         return None
     if status == EXIT_FAILED and result is not None:
         raise JobFailed(result.error_code, result.error, result.hint)
-    before_retry()
     _retry_or_fail(job, status)
     return None
 

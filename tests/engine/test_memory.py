@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from torch.autograd.graph import saved_tensors_hooks
 
 from tests.engine import architectures
-from tests.engine.prepared import assert_same_step, move, ready_setting, ready_trainer, whole_step
+from tests.engine.prepared import CPU, assert_same_step, move, ready_setting, ready_trainer, whole_step
 from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
 from tests.engine.test_processes import stop_after
 from training import footprint
-from training.engine import lora_products, memory, packed_attention, scoring
+from training.engine import lora_products, memory, packed_attention, resume, scoring
 from training.engine.arrangement import Unlabelled
 from training.engine.dpo_trainer import PairTrainer
 from training.engine.memory import Room
@@ -247,9 +247,31 @@ def test_a_halved_run_says_so_and_goes_on_halved(train_run: MakeRun, monkeypatch
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
 
 
+def mark(run_dir: Path) -> None:
+    """As the supervisor does when the kernel has ended an engine that has begun."""
+    resume.last_state(run_dir / "trainer", resume.job_identity(run_dir, CPU.name))
+    (run_dir / MEMORY_RAN_OUT).touch()
+
+
+@pytest.mark.parametrize("long", [1, 2])
+def test_the_peak_is_what_is_halved(train_run: MakeRun, long: int) -> None:
+    """One long pair alone beside short ones together: its step is what memory ran out in, and it has no half."""
+    pairs = [triple(number, chosen=Completion(" bird" * (80 if number < long else 2))) for number in range(6)]
+    run_dir = train_run(pairs, pairs_per_step=6, micro_batch=0)
+    trainer = ready_trainer(run_dir)
+    longest = trainer.course.scorer.positions([trainer.course.examples[0].triple])
+    trainer.course.room.tokens = longest * long
+    assert len(sizes(trainer)[0]) == long
+    assert len(sizes(trainer)[-1]) > 1
+    trainer.make_room(range(6))
+    assert trainer.course.room.checkpointing is (long == 1)
+    assert max(sum(batch) for batch in sizes(trainer)) == longest
+    assert (run_dir / MEMORY_RAN_OUT).exists()
+
+
 def test_a_run_that_the_kernel_has_ended_goes_on_with_half_of_its_largest_micro_batch(train_run: MakeRun) -> None:
     plain, marked = (train_run(unequal_pairs(), name=name, pairs_per_step=3, micro_batch=2) for name in ("a", "b"))
-    (marked / MEMORY_RAN_OUT).touch()
+    mark(marked)
     whole = succeed("train_dpo", plain)["memory"]
     details = succeed("train_dpo", marked)["memory"]
     assert (whole["halved"], details["halved"], details["pairs"]) == (False, True, 1)
@@ -261,7 +283,7 @@ def test_a_run_that_the_kernel_has_ended_goes_on_with_half_of_its_largest_micro_
 def test_it_is_halved_once(train_run: MakeRun) -> None:
     """However often the run is begun again: the room that it has made is kept with its states."""
     run_dir = train_run(unequal_pairs(), pairs_per_step=6, micro_batch=4)
-    (run_dir / MEMORY_RAN_OUT).touch()
+    mark(run_dir)
     rooms = [vars(ready_trainer(run_dir).course.room) for _ in range(3)]
     assert rooms[0] == rooms[1] == rooms[2]
     assert (rooms[0]["pairs"], rooms[0]["halved"]) == (2, True)

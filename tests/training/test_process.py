@@ -62,19 +62,31 @@ def test_the_kernel_says_how_many_it_has_ended_for_want_of_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "kills", "expected"), [(signal.SIGKILL, 1, True), (signal.SIGKILL, 0, False), (signal.SIGTERM, 1, False)]
+    ("number", "kills", "seconds_later", "expected"),
+    [
+        (signal.SIGKILL, 1, 0, True),
+        (signal.SIGKILL, 1, 59, True),  # the process takes long to end
+        (signal.SIGKILL, 1, 61, False),
+        (signal.SIGKILL, 0, 0, False),
+        (signal.SIGTERM, 1, 0, False),
+        (None, 1, 0, False),  # its own supervisor has lost patience
+    ],
 )
-def test_an_engine_has_run_out_of_memory_where_the_kernel_has_killed_one_meanwhile(
-    tmp_path, monkeypatch, number, kills, expected
+def test_an_engine_has_run_out_of_memory_where_the_kernel_has_killed_one_just_before(
+    tmp_path, monkeypatch, number, kills, seconds_later, expected
 ):
-    counted = [5]
+    counted, now = [5], [1000.0]
     monkeypatch.setattr(process, "oom_kills", lambda: counted[0])
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
     engine = process.EngineProcess("train_dpo", RunDir(tmp_path))
     try:
         assert not engine.ran_out_of_memory
         counted[0] += kills
-        os.kill(engine.pid, number)
-        assert engine.wait(60) is not None
+        assert engine.wait(0) is None
+        now[0] += seconds_later
+        engine.kill() if number is None else os.kill(engine.pid, number)
+        assert engine._process.wait(60) is not None
+        assert engine.wait(0) is not None
         assert engine.ran_out_of_memory is expected
     finally:
         engine.close()

@@ -158,31 +158,64 @@ def test_saved_steps_of_a_run_that_nobody_resumes_are_forgotten_and_its_record_i
     assert run_dir.metrics.exists()
 
 
-def test_a_run_whose_memory_ran_out_is_tried_once_more_with_half(run, monkeypatch):
+@pytest.fixture
+def killed_in(run, monkeypatch):
+    """The kernel ends the run's engine in a phase."""
+
+    def killed_in(phase: str, *, by_kernel: bool = True) -> None:
+        def supervise(job: Job, module: str, run_dir: RunDir, tick) -> supervision.Ending:
+            (run_dir.path / "trainer").mkdir(exist_ok=True)
+            with run_dir.metrics.open("a") as metrics:
+                metrics.write(f'{{"phase": "{phase}"}}\n')
+            tick()
+            return supervision.Ending(-9, ran_out_of_memory=by_kernel)
+
+        monkeypatch.setattr(supervision, "supervise", supervise)
+        TrainingRun.objects.filter(pk=run.pk).update(not_before=None)
+        supervision.execute(run, Training)
+        run.refresh_from_db()
+
+    TrainingRun.objects.filter(pk=run.pk).update(state="queued", attempt=0, lease_until=None)
+    return killed_in
+
+
+def test_a_run_whose_memory_ran_out_is_tried_once_more_with_half(run, killed_in):
     """And no third time: what it would need does not get smaller."""
-    ended = supervision.Ending(-9, ran_out_of_memory=True)
-    monkeypatch.setattr(supervision, "supervise", lambda *args: ended)
-    work = Training(run, RunDir.of(run.uuid))
-    supervision._carry_out(run, work)
-    run.refresh_from_db()
+    killed_in("training")
     assert (run.state, run.attempt) == ("queued", 1)
-    assert work.run_dir.memory_ran_out.exists()
-
-    TrainingRun.objects.filter(pk=run.pk).update(not_before=timezone.now())
-    supervision.execute(run, Training)
-    run.refresh_from_db()
+    assert RunDir.of(run.uuid).memory_ran_out.exists()
+    killed_in("training")
     assert (run.state, run.attempt, run.error_code) == ("failed", 2, "out_of_memory")
-    assert "second time with half the micro-batch" in run.error
-    assert "fast mode" in run.hint
+    assert "half as much at once" in run.error
+    assert "press Resume" in run.hint
 
 
-def test_an_engine_that_was_killed_otherwise_does_not_take_less(run, monkeypatch):
-    monkeypatch.setattr(supervision, "supervise", lambda *args: supervision.Ending(-9, ran_out_of_memory=False))
-    work = Training(run, RunDir.of(run.uuid))
-    supervision._carry_out(run, work)
+def test_a_resumed_run_may_run_out_of_memory_once_again(run, killed_in):
+    """Whoever has read that something else may have held the memory, and has ended it."""
+    killed_in("training")
+    killed_in("training")
+    services.resume_job(job=run)
+    killed_in("training")
+    assert (run.state, run.attempt) == ("queued", 1)
+
+
+@pytest.mark.parametrize(("phase", "by_kernel"), [("reading reference", True), ("training", False)])
+def test_what_did_not_run_out_of_memory_in_a_step_does_not_take_less(run, killed_in, phase, by_kernel):
+    for attempt in (1, 2):
+        killed_in(phase, by_kernel=by_kernel)
+        assert (run.state, run.attempt) == ("queued", attempt)
+        assert not RunDir.of(run.uuid).memory_ran_out.exists()
+
+
+def test_memory_that_runs_out_counts_while_the_worker_stops(run, killed_in, monkeypatch):
+    """A service manager may stop the worker because the kernel has ended one of its processes."""
+    killed_in("training")
+    TrainingRun.objects.filter(pk=run.pk).update(not_before=None)
+    assert run.claim("worker")
+    monkeypatch.setattr(supervision, "is_stopping", lambda: True)
+    assert _judge(run, -9, None, lambda: None) is None
     run.refresh_from_db()
-    assert run.state == "queued"
-    assert not work.run_dir.memory_ran_out.exists()
+    assert (run.state, run.attempt) == ("queued", 2)
 
 
 def test_a_run_that_was_cancelled_when_its_memory_ran_out_is_cancelled(run, monkeypatch):

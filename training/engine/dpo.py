@@ -210,7 +210,7 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
     make_lean(trainer, setting)
     if (setting.run_dir / MEMORY_RAN_OUT).exists() and not room.halved:
-        say("The kernel ended the run before this one because memory ran out; going on with half the micro-batch.")
+        say("Memory ran out in an earlier attempt, and the kernel ended it; going on with half the micro-batch.")
         trainer.make_room(range(len(examples)))
     return trainer, recorder
 

@@ -131,8 +131,8 @@ class PairTrainer(DPOTrainer):
         """Halve what is in memory at once, by the largest micro-batch of the pairs at ``places``."""
         room, positions = self.course.room, self.course.scorer.positions
         batches = self.micro_batches([self.course.examples[place] for place in places])
-        largest = max(positions([item.triple for item in batch]) for batch in batches)
-        room.halve(largest, max(map(len, batches)))
+        largest = max(batches, key=lambda batch: positions([item.triple for item in batch]))
+        room.halve(positions([item.triple for item in largest]), len(largest))
         if room.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         memory.remember(room, Path(str(self.args.output_dir)))

@@ -19,7 +19,7 @@ from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
 from training.engine.scoring import Scorer
 from training.footprint import Footprint, Shape
-from training.jobspec import TrainJob, write_atomically
+from training.jobspec import MEMORY_RAN_OUT, TrainJob, write_atomically
 
 ROOM = "room.json"
 HINT = "Choose LoRA, the fast mode or a shorter maximum length, or use a machine with more memory."
@@ -119,7 +119,9 @@ def memory_of(compute: Compute) -> int:
 
 
 def remember(room: Room, trainer_dir: Path) -> None:
+    """Keep ``room``, and tell the supervisor that memory has run out."""
     write_atomically(trainer_dir / ROOM, json.dumps(vars(room)))
+    (trainer_dir.parent / MEMORY_RAN_OUT).touch()
 
 
 def remembered_room(trainer_dir: Path) -> Room | None:
