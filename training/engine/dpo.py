@@ -76,6 +76,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
         )
     values, counts = read_reference(setting)
     before = comparison.before(setting) if ranks.is_first() else {}
+    process.give_back_freed_memory()  # of the phases before, which the heap keeps otherwise
     trainer, recorder = build_trainer(setting, values[: len(data.train)])
     recorder.go_on_from(setting.metrics.rewind(resume.step_of(state) if state else 0))
     setting.metrics.phase("training", memory=setting.plan.describe())
