@@ -130,7 +130,7 @@ class EngineProcess:
             self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        self._killed_here = self._process.returncode is None
+        self._killed_here |= self._process.returncode is None
         self._signal(signal.SIGKILL)
 
     def close(self) -> None:

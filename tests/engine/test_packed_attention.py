@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import PreTrainedModel
 
@@ -123,7 +123,7 @@ def test_attention_in_bfloat16_is_that_of_plain_rows(
 
 
 def in_bfloat16(spans: list[Span]) -> list[torch.Tensor]:
-    """Output and gradients of attention in halves for values that bfloat16 holds."""
+    """Output and gradients of its own attention for values that bfloat16 holds."""
     inputs = [item.detach().bfloat16().requires_grad_(True) for item in tensors(spans[-1].end, 2)]
     output = attention_over(spans).in_bfloat16(*inputs, None, None)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -177,14 +177,14 @@ def test_values_may_be_wider_than_keys_and_a_part_empty(spans: list[Span]) -> No
         torch.testing.assert_close(ours, plain)
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
+@pytest.mark.parametrize("wanted", [False, True])
+def test_nothing_is_kept_where_no_gradient_is_wanted(wanted: bool) -> None:
+    """Not even until the end of the forward pass, which would hold the weights of all blocks together."""
     kept: list[torch.Tensor] = []
-    inputs = [item.detach().bfloat16() for item in tensors(10, 2)]
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        attention_over(LAYOUTS[1]).in_bfloat16(*inputs, None, None)
-        assert not kept
-        attention_over(LAYOUTS[1]).in_bfloat16(inputs[0].requires_grad_(), *inputs[1:], None, None)
-        assert kept
+    ctx = SimpleNamespace(needs_input_grad=(wanted, False, False, False), save_for_backward=lambda *t: kept.extend(t))
+    inputs = [item.detach().bfloat16().squeeze(0) for item in tensors(10, 2)]
+    bfloat16_attention.BFloat16Attention.forward(ctx, *inputs, bfloat16_attention.Row(LAYOUTS[1], 0.3))
+    assert bool(kept) is wanted
 
 
 @pytest.mark.usefixtures("block")
@@ -195,7 +195,7 @@ def test_weights_that_are_made_again_are_the_same(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (True, torch.float32), (False, torch.bfloat16)])
-def test_halves_are_for_bfloat16_on_a_cpu_that_has_it(
+def test_its_own_attention_is_for_bfloat16_on_a_cpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(packed_attention, "has_bfloat16", lambda: native)

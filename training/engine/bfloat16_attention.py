@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from training.engine.arrangement import Span
+from training.engine.causal_mask import Masks, causal_mask
 
 BLOCK = 192  # queries of a block; of 96 to 256 the fastest for responses of some hundred tokens
 KEPT_WIDTHS = 16  # keys, in widths of a head: 1,024 for heads of 64
-
-Masks = dict[tuple[int, int, int | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,8 @@ class Row:
         queries, keys = scores.shape[1], scores.shape[3]
         near = self.window is None or self.window >= keys
         seen = keys - queries if near else 0  # keys that every one of these queries sees
-        scores[..., seen:] += self.additive(queries, keys - seen, None if near else self.window, scores)
-
-    def additive(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """(queries, 1, keys): 0 where the last ``queries`` of ``keys`` positions attend. Made once for all layers."""
-        if (mask := self.masks.get((queries, keys, window))) is None:
-            distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
-            hidden = (distance < 0) | (distance >= (window or keys))
-            mask = like.new_zeros(queries, 1, keys).masked_fill_(hidden[:, None], float("-inf"))
-            self.masks[queries, keys, window] = mask
-        return mask
+        mask = causal_mask(self.masks, queries, keys - seen, None if near else self.window, scores)
+        scores[..., seen:] += mask[:, None]
 
 
 @dataclass(frozen=True)

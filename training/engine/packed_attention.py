@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from training.engine import bfloat16_attention
 from training.engine.arrangement import Arrangement, Span
+from training.engine.causal_mask import Masks, causal_mask
 from training.engine.compute import has_bfloat16
 
 NAME = "tiebreak_packed"
@@ -33,14 +34,12 @@ class PackedAttention:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        self.masks: dict[tuple[int, int, int], torch.Tensor] = {}
-        self.bfloat16_masks: bfloat16_attention.Masks = {}
+        self.masks: Masks = {}
         self.blocks: dict[int | None, BlockMask] = {}
 
     def lay_out(self, arrangement: Arrangement) -> None:
         self.spans = arrangement.spans
         self.masks.clear()
-        self.bfloat16_masks.clear()
         self.blocks.clear()
 
     def __call__(
@@ -77,7 +76,7 @@ class PackedAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
     ) -> torch.Tensor:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        row = bfloat16_attention.Row(self.spans, scaling, window, self.bfloat16_masks)
+        row = bfloat16_attention.Row(self.spans, scaling, window, self.masks)
         inputs = (tensor.squeeze(0) for tensor in (query, key, value))
         output: torch.Tensor = bfloat16_attention.BFloat16Attention.apply(*inputs, row)
         return output[None]
@@ -107,18 +106,8 @@ class PackedAttention:
         queries, keys = query.shape[2], key.shape[2]
         if queries == keys and (window is None or window >= keys):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-        mask = self.causal_mask(queries, keys, window, query)
+        mask = causal_mask(self.masks, queries, keys, window, query)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-
-    def causal_mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """(queries, keys): 0 where attended, -inf elsewhere. The same in all layers, so it is made once a row."""
-        window = keys if window is None else min(window, keys)
-        if (mask := self.masks.get((queries, keys, window))) is None:
-            distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None]
-            hidden = (distance < 0) | (distance >= window)
-            mask = torch.zeros(queries, keys, dtype=like.dtype).masked_fill_(hidden, float("-inf")).to(like.device)
-            self.masks[queries, keys, window] = mask
-        return mask
 
     def in_one_call(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
