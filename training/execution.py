@@ -20,7 +20,6 @@ from training import registry, store
 from training.exceptions import JobFailed, LeaseLost, Rejected
 from training.jobspec import (
     MergeJob,
-    ModelRef,
     PromptLine,
     Result,
     SampledPair,
@@ -47,7 +46,7 @@ from training.supervision import Work
 
 log = logging.getLogger(__name__)
 
-PROBES = 16  # held-out prompts that a run's policies answer to be compared
+PROBES = 32  # held-out prompts that a run's policies answer to be compared
 MIN_HASH = 12  # characters of a content hash that name a checkpoint; pages show as many
 
 
@@ -84,7 +83,7 @@ class Training(Work[TrainingRun]):
         verified: registry.Verified = {}
         return TrainJob(
             reference=registry.weights_of(reference, verified),
-            first=self._first(verified),
+            **self._first(verified),
             seed=self.job.seed,
             base_name=root.public_name or root.name,
             cache_dir=str(settings.CACHE_DIR),
@@ -94,14 +93,18 @@ class Training(Work[TrainingRun]):
             **for_engine(self.job.recipe),
         )
 
-    def _first(self, verified: registry.Verified) -> ModelRef | None:
+    def _first(self, verified: registry.Verified) -> dict[str, Any]:
         """The first policy, to measure the drift from. It only measures, so a run does without a damaged one."""
-        first = Promotion.first_behind(self.job.project, self.job.reference)
+        first, reference = Promotion.first_checkpoint(self.job.project), self.job.reference
+        if first is None or first.content_hash == reference.content_hash:
+            return {"first": None, "first_is_reference": True}
+        behind = Promotion.first_behind(self.job.project, reference)
         try:
-            return registry.weights_of(first, verified) if first else None
+            found = registry.weights_of(behind, verified) if behind else None
         except (Rejected, OSError) as error:
             log.warning("%s does without the first policy: %s", self.job, error)
-            return None
+            found = None
+        return {"first": found, "first_is_reference": False}
 
     def _write_probes(self) -> None:
         """The prompts that policies are compared on. A run that goes on keeps those that it has begun with."""

@@ -131,7 +131,8 @@ class TrainJob(JsonRecord):
     ld_alpha: float = 1.0  # weight of tokens beyond the shorter response's length (LD-DPO); 1 is plain
     save_every_steps: int = 5
     base_name: str = ""  # public name of the base weights, written to adapter_config.json in place of a path
-    first: ModelRef | None = None  # the first SFT snapshot, to measure the drift from; None: the reference is it
+    first: ModelRef | None = None  # the first SFT snapshot, to measure the drift from, where the reference is another
+    first_is_reference: bool = True  # without ``first``; False: there is one, and nothing can be measured from it
     cache_dir: str = ""  # what earlier runs on this machine have computed; empty: nothing is kept
     cache_mb: int = 20_000  # bound of that directory
     processes: int = 1  # accelerate processes, one a GPU; 0: one for every GPU

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.engine.runs import ROOT
-from training.engine import evaluation, guards, losses
+from training.engine import evaluation, guards, losses, on_policy
 from training.engine.errors import EngineError
 from training.engine.guards import TrainingGuard, flags
 from training.engine.losses import PairLogps
@@ -123,6 +123,17 @@ def written(**fields: Any) -> dict[str, Any]:
     return found | {name: value for name, value in fields.items() if name.endswith("_interval")}
 
 
+def compared(sure: bool = True, **fields: Any) -> dict[str, Any]:
+    """``written()`` and what it became; ``sure``: whether the intervals of the changes leave zero out."""
+    before, after = written(), written(**fields)
+    change: dict[str, Any] = {"prompts": 64}
+    for name, half in {"mean_tokens": 5.0, "finish_rate": 0.03}.items():
+        change[name] = moved = after[name] - before[name]
+        half = half if sure else abs(moved) + half
+        change[f"{name}_interval"] = [moved - half, moved + half]
+    return {"before": before, "after": after, "change": change}
+
+
 def codes(*arguments: Any) -> list[str]:
     found = flags(*arguments)
     assert all(set(item) == {"code", "message", "hint"} and all(item.values()) for item in found)
@@ -130,7 +141,7 @@ def codes(*arguments: Any) -> list[str]:
 
 
 GOOD = held_out(0.8)
-CALM = {"before": written(), "after": written(mean_tokens=85.0)}
+CALM = compared(mean_tokens=85.0)
 
 
 def test_a_run_that_went_well_has_no_flag() -> None:
@@ -191,11 +202,11 @@ def test_chosen_responses_that_fell_are_told_wherever_they_fell_further() -> Non
     [
         ({"mean_tokens": 110.0}, ["length_drift"]),
         ({"mean_tokens": 50.0}, ["length_drift"]),
-        ({"mean_tokens": 98.0}, []),  # surely longer, by less than a quarter
-        ({"mean_tokens": 110.0, "mean_tokens_interval": [70.0, 150.0]}, []),  # perhaps a few odd responses
+        ({"mean_tokens": 87.0}, []),  # surely longer, by less than a tenth
+        ({"mean_tokens": 110.0, "sure": False}, []),  # perhaps a few odd responses
         ({"finish_rate": 0.7}, ["unfinished"]),
         ({"finish_rate": 0.82}, []),
-        ({"finish_rate": 0.7, "finish_rate_interval": [0.5, 0.9]}, []),
+        ({"finish_rate": 0.7, "sure": False}, []),
         ({"distinct_2": 0.5}, ["repetitive"]),
         ({"distinct_2": 0.6}, []),
         ({"kl_reference": 25.0}, ["far_from_reference"]),
@@ -206,12 +217,12 @@ def test_chosen_responses_that_fell_are_told_wherever_they_fell_further() -> Non
     ],
 )
 def test_changes_of_what_the_policy_writes(fields: dict[str, Any], expected: list[str]) -> None:
-    assert codes(GOOD, {"before": written(), "after": written(**fields)}, STEP) == expected
+    assert codes(GOOD, compared(**fields), STEP) == expected
 
 
 def test_a_flag_says_the_numbers() -> None:
-    after = written(mean_tokens=110.0, finish_rate=0.6, kl_reference=25.4)
-    longer, unfinished, far = (item["message"] for item in flags(GOOD, {"before": written(), "after": after}, STEP))
+    figures = compared(mean_tokens=110.0, finish_rate=0.6, kl_reference=25.4)
+    longer, unfinished, far = (item["message"] for item in flags(GOOD, figures, STEP))
     assert longer == "Responses became longer: 80 tokens before, 110 after."
     assert unfinished == "Fewer responses come to an end: 90% before, 60% after."
     assert "25 nats a response away from its reference (95% interval 24 to 26)" in far
@@ -220,4 +231,25 @@ def test_a_flag_says_the_numbers() -> None:
 def test_figures_without_other_policies_have_no_drift() -> None:
     alone = {name: value for name, value in written().items() if not name.startswith("kl_")}
     assert codes(GOOD, {"before": alone, "after": alone}, STEP) == []
-    assert guards.apart({"x_interval": [0.0, 1.0]}, {"x_interval": [1.0, 2.0]}, "x") is False
+    assert guards.sure({"x_interval": [0.0, 1.0]}, "x") is False
+
+
+def test_the_default_model_that_stops_finishing_or_grows_to_the_cut_is_told() -> None:
+    """Responses are cut at 128 tokens, and this model writes 114 of them: what it can grow is little, and enough."""
+    before = {str(number): [128, 0] if number < 24 else [72, 1] for number in range(32)}
+    after = {str(number): [128, 0] if number < 30 else [90, 1] for number in range(32)}
+    change = on_policy.change(before, after)
+    assert change["mean_tokens"] == pytest.approx((6 * 56 + 2 * 18) / 32)
+    assert change["finish_rate"] == pytest.approx(-6 / 32)
+    figures = {
+        "before": written(mean_tokens=114.0, finish_rate=8 / 32),
+        "after": written(mean_tokens=125.6, finish_rate=2 / 32),
+        "change": change,
+    }
+    assert codes(GOOD, figures, STEP) == ["length_drift", "unfinished"]
+
+
+def test_changes_are_of_the_prompts_that_both_answered() -> None:
+    assert on_policy.change({"0": [5, 1]}, {"1": [9, 1]}) == {}
+    change = on_policy.change({"0": [5, 1], "1": [9, 0]}, {"1": [7, 1], "2": [100, 0]})
+    assert (change["prompts"], change["mean_tokens"], change["finish_rate"]) == (1, -2.0, 1.0)

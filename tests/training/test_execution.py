@@ -70,13 +70,15 @@ def test_a_run_asked_for_by_an_earlier_version_is_prepared(start):
 
 
 def test_the_first_policy_is_told_only_where_the_reference_is_another(project, policy, start, make_checkpoint):
-    assert _job(start()).first is None
+    job = _job(start())
+    assert (job.first, job.first_is_reference) == (None, True)
     TrainingRun.objects.update(state=Job.State.CANCELLED)
     other = make_checkpoint("other", project=project, kind="dpo", parent=policy)
     job = _job(start(reference=other))
     assert job.reference.base_hash == other.content_hash
     assert job.first is not None
     assert job.first.base_hash == policy.content_hash
+    assert not job.first_is_reference
 
 
 def test_a_first_policy_of_another_family_is_nothing_to_measure_from(project, policy, start, make_checkpoint):
@@ -85,7 +87,8 @@ def test_a_first_policy_of_another_family_is_nothing_to_measure_from(project, po
     child = make_checkpoint("child", project=project, kind="dpo", base=stranger, parent=stranger)
     grandchild = make_checkpoint("grandchild", project=project, kind="dpo", base=stranger, parent=child)
     for reference in (stranger, child, grandchild):
-        assert _job(start(reference=reference)).first is None
+        job = _job(start(reference=reference))
+        assert (job.first, job.first_is_reference) == (None, False)
         TrainingRun.objects.update(state=Job.State.CANCELLED)
 
 
@@ -99,7 +102,8 @@ def test_the_first_policy_is_found_however_far_back_it_is(project, policy, start
 def test_a_damaged_first_policy_costs_no_run(project, policy, start, make_checkpoint, caplog):
     full = make_checkpoint("full", project=project, kind="dpo", parent=policy)
     (store.checkpoint_dir(policy.uuid) / "model.safetensors").write_bytes(b"other")
-    assert _job(start(reference=full)).first is None
+    job = _job(start(reference=full))
+    assert (job.first, job.first_is_reference) == (None, False)
     assert "does without the first policy" in caplog.text
     TrainingRun.objects.update(state=Job.State.CANCELLED)
     shutil.rmtree(store.checkpoint_dir(policy.uuid))

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from training.engine import loading, on_policy
 from training.engine.chat import PromptError, prompt_token_ids
 from training.engine.jsonlines import read_lines
-from training.engine.on_policy import OnPolicySettings, Opened
+from training.engine.on_policy import OnPolicyResponse, OnPolicySettings, Opened
 from training.engine.setting import Setting
 from training.jobspec import PromptLine, write_atomically
 
 PHASE = "comparing responses"
 SETTINGS = OnPolicySettings()
+RESPONSES = "responses"  # of before.json: what ``after`` is compared with, prompt by prompt
 
 
 def before(setting: Setting) -> dict[str, Any]:
@@ -28,42 +29,48 @@ def before(setting: Setting) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return figures
     others = {"first": first_of(setting)} if setting.job.first else {}
-    figures = measure(setting, on_policy.as_it_is(setting.start.model.eval()), others)
-    if figures.get("prompts"):
+    figures, responses = measure(setting, on_policy.as_it_is(setting.start.model.eval()), others)
+    if responses:
         figures |= {"kl_reference": 0.0, "kl_reference_interval": [0.0, 0.0]}
-        if not setting.job.first:
+        if reference_is_first(setting):
             figures["kl_first"] = 0.0
+        figures[RESPONSES] = on_policy.outlines(responses)
     write_atomically(kept, json.dumps(figures))
     return figures
 
 
 def after(setting: Setting, policy: PreTrainedModel | PeftModel, earlier: dict[str, Any]) -> dict[str, Any]:
-    """{"prompts", "max_new_tokens", "before", "after"}; empty without prompts."""
+    """{"prompts", "max_new_tokens", "before", "after", "change"}; empty without prompts."""
     if not earlier.get("prompts"):
         return {}
+    outlines = earlier.pop(RESPONSES, {})  # which an earlier version did not keep
     others = {"reference": reference_of(setting, policy)}
     if setting.job.first:
         others["first"] = first_of(setting)
-    figures = measure(setting, on_policy.as_it_is(policy.eval()), others)
-    if not setting.job.first:
+    figures, responses = measure(setting, on_policy.as_it_is(policy.eval()), others)
+    if reference_is_first(setting):
         figures |= {name.replace("reference", "first"): figures[name] for name in list(figures) if "reference" in name}
     return {
         "prompts": figures["prompts"],
         "max_new_tokens": SETTINGS.max_new_tokens,
         "before": earlier,
         "after": figures,
+        "change": on_policy.change(outlines, on_policy.outlines(responses)),
     }
 
 
-def measure(setting: Setting, policy: Opened, others: dict[str, Opened]) -> dict[str, Any]:
+def reference_is_first(setting: Setting) -> bool:
+    return setting.job.first is None and setting.job.first_is_reference
+
+
+def measure(
+    setting: Setting, policy: Opened, others: dict[str, Opened]
+) -> tuple[dict[str, Any], list[OnPolicyResponse]]:
     prompts = probes(setting)
     if not prompts:
-        return {"prompts": 0}
+        return {"prompts": 0}, []
     setting.metrics.phase(PHASE)
-    figures, _ = on_policy.measure(
-        policy, others, setting.tokenizer, prompts, SETTINGS, setting.compute, setting.tick(PHASE)
-    )
-    return figures
+    return on_policy.measure(policy, others, setting.tokenizer, prompts, SETTINGS, setting.compute, setting.tick(PHASE))
 
 
 def probes(setting: Setting) -> list[list[int]]:

@@ -31,8 +31,9 @@ DISPLACED_STOP = 2.0
 # Steps that the stop looks back on: a few odd pairs in one step end no run.
 DISPLACED_STEPS = 5
 
-# Each of these is a change that a reader notices; how sure it is, the intervals say.
-LENGTH_DRIFT = 0.25
+# Each of these is a change that a reader notices; how sure it is, the intervals of the paired changes say. Length is
+# what DPO drifts in first (Park et al. 2024), and since responses are cut, the little that can be seen of it counts.
+LENGTH_DRIFT = 0.10
 FINISH_DROP = 0.10
 # More text has a smaller share of different n-grams anyway: answers to AlpacaEval, 32 to 256 of them, lose 5 to 8% of
 # distinct-2 when 100 words are read instead of 50. A fifth is repetition, not length.
@@ -116,15 +117,15 @@ def flags(
 ) -> list[Flag]:
     """What a person should know about a finished run, the most telling first.
 
-    ``held_out`` is what ``evaluation.summarise`` returns, ``on_policy`` ``{"before": ..., "after": ...}`` of
-    ``on_policy.measure``, either of them empty where it was not measured; ``final`` is the last step, ``chosen_shift``
-    that of the ``TrainingGuard``.
+    ``held_out`` is what ``evaluation.summarise`` returns, ``on_policy`` ``{"before": ..., "after": ..., "change": ...}``
+    of ``on_policy.measure`` and ``on_policy.change``, all of them empty where nothing was measured; ``final`` is the
+    last step, ``chosen_shift`` that of the ``TrainingGuard``.
     """
     before, after = on_policy.get("before") or {}, on_policy.get("after") or {}
     return [
         *learning_flags(held_out, final),
         *displacement_flags(held_out, chosen_shift),
-        *(writing_flags(before, after) if before.get("prompts") and after.get("prompts") else ()),
+        *(writing_flags(before, after, on_policy.get("change") or {}) if before.get("prompts") and after else ()),
         *drift_flags(after),
     ]
 
@@ -185,16 +186,16 @@ def displacement_flags(held_out: dict[str, Any], chosen_shift: float) -> Iterato
         yield flag("displaced_chosen", message, f"{READ_FIRST} {HOLD_CHOSEN}")
 
 
-def writing_flags(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Flag]:
-    """Both are of the same prompts. A change must be large, and larger than the choice of prompts explains."""
-    ratio = after["mean_tokens"] / before["mean_tokens"]
-    if abs(ratio - 1) > LENGTH_DRIFT and apart(before, after, "mean_tokens"):
-        what = "longer" if ratio > 1 else "shorter"
+def writing_flags(before: dict[str, Any], after: dict[str, Any], change: dict[str, Any]) -> Iterator[Flag]:
+    """All are of the same prompts. A change must be large, and larger than the choice of prompts explains."""
+    longer = change.get("mean_tokens", 0.0) / before["mean_tokens"]
+    if abs(longer) > LENGTH_DRIFT and sure(change, "mean_tokens"):
+        what = "longer" if longer > 0 else "shorter"
         message = (
             f"Responses became {what}: {before['mean_tokens']:.0f} tokens before, {after['mean_tokens']:.0f} after."
         )
         yield flag("length_drift", message, "Check that people chose for more than length; ld_alpha below 1 helps.")
-    if before["finish_rate"] - after["finish_rate"] > FINISH_DROP and apart(before, after, "finish_rate"):
+    if change.get("finish_rate", 0.0) < -FINISH_DROP and sure(change, "finish_rate"):
         message = (
             f"Fewer responses come to an end: {percent(before['finish_rate'])} before, {percent(after['finish_rate'])} "
             "after."
@@ -208,10 +209,10 @@ def writing_flags(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Fla
         yield flag("repetitive", message, f"{READ_FIRST} {LEARN_SLOWER}")
 
 
-def apart(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    """Whether the two intervals do not meet."""
-    (low, high), (low_after, high_after) = before[f"{name}_interval"], after[f"{name}_interval"]
-    return bool(high < low_after or high_after < low)
+def sure(change: dict[str, Any], name: str) -> bool:
+    """Whether the interval of a change leaves zero out."""
+    low, high = change[f"{name}_interval"]
+    return bool(low > 0 or high < 0)
 
 
 def drift_flags(after: dict[str, Any]) -> Iterator[Flag]:

@@ -203,6 +203,28 @@ def figures(responses: Sequence[OnPolicyResponse]) -> dict[str, Any]:
     return result | {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
 
 
+def outlines(responses: Sequence[OnPolicyResponse]) -> dict[str, list[int]]:
+    """By the number of the prompt: how many tokens the response to it has, and whether it ended by itself (1 or 0)."""
+    return {str(item.prompt): [len(item.token_ids), int(item.finish_reason == "stop")] for item in responses}
+
+
+def change(before: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What became of ``mean_tokens`` and ``finish_rate`` on the prompts of both, each with its interval over prompts.
+
+    Paired, because prompts differ more than policies do: one asks for a word and one for a page. Both arguments are
+    ``outlines``. Empty where no prompt is in both.
+    """
+    prompts = sorted(before.keys() & after.keys())
+    if not prompts:
+        return {}
+    differences = np.array([after[prompt] for prompt in prompts], float) - [before[prompt] for prompt in prompts]
+    bounds = intervals(differences, range(len(prompts)))
+    result: dict[str, Any] = {"prompts": len(prompts)}
+    for name, values, interval in zip(("mean_tokens", "finish_rate"), differences.T, bounds, strict=True):
+        result |= {name: float(values.mean()), f"{name}_interval": interval}
+    return result
+
+
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams over all n-grams of all ``texts`` together (Li et al. 2016, section 5), of tokens not words.
 
