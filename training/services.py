@@ -20,6 +20,7 @@ from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
     CheckpointExport,
+    DatasetSnapshot,
     Job,
     LoopRule,
     PairOrigin,
@@ -190,7 +191,7 @@ def request_run(
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
-    snapshot, counts = freeze_snapshot(project=project, rule=recipe.label_rule, reference_hash=reference.content_hash)
+    snapshot, counts = _freeze(project, recipe, reference)
     _refuse_too_little(counts)
     try:
         with transaction.atomic():
@@ -216,6 +217,16 @@ def request_run(
         _refuse_second_run(project)
         raise
     return run
+
+
+def _freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> tuple[DatasetSnapshot, TripleCounts]:
+    try:
+        return freeze_snapshot(project=project, rule=recipe.label_rule, reference_hash=reference.content_hash)
+    except OSError as error:
+        raise Rejected(
+            f"The snapshot of the labels could not be written: {error.strerror or error}. Nothing was queued and no "
+            "label is lost. See to the disk that holds the data directory, and train again."
+        ) from error
 
 
 def continued(recipe: Recipe, reference: Checkpoint) -> Recipe:

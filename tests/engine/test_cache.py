@@ -110,6 +110,31 @@ def test_many_go_at_once_when_the_bound_is_lowered(opened: Callable[..., Cache])
     assert [number for number, key in enumerate(keys(700)) if cache.get(key)] == [696, 697, 698, 699]
 
 
+def test_a_lowered_bound_gives_the_disk_back(opened: Callable[..., Cache], path: Path) -> None:
+    size = 50_000
+    opened().put((key, value_of(number, size)) for number, key in enumerate(keys(200)))
+    for cache in (opened(), opened(limit=4 * size)):
+        cache.close()
+    assert path.stat().st_size < 6 * size
+    again = opened(limit=4 * size)
+    assert [number for number, key in enumerate(keys(200)) if again.get(key)] == [196, 197, 198, 199]
+
+
+def test_a_file_that_another_engine_reads_is_shrunk_later(opened: Callable[..., Cache], path: Path) -> None:
+    size = 50_000
+    opened().put((key, value_of(number, size)) for number, key in enumerate(keys(200)))
+    with sqlite3.connect(path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM entry").fetchone()
+        cache = opened(limit=4 * size)
+        cache.put([(key_of("new"), value_of(1, size))])
+        assert cache.get(key_of("new")) == value_of(1, size)
+        reader.execute("COMMIT")
+    reader.close()
+    opened(limit=4 * size).close()
+    assert path.stat().st_size < 6 * size
+
+
 def test_a_bound_smaller_than_a_value_keeps_nothing(opened: Callable[..., Cache]) -> None:
     cache = opened(limit=50)
     cache.put([(keys(1)[0], value_of(1))])

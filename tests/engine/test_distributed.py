@@ -291,7 +291,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         (4, {"processes": 0, "device": "cpu"}, 1),
         (4, {"processes": 2}, 2),
         (4, {"processes": 4, "sharding": "fsdp"}, 4),
-        (0, {"processes": 2}, 2),
+        (0, {"processes": 2, "device": "cpu"}, 2),
         (4, {"processes": 8, "device": "cpu"}, 8),
         (1, {"processes": 0, "sharding": "fsdp"}, 1),
     ],
@@ -308,6 +308,7 @@ def test_the_number_of_processes(
     [
         (2, {"processes": 4}, "no_gpu", "4 GPUs and this machine has 2"),
         (0, {"processes": 2, "device": "cuda"}, "no_gpu", "has none"),
+        (0, {"processes": 4}, "no_gpu", "4 GPUs and this machine has none"),
         (0, {"processes": 2, "sharding": "fsdp"}, "bad_job", "computes on the CPU"),
         (4, {"processes": 2, "sharding": "fsdp", "device": "cpu"}, "bad_job", "computes on the CPU"),
         (4, {"processes": 2, "sharding": "fsdp", "mode": "fast"}, "bad_job", "lower layers"),

@@ -97,6 +97,14 @@ def test_one_odd_step_or_a_smaller_fall_stops_nothing() -> None:
     assert TrainingGuard().chosen_shift == 0.0
 
 
+def test_a_loss_that_pushes_both_responses_down_is_let_do_so() -> None:
+    guard = TrainingGuard.of("float32", "apo_down")
+    for number in range(1, 9):
+        guard.watch(dataclasses.replace(STEP, step=number), -3.0)
+    assert guard.chosen_shift == -3.0
+    assert codes(GOOD, {}, STEP, guard.chosen_shift) == ["displaced_chosen"]
+
+
 # Flags.
 
 

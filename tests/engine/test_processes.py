@@ -142,7 +142,7 @@ def test_a_stop_does_not_wait_for_the_end_of_a_long_step(
     assert untimed(steps(cut)) == untimed(steps(whole))
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "unsealed"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "unsealed"])
 def test_a_torn_state_is_removed_and_the_one_before_is_used(
     train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -152,6 +152,10 @@ def test_a_torn_state_is_removed_and_the_one_before_is_used(
     state = cut / "trainer" / "checkpoint-5"
     if damage == "cut":
         os.truncate(state / "optimizer.pt", 100)
+    elif damage == "flipped":  # one bit of a moment: a number like any other
+        content = bytearray((state / "optimizer.pt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (state / "optimizer.pt").write_bytes(content)
     else:
         (state / ("adapter_model.safetensors" if damage == "missing" else resume.SEAL)).unlink()
     found = resume.last_state(cut / "trainer", resume.job_identity(cut, "cpu float32"))

@@ -30,9 +30,10 @@ from tests.engine.prepared import (
     whole_step,
 )
 from tests.engine.runs import adapter_bytes, do, question, read_lines, steps, succeed, triple
-from training.engine import evaluation, loading, ranks, step_plan, step_record
+from training.engine import chat, evaluation, loading, ranks, step_plan, step_record
 from training.engine import reference as reference_module
 from training.engine.errors import EngineError
+from training.engine.guards import TrainingGuard
 from training.engine.preference_data import TokenTriple
 from training.engine.reference_logps import scored_with
 from training.engine.scoring import Scorer, add_scoring_head
@@ -176,6 +177,23 @@ def test_ids_of_another_vocabulary_are_not_trained_on(train_run: MakeRun, finish
     assert setting.data.retokenised == ["pair-0", "pair-1"]
 
 
+def test_an_imported_response_ends_with_the_token_that_the_template_ends_a_turn_with(
+    train_run: MakeRun, copied_model: Path
+) -> None:
+    """In Gemma's way: the end of a text is another token than the end of a turn."""
+    tokenizer = AutoTokenizer.from_pretrained(copied_model)
+    turn_end = tokenizer.eos_token_id
+    tokenizer.eos_token = tokenizer.pad_token
+    tokenizer.save_pretrained(copied_model)
+    assert chat.turn_end_id(AutoTokenizer.from_pretrained(copied_model)) == turn_end != tokenizer.eos_token_id
+    setting = ready_setting(train_run([triple(0)], reference=ModelRef(str(copied_model), "hash-of-copy")))
+    assert setting.data.train[0].chosen_ids[-1] == turn_end
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert chat.turn_end_id(tokenizer) == tokenizer.eos_token_id
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert chat.turn_end_id(tokenizer) == tokenizer.eos_token_id
+
+
 # The prompt as sampled.
 
 
@@ -210,7 +228,10 @@ def test_a_template_that_writes_the_date_does_not_change_what_was_sampled(train_
     assert pair.prompt_ids == line.prompt_token_ids
     without = dataclasses.replace(line, prompt_token_ids=[])
     [other] = ready_setting(train_run([without], name="other", reference=dated)).data.train
-    assert "Today is" in AutoTokenizer.from_pretrained(dated.base_dir).decode(other.prompt_ids)
+    # Responses that nobody sampled here have no prompt ids: they get those of one and the same day, whatever today is.
+    assert "Today is 26 July 2024, 00:00:00.000000." in AutoTokenizer.from_pretrained(dated.base_dir).decode(
+        other.prompt_ids
+    )
     runs = [train_run([line], name=name, reference=dated) for name in ("first", "second")]
     for run_dir in runs:
         succeed("train_dpo", run_dir)
@@ -229,6 +250,17 @@ def test_prompt_ids_of_another_tokenizer_are_not_used(train_run: MakeRun, refere
     }[why]
     [pair] = ready_setting(train_run([dataclasses.replace(line, **fields)])).data.train
     assert pair.prompt_ids == ready_setting(train_run([triple(0)], name="plain")).data.train[0].prompt_ids
+
+
+def test_the_seconds_of_a_run_are_those_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(step_record.time, "monotonic", lambda: now[0])
+    recorder = step_record.StepRecorder(None, TrainingGuard())  # type: ignore[arg-type]
+    nothing: Any = None
+    for event, seconds in (("on_train_begin", 30.0), ("on_train_end", 500.0)):
+        getattr(recorder, event)(nothing, nothing, nothing)
+        now[0] += seconds
+    assert recorder.seconds == 30.0
 
 
 # The reference.
@@ -363,6 +395,18 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(train_run: MakeRun) ->
     assert "the same within the 128 tokens" in reasons["pair-2"]
     assert "the same" in reasons["pair-3"]
     assert details["left_out_by_split"] == {"train": 2, "held_out": 1}
+    assert details["cut"] == 0
+
+
+def test_a_response_that_does_not_fit_is_cut_and_counted(train_run: MakeRun) -> None:
+    long = Completion(f" {' '.join(['bird'] * 150)}")
+    prompt = len(ready_setting(train_run([triple(0)], name="plain")).data.train[0].prompt_ids)
+    rows = [triple(0), triple(0, pair_id="pair-long", chosen=long)]
+    run_dir = train_run(rows, max_length=prompt + 20)
+    cut = {pair.pair_id: (pair.cut, len(pair.chosen_ids)) for pair in ready_setting(run_dir).data.train}
+    assert cut["pair-long"] == (True, 20)
+    assert cut["pair-0"][0] is False
+    assert succeed("train_dpo", run_dir)["cut"] == 1
 
 
 def test_a_dataset_without_training_rows_is_told(train_run: MakeRun) -> None:

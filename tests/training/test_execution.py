@@ -12,6 +12,7 @@ from django.conf import settings
 
 from labeling.models import Prompt
 from training import services, store
+from training.exceptions import JobFailed
 from training.execution import PROBES, Sampling, Training
 from training.jobspec import PromptLine, Result, SampledPair, SampledResponse, SampleJob, TrainJob, read_job
 from training.models import Job, PairOrigin, SampleBatch, TrainingRun
@@ -67,6 +68,23 @@ def test_a_run_asked_for_by_an_earlier_version_is_prepared(start):
     again = Training(TrainingRun.objects.get(pk=work.job.pk), work.run_dir)
     assert again.prepare()
     assert (_job(again).micro_batch, _job(again).loss) == (1, "dpo")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_snapshot_is_not_trained_on(start, damage):
+    work = start()
+    path = store.snapshot_path(work.job.snapshot.sha256)
+    content = bytearray(path.read_bytes())
+    path.chmod(0o600)
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(JobFailed, match=f"{work.job.snapshot.short_hash} is missing or was changed on disk") as caught:
+        Training(work.job, work.run_dir).prepare()
+    assert caught.value.code == "snapshot_damaged"
+    assert "freezes a new snapshot" in caught.value.hint
 
 
 def test_the_first_policy_is_told_only_where_the_reference_is_another(project, policy, start, make_checkpoint):

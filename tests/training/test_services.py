@@ -27,6 +27,21 @@ def test_a_run_freezes_its_inputs(project, policy, label, django_capture_on_comm
     assert len(callbacks) == 1, "the worker hears of it once the row is there"
 
 
+def test_a_snapshot_that_cannot_be_written_is_told_and_queues_nothing(project, policy, label, data_dir, monkeypatch):
+    label(10)
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots.os, "fsync", full_disk)
+        with pytest.raises(Rejected, match="could not be written: No space left on device"):
+            _request(project)
+    assert not TrainingRun.objects.exists()
+    assert not list((data_dir / "snapshots").glob("*draft*"))
+    assert _request(project).snapshot.train_triples == 10
+
+
 @pytest.mark.parametrize(
     ("choice", "reason"), [("tie", "12 ties"), ("both_bad", "12 both-bad"), (None, "Label some pairs first")]
 )

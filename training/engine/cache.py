@@ -18,6 +18,7 @@ from pathlib import Path
 from training.engine.journal import say
 
 RESERVED_BYTES = 2 * 2**30  # of the disk, which are left free
+SLACK_BYTES = 2**20  # of a file: pages that are not full, the index
 WAIT_SECONDS = 20.0  # for another engine that writes
 # Values lie in a table of their own, so that noting a use does not write a value again.
 TABLES = (
@@ -72,10 +73,22 @@ class Cache:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.connection = connect(path)
+            if path.stat().st_size > 2 * self.limit_bytes + SLACK_BYTES:
+                self.shrink()
         except FAILURES as error:
             self.recover(error)
         except OSError as error:
             self.give_up(error)
+
+    def shrink(self) -> None:
+        """Give the disk back what lies beyond the bound, after somebody has lowered it: SQLite keeps free pages."""
+        assert self.connection is not None
+        with suppress(sqlite3.OperationalError):  # another engine reads or writes; the next one will find it quiet
+            self.connection.execute("BEGIN IMMEDIATE")
+            self.evict()
+            self.connection.execute("COMMIT")
+            self.connection.execute("VACUUM")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def start_anew(self, path: Path) -> None:
         if self.connection is not None:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import datetime
+
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from training.jobspec import Completion, Message, TripleLine
+
+# Templates of some models write today's date. Then the same messages would be other tokens on another day: nothing that
+# was computed of them would be found again, and a run that goes on after midnight would train on others. So it is one
+# date for ever, which Llama's templates fall back to by themselves. Templates are given plain data alone, hence the way.
+DATE = datetime.datetime(2024, 7, 26)
+
+
+class AlwaysThatDay(datetime.datetime):
+    """The clock of ``strftime_now`` in templates."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> AlwaysThatDay:
+        return cls(DATE.year, DATE.month, DATE.day, tzinfo=tz)
+
+
+chat_template_utils.datetime = AlwaysThatDay  # type: ignore[attr-defined]
 
 
 class PromptError(ValueError):
@@ -41,7 +60,7 @@ def is_of_this_tokenizer(tokenizer: PreTrainedTokenizerBase, completion: Complet
 def prompt_token_ids_as_sampled(tokenizer: PreTrainedTokenizerBase, line: TripleLine) -> list[int]:
     """The ids that both responses were sampled from, where they are this tokenizer's; else none.
 
-    A chat template may write today's date, so the same messages give other ids on another day.
+    The chat template may have been another one then.
     """
     ids = line.prompt_token_ids
     if not ids or max(ids) >= len(tokenizer) or min(ids) < 0:
@@ -52,8 +71,8 @@ def prompt_token_ids_as_sampled(tokenizer: PreTrainedTokenizerBase, line: Triple
     return list(ids) if line.messages[-1]["content"].strip() in text else []
 
 
-def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
-    """The ids as sampled, where they are this tokenizer's; else those of the text.
+def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, turn_end: int) -> list[int]:
+    """The ids as sampled, where they are this tokenizer's; else those of the text, and ``turn_end``.
 
     Decoding and encoding again does not give back what was sampled in general. A response that was cut at its greatest
     length has no end of turn.
@@ -61,7 +80,23 @@ def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Complet
     if is_of_this_tokenizer(tokenizer, completion):
         return list(completion.token_ids)
     ids: list[int] = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
-    return ids if completion.finish_reason == "length" else [*ids, tokenizer.eos_token_id]
+    return ids if completion.finish_reason == "length" else [*ids, turn_end]
+
+
+def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that the chat template writes behind what the assistant has said; the end of text where it writes none.
+
+    They differ where a model ends a turn with one token and a text with another, as Gemma does.
+    """
+    question: list[Message] = [{"role": "user", "content": "a"}]
+    answer: Message = {"role": "assistant", "content": "b"}
+    try:
+        whole = tokenizer.apply_chat_template([*question, answer], tokenize=True, return_dict=False)
+        said = list(whole)[len(prompt_token_ids(tokenizer, question)) :]
+    except (PromptError, TemplateError, KeyError, TypeError):
+        said = []
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((number for number in said if number in special), int(tokenizer.eos_token_id))
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:

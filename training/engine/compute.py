@@ -14,6 +14,7 @@ from training.engine.errors import EngineError
 from training.jobspec import Precision
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VERSIONS = tuple(f"{library} {version(library)}" for library in ("torch", "transformers"))  # others may round otherwise
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "safetensors", "tokenizers")
 
 

@@ -189,7 +189,7 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
     job, train = setting.job, setting.data.train
     plan = step_plan.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
     examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
-    guard = TrainingGuard.of(setting.compute.dtype)
+    guard = TrainingGuard.of(setting.compute.dtype, job.loss)
     room = memory.remembered_room(setting.run_dir / "trainer") or setting.plan.room
     course = Course(examples, plan, setting.scorer, LossSettings.of(job), room, guard)
     an_epoch = step_plan.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
@@ -304,6 +304,7 @@ def describe(setting: Setting, trainer: PairTrainer, recorder: StepRecorder) -> 
         "triples": {"train": len(data.train), "held_out": len(data.held_out), "left_out": len(data.left_out)},
         "ties": sum(triple.is_tie for triple in data.train),
         "retokenised": len(data.retokenised),
+        "cut": sum(triple.cut for triple in [*data.train, *data.held_out]),
         "left_out": reasons,
         "left_out_by_split": dict(Counter(item.split for item in data.left_out)),
         "final": recorder.last.to_dict() if recorder.last else {},

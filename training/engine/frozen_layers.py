@@ -12,7 +12,6 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from transformers import PreTrainedModel
 
 from training.engine.arrangement import Arrangement, Tokens, Unlabelled
 from training.engine.cache import Cache, key_of
-from training.engine.compute import Compute
+from training.engine.compute import VERSIONS, Compute
 from training.engine.errors import EngineError
 
-LAYOUT = "states 4"
-VERSIONS = tuple(f"{library} {version(library)}" for library in ("torch", "transformers"))  # may round otherwise
+LAYOUT = "states 5"
 TRAINED_SHARE = 3  # a third of the layers
 CACHE_SHARE = 0.9  # of the bound of the cache directory
 
@@ -76,6 +74,11 @@ class FrozenLayers:
     in_tuple: bool = False  # the form that this model's layers give their states in
     trusted: bool = True  # whether states of earlier runs are used
     read_now: set[bytes] = field(default_factory=set, repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states: that of the weights, which with full fine-tuning are float32 whatever products are made in."""
+        return self.model.get_input_embeddings().weight.dtype
 
     def __post_init__(self) -> None:
         layers = decoder_layers(self.model)
@@ -129,7 +132,7 @@ class FrozenLayers:
         if data is None:
             return None
         lengths = [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)]
-        prompt, first, second = from_bytes(data, self.compute.dtype, sum(lengths)).split(lengths)
+        prompt, first, second = from_bytes(data, self.dtype, sum(lengths)).split(lengths)
         return prompt, first, second
 
     @torch.no_grad()
@@ -145,7 +148,7 @@ class FrozenLayers:
         finally:
             self.taking = False
         assert self.taken is not None
-        states, self.taken = self.taken.to(self.compute.dtype).cpu(), None
+        states, self.taken = self.taken.to(self.dtype).cpu(), None
         self.computed += 1
         segments = cut(states, pair, batch)
         self.read_now.add(self.key(pair))

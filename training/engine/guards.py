@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from training.engine.errors import EngineError
-from training.jobspec import StepMetrics
+from training.jobspec import LossName, StepMetrics
 
 Flag = dict[str, str]
 
@@ -30,6 +30,8 @@ DISPLACED = 0.5
 DISPLACED_STOP = 2.0
 # Steps that the stop looks back on: a few odd pairs in one step end no run.
 DISPLACED_STEPS = 5
+# Losses whose work it is to make both responses less likely. The flag still tells how far they fell.
+PUSHING_DOWN: frozenset[LossName] = frozenset({"apo_down"})
 
 # Each of these is a change that a reader notices; how sure it is, the intervals of the paired changes say. Length is
 # what DPO drifts in first (Park et al. 2024), and since responses are cut, the little that can be seen of it counts.
@@ -56,14 +58,15 @@ READ_FIRST = "Read a few of its responses before you promote it."
 class TrainingGuard:
     """Watches the optimiser steps of one process; one that goes on from a saved step starts with an empty memory."""
 
-    def __init__(self, dtype: str = "float32") -> None:
+    def __init__(self, dtype: str = "float32", loss: LossName = "dpo") -> None:
         self.reference_tolerance = REFERENCE_TOLERANCE[dtype]
+        self.stops_displaced = loss not in PUSHING_DOWN
         self.shifts: deque[float] = deque(maxlen=DISPLACED_STEPS)
 
     @classmethod
-    def of(cls, dtype: object) -> TrainingGuard:
+    def of(cls, dtype: object, loss: LossName = "dpo") -> TrainingGuard:
         """``dtype``: what the policy computes in, as torch names it or as a string."""
-        return cls(str(dtype).removeprefix("torch."))
+        return cls(str(dtype).removeprefix("torch."), loss)
 
     def check_reference(self, chosen: float, rejected: float) -> None:
         """Before the first update policy and reference must agree on both responses, not only on the difference.
@@ -91,7 +94,8 @@ class TrainingGuard:
         Raises ``EngineError`` displaced.
         """
         self.shifts.append(chosen_shift)
-        if len(self.shifts) == DISPLACED_STEPS and self.chosen_shift < -DISPLACED_STOP:
+        fallen = len(self.shifts) == DISPLACED_STEPS and self.chosen_shift < -DISPLACED_STOP
+        if fallen and self.stops_displaced:
             raise displaced(metrics.step, -self.chosen_shift)
 
     @property
@@ -117,9 +121,9 @@ def flags(
 ) -> list[Flag]:
     """What a person should know about a finished run, the most telling first.
 
-    ``held_out`` is what ``evaluation.summarise`` returns, ``on_policy`` ``{"before": ..., "after": ..., "change": ...}``
-    of ``on_policy.measure`` and ``on_policy.change``, all of them empty where nothing was measured; ``final`` is the
-    last step, ``chosen_shift`` that of the ``TrainingGuard``.
+    ``held_out`` is what ``evaluation.summarise`` returns, ``on_policy`` what ``comparison.after`` does: ``before`` and
+    ``after`` of ``on_policy.measure`` and ``change`` of ``on_policy.change``, each empty where it was not measured.
+    ``final`` is the last step, ``chosen_shift`` that of the ``TrainingGuard``.
     """
     before, after = on_policy.get("before") or {}, on_policy.get("after") or {}
     return [

@@ -38,11 +38,11 @@ def processes_wanted(job: TrainJob) -> int:
         return 1
     gpus = gpus_for(job)
     wanted = job.processes or max(1, gpus)
-    if gpus and wanted > gpus:
-        message = f"The run asks for {wanted} GPUs and this machine has {gpus}."
-        raise EngineError("no_gpu", message, "Choose fewer, or 0 for all there are.")
     if wanted > 1 and job.sharding == "fsdp":
         check_sharding(job, gpus)
+    if wanted > max(1, gpus) and job.device != "cpu":  # processes that are meant to share a CPU say so
+        message = f"The run asks for {wanted} GPUs and this machine has {gpus or 'none'}."
+        raise EngineError("no_gpu", message, "Choose fewer, or 0 for all there are.")
     return wanted
 
 

@@ -15,6 +15,7 @@ from training.engine.chat import (
     is_of_this_tokenizer,
     prompt_token_ids,
     prompt_token_ids_as_sampled,
+    turn_end_id,
 )
 from training.engine.errors import EngineError
 from training.engine.jsonlines import read_lines
@@ -40,6 +41,7 @@ class TokenTriple:
     label_noise: float = 0.0
     chosen_logps: tuple[float, ...] = ()
     rejected_logps: tuple[float, ...] = ()
+    cut: bool = False  # whether a response did not fit
 
     @property
     def is_tie(self) -> bool:
@@ -71,8 +73,9 @@ def read_preferences(
     data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)
     check_labels(lines)
+    turn_end = turn_end_id(tokenizer)
     for line in lines:
-        triple = tokenize(line, tokenizer, max_length, reference_hash)
+        triple = tokenize(line, tokenizer, turn_end, max_length, reference_hash)
         if reason := triple if isinstance(triple, str) else problem(triple):
             data.left_out.append(LeftOut(line.pair_id, line.split, reason))
         elif not isinstance(triple, str):
@@ -96,7 +99,7 @@ def check_labels(lines: list[TripleLine]) -> None:
 
 
 def tokenize(
-    line: TripleLine, tokenizer: PreTrainedTokenizerBase, max_length: int, reference_hash: str
+    line: TripleLine, tokenizer: PreTrainedTokenizerBase, turn_end: int, max_length: int, reference_hash: str
 ) -> TokenTriple | str:
     """The ids of ``line``, or the sentence that says why it has none."""
     sampled_prompt = prompt_token_ids_as_sampled(tokenizer, line)
@@ -104,21 +107,22 @@ def tokenize(
         prompt_ids = sampled_prompt or prompt_token_ids(tokenizer, line.messages)
     except PromptError as error:
         return str(error)
+    sides = (line.chosen, line.rejected)
+    chosen, rejected = (completion_token_ids(tokenizer, item, turn_end) for item in sides)
     room = max_length - len(prompt_ids)
     if room <= 0:
         return f"The prompt has {len(prompt_ids):,} tokens and training reads {max_length:,} with the response."
-    sides = (line.chosen, line.rejected)
-    chosen, rejected = (completion_token_ids(tokenizer, item)[:room] for item in sides)
     logps = [sampled_logps(tokenizer, item, reference_hash)[:room] if sampled_prompt else () for item in sides]
     return TokenTriple(
         line.pair_id,
         line.prompt_id,
         prompt_ids,
-        chosen,
-        rejected,
+        chosen[:room],
+        rejected[:room],
         line.weight,
         line.label_noise,
         *(logps if all(logps) else ((), ())),
+        cut=max(len(chosen), len(rejected)) > room,
     )
 
 

@@ -253,7 +253,7 @@ def explain(error: Exception, run_dir: Path) -> Result:
     if isinstance(error, (jobspec.SpecError, FileNotFoundError)) or type(error).__name__ == "JSONDecodeError":
         return _failure("bad_job", _last_line(error), "The run directory was not written by this version.")
     if is_out_of_memory(error):
-        hint = "Lower the micro-batch or the maximum length (sampling: the rows), or use a machine with more memory."
+        hint = "Lower the micro-batch or the maximum length (sampling: fewer pairs), or use a machine with more memory."
         return _failure("out_of_memory", "There was not enough memory.", hint)
     if is_disk_full(error):
         free = shutil.disk_usage(run_dir).free / 2**20

@@ -24,14 +24,14 @@ import torch
 from training.engine import ranks
 from training.engine.arrangement import Tokens, Unlabelled
 from training.engine.cache import Cache, key_of
-from training.engine.compute import Compute
+from training.engine.compute import VERSIONS, Compute
 from training.engine.frozen_layers import FrozenLayers
 from training.engine.journal import say
 from training.engine.preference_data import TokenTriple
 from training.engine.scoring import AGREEMENT, Scorer
 from training.jobspec import ModelRef, TrainJob
 
-LAYOUT = "logps 5"  # to be counted up when the same inputs give other values
+LAYOUT = "logps 6"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
@@ -152,7 +152,7 @@ class ReferenceLogps:
 
     def key(self, triple: TokenTriple) -> bytes:
         pair = Unlabelled.of(triple)
-        name = (LAYOUT, content_hash(self.reference), self.form, self.precision.name)
+        name = (LAYOUT, *VERSIONS, content_hash(self.reference), self.form, self.precision.name)
         return key_of(*name, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
 
 

@@ -15,29 +15,35 @@ PREFIX = "checkpoint-"
 
 
 def seal(state_dir: Path) -> None:
-    """Bring a saved state to the disk and list its files with their sizes. A state without the list is torn."""
-    sizes = {}
+    """Bring a saved state to the disk and list its files with their sha256. A state without the list is torn."""
+    hashes = {}
     for path in sorted(state_dir.rglob("*")):
         if path.is_file():
             sync(path)
-            sizes[str(path.relative_to(state_dir))] = path.stat().st_size
+            hashes[str(path.relative_to(state_dir))] = sha256_of(path)
     staging = state_dir / f".{SEAL}"
-    staging.write_text(json.dumps(sizes), encoding="utf-8")
+    staging.write_text(json.dumps(hashes), encoding="utf-8")
     sync(staging)
     staging.replace(state_dir / SEAL)
     sync(state_dir)
 
 
 def is_whole(state_dir: Path) -> bool:
+    """Whether every file is there, byte for byte: a moment of the optimiser with another bit is a number as well."""
     try:
-        sizes: dict[str, int] = json.loads((state_dir / SEAL).read_text(encoding="utf-8"))
-        return all((state_dir / name).stat().st_size == size for name, size in sizes.items())
+        hashes: dict[str, str] = json.loads((state_dir / SEAL).read_text(encoding="utf-8"))
+        return all(sha256_of(state_dir / name) == known for name, known in hashes.items())
     except (OSError, ValueError):
         return False
 
 
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def last_state(trainer_dir: Path, identity: str) -> Path | None:
-    """The newest whole state of the job ``identity``. Torn states, and all states of another job, are removed."""
+    """The newest whole state of the job ``identity``. Newer ones that are torn, and all of another job, are removed."""
     trainer_dir.mkdir(exist_ok=True)
     owner = trainer_dir / "job.sha256"
     if not owner.is_file() or owner.read_text(encoding="ascii") != identity:
@@ -48,9 +54,9 @@ def last_state(trainer_dir: Path, identity: str) -> Path | None:
         owner.write_text(identity, encoding="ascii")
         return None
     states = sorted(trainer_dir.glob(f"{PREFIX}*"), key=step_of)
-    for state in [state for state in states if not is_whole(state)]:
-        shutil.rmtree(state)
-        states.remove(state)
+    while states and not is_whole(states[-1]):
+        say(f"The state saved at step {step_of(states[-1])} is torn or was changed on disk, so it is not used.")
+        shutil.rmtree(states.pop())
     return states[-1] if states else None
 
 

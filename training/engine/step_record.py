@@ -86,6 +86,7 @@ class StepRecorder(TrainerCallback):
         self.steps_per_epoch = steps_per_epoch
         self.seconds_before = 0.0
         self.started = time.monotonic()
+        self.ended: float | None = None
         self.last: StepMetrics | None = None
 
     def go_on_from(self, steps: Sequence[StepMetrics]) -> None:
@@ -99,6 +100,11 @@ class StepRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started = time.monotonic()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.ended = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if process.stop.due:
@@ -145,7 +151,8 @@ class StepRecorder(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
+        """Spent on steps, and on saving them, over all attempts."""
+        return self.seconds_before + (self.ended or time.monotonic()) - self.started
 
 
 def state_dir(args: TrainingArguments, state: TrainerState) -> Path:
