@@ -106,15 +106,18 @@ class Footprint:
     overhead: int
     products: int = 0  # W + s B A beside W
     beside: int = 0  # models that the policy is compared with, loaded when training is done
+    shared_by: int = 1  # processes that FSDP shares the model out over while they train
 
     @property
     def training(self) -> int:
-        everything: int = sum(vars(self).values())
-        return everything - self.beside
+        shared = self.weights + self.optimizer + self.products
+        return -(-shared // self.shared_by) + self.activations + self.head + self.overhead
 
     @property
     def comparing(self) -> int:
-        return self.weights + self.optimizer + self.beside + self.overhead
+        """Of the first process. What was shared out, it loads once more as a whole, as each did at the start."""
+        again = self.weights if self.shared_by > 1 else 0
+        return -(-(self.weights + self.optimizer) // self.shared_by) + again + self.beside + self.overhead
 
     @property
     def total(self) -> int:
@@ -183,13 +186,15 @@ def estimate(
     bytes_per_weight: int,
     trained_layers: int,
     models_beside: int = 0,
+    shared_by: int = 1,
 ) -> Footprint:
     """The footprint of a training step on ``pairs`` pairs at once.
 
     ``tokens``: of the longest pair, packed: its prompt once, then both completions. ``completion_tokens``: of both its
     completions. ``bytes_per_weight``: of the weights below an adapter; full fine-tuning holds all in float32.
-    ``trained_layers``: see ``layers_trained``. ``models_beside``: see ``models_compared``. Activations are counted in
-    float32, which is an upper bound under bfloat16 autocast.
+    ``trained_layers``: see ``layers_trained``. ``models_beside``: see ``models_compared``. ``shared_by``: processes
+    that FSDP shares weights and optimiser state out over, 1 without. Activations are counted in float32, which is an
+    upper bound under bfloat16 autocast.
     """
     weights, optimizer = _weights(shape, method, mode, lora_rank, trained_layers, bytes_per_weight)
     values = values_kept(shape, method=method, lora_rank=lora_rank, tokens=tokens)
@@ -204,6 +209,7 @@ def estimate(
         head=(logits + completions) * FLOAT,
         overhead=OVERHEAD,
         beside=models_beside * parameters(shape) * bytes_per_weight,
+        shared_by=shared_by,
     )
 
 
@@ -237,6 +243,7 @@ def choose(
     limit_bytes: int,
     most_tokens: int,
     models_beside: int = 0,
+    shared_by: int = 1,
 ) -> tuple[int, bool] | None:
     """(pairs at once, checkpointing): what ``SHARE`` of the limit holds; else one with checkpointing; else ``None``.
 
@@ -257,6 +264,7 @@ def choose(
             bytes_per_weight=bytes_per_weight,
             trained_layers=trained_layers,
             models_beside=models_beside,
+            shared_by=shared_by,
         )
 
     least = needs(1, checkpointing=True)

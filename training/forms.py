@@ -145,7 +145,8 @@ class TrainForm(forms.Form):
     sharding = forms.ChoiceField(
         choices=list(CHOICES["sharding"].items()),
         initial=Recipe.sharding,
-        help_text="How several GPUs share the work. FSDP is for models that one of them cannot hold.",
+        help_text="How several GPUs share the work. FSDP is for models that one of them can hold, but not train: each "
+        "loads the whole model once, before they share it out.",
     )
 
     ESSENTIAL = ("method", "mode", "reference", "beta", "epochs")

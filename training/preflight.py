@@ -217,6 +217,7 @@ def _memory(project: Project, recipe: Recipe, reference: Checkpoint, longest: Lo
         "models_beside": footprint.models_compared(
             method, on_adapter=reference.is_adapter, has_first=first is not None
         ),
+        "shared_by": max(1, recipe.processes) if recipe.sharding == "fsdp" else 1,
     }
     if device == "cuda":
         pairs = recipe.micro_batch or 1

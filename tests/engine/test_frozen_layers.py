@@ -132,6 +132,19 @@ def test_what_is_below_does_not_change(train_run: MakeRun, tmp_path: Path, metho
     )
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_reference_values_in_bfloat16_are_those_of_the_exact_mode(train_run: MakeRun, method: str) -> None:
+    """With full fine-tuning the weights and what flows between layers are float32, and only products are rounded."""
+    values = []
+    for mode in ("exact", "fast"):
+        run_dir = train_run(
+            mixed_pairs(), name=mode, **(FAST | {"mode": mode, "method": method, "precision": "bfloat16"})
+        )
+        found, _ = dpo.read_reference(ready_setting(run_dir))
+        values.append(torch.cat([side for pair in found for side in pair]))
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
+
+
 def test_the_checkpoint_is_a_plain_adapter_on_the_base(train_run: MakeRun, reference: ModelRef) -> None:
     """PEFT loads it, and its margins are those that training ended with: the cached states were the right ones."""
     run_dir = train_run([*map(triple, range(4)), triple(9, split="held_out")], epochs=6, **FAST)

@@ -109,11 +109,32 @@ def test_a_pair_judged_the_other_way_needs_no_forward(train_run: MakeRun, kept: 
     assert adapter_bytes(warm) == adapter_bytes(cold) != adapter_bytes(first)
 
 
-def test_a_cut_completion_has_values_of_its_own(train_run: MakeRun, kept: dict[str, Any]) -> None:
+def test_another_maximum_length_is_a_cut_of_the_same_values(train_run: MakeRun, kept: dict[str, Any]) -> None:
+    """Whichever length came first: also the bytes of what is trained do not hang on it."""
     lines = [triple(0), triple(1, chosen=Completion(" bird" * 60))]
-    succeed("train_dpo", train_run(lines, name="first", max_length=128, **kept))
-    again = counts(train_run(lines, name="second", max_length=70, **kept))
-    assert again == NEVER | {"forwards": 1, "cached": 1, "checked": 1}
+    long, short = (ready_setting(train_run(lines, name=str(length), max_length=length, **kept)) for length in (128, 70))
+    whole, first = dpo.read_reference(long)
+    cut, second = dpo.read_reference(short)
+    assert (first.forwards, second.forwards, second.cached) == (2, 0, 2)
+    assert [pair.cut for pair in short.data.train] == [False, True]
+    for pair, values, part in zip(short.data.train, whole, cut, strict=True):
+        assert [len(side) for side in part] == [len(pair.chosen_ids), len(pair.rejected_ids)]
+        assert all(torch.equal(side[: len(some)], some) for side, some in zip(values, part, strict=True))
+    cold = train_run(lines, name="cold", max_length=70, **kept | {"cache_dir": ""})
+    succeed("train_dpo", cold)
+    again = train_run(lines, name="again", max_length=70, **kept)
+    assert counts(again) == NEVER | {"cached": 2, "checked": 1}
+    assert adapter_bytes(cold) == adapter_bytes(again)
+
+
+def test_what_lies_beyond_what_the_reference_reads_does_not_count(
+    train_run: MakeRun, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_logps, "READ_LENGTH", 80)
+    longer, longest = Completion(" bird" * 90), Completion(" bird" * 100)
+    assert counts(train_run([triple(0, chosen=longer)], name="one", max_length=70, **kept))["forwards"] == 1
+    assert counts(train_run([triple(0, chosen=longest)], name="two", max_length=60, **kept))["forwards"] == 0
+    assert counts(train_run([triple(0, chosen=longest)], name="three", max_length=90, **kept))["forwards"] == 1
 
 
 def test_a_cold_and_a_warm_cache_give_the_same_bytes(train_run: MakeRun, kept: dict[str, Any]) -> None:

@@ -46,6 +46,22 @@ def test_a_config_of_llama_gives_its_shape_and_its_parameters():
     assert footprint.adapter_parameters(SHAPE, 16, 30) == 4_884_480  # as peft counts
 
 
+def test_fsdp_shares_the_training_of_a_model_that_each_process_can_hold():
+    llama = Shape(32, 4096, 14336, 32, 8, 128, 128_256, False)  # 8 billion weights
+    sizes = USUAL | {"method": "full", "trained_layers": 32, "bytes_per_weight": 2}
+    limits = {"micro_batch": 0, "pairs_per_step": 8, "limit_bytes": 80 * 2**30, "device": "cuda"}
+    assert footprint.plan(llama, **sizes, **limits) is None
+    found = footprint.plan(llama, **sizes, **limits, shared_by=8)
+    assert found.expected.training < 0.7 * 80 * 2**30
+    whole = estimate(llama, **sizes, pairs=1, checkpointing=True)
+    shared = estimate(llama, **sizes, pairs=1, checkpointing=True, shared_by=8)
+    assert whole.training - shared.training == pytest.approx((whole.weights + whole.optimizer) * 7 / 8, abs=1)
+    # Sharing does not help who cannot hold the model at all: 70 billion weights in bfloat16.
+    larger = Shape(80, 8192, 28672, 64, 8, 128, 128_256, False)
+    lora = USUAL | {"trained_layers": 80, "bytes_per_weight": 2}
+    assert footprint.plan(larger, **lora, **limits, shared_by=8) is None
+
+
 def test_untied_embeddings_count_twice():
     untied = Shape.from_config(SMOL | {"tie_word_embeddings": False})
     assert footprint.parameters(untied) - footprint.parameters(SHAPE) == 49152 * 576

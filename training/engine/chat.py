@@ -10,9 +10,9 @@ from transformers.utils import chat_template_utils
 
 from training.jobspec import Completion, Message, TripleLine
 
-# Templates of some models write today's date. Then the same messages would be other tokens on another day: nothing that
-# was computed of them would be found again, and a run that goes on after midnight would train on others. So it is one
-# date for ever, which Llama's templates fall back to by themselves. Templates are given plain data alone, hence the way.
+# Templates of some models write today's date. Then the same messages would be other tokens on another day: nothing
+# computed of them would be found again, and a run that goes on after midnight would train on others. So it is one date
+# for ever, which Llama's templates fall back to by themselves. Templates are given plain data alone, hence the way.
 DATE = datetime.datetime(2024, 7, 26)
 
 

@@ -123,9 +123,11 @@ def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache
     ranks.join(compute)
     tokenizer = loading.load_tokenizer(job.reference.base_dir)
     start = reference.prepare(job, compute)
-    max_length = min(job.max_length, context_length(start.plain.config))
+    context = context_length(start.plain.config)
+    max_length = min(job.max_length, context)
     name = reference_logps.policy_hash(job.reference)
-    data = read_preferences(run_dir / "dataset.jsonl", tokenizer, max_length, name)
+    read_length = min(max(max_length, reference_logps.READ_LENGTH), context)
+    data = read_preferences(run_dir / "dataset.jsonl", tokenizer, max_length, name, read_length=read_length)
     triples = [*data.train, *data.held_out]
     labels = [[triple.weight for triple in triples], [triple.label_noise for triple in triples]]
     losses.check(LossSettings.of(job), *labels, [triple.pair_id for triple in triples])

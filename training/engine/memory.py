@@ -86,6 +86,7 @@ def plan(
         "models_beside": footprint.models_compared(
             job.method, on_adapter=job.reference.adapter_dir is not None, has_first=job.first is not None
         ),
+        "shared_by": processes() if job.sharding == "fsdp" else 1,
     }
     limit = memory_of(compute)
     planned = footprint.plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,8 +28,9 @@ TIE_NOISE = 0.5
 class TokenTriple:
     """(x, y_w, y_l) as ids, cut so that prompt and completion together fit the maximum length.
 
-    ``weight`` and ``label_noise``: see ``TripleLine``. ``chosen_logps`` and ``rejected_logps`` are those of the sampler
-    that wrote both responses, in nats a token, where it was the reference itself; else empty.
+    ``weight`` and ``label_noise``: see ``TripleLine``. ``beyond`` is what did not fit of either response, as far as the
+    reference reads. ``chosen_logps`` and ``rejected_logps`` are those of the sampler that wrote both responses, in nats
+    a token and also of what is beyond, where it was the reference itself; else empty.
     """
 
     pair_id: str
@@ -42,10 +43,17 @@ class TokenTriple:
     chosen_logps: tuple[float, ...] = ()
     rejected_logps: tuple[float, ...] = ()
     cut: bool = False  # whether a response did not fit
+    beyond: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
 
     @property
     def is_tie(self) -> bool:
         return self.label_noise == TIE_NOISE
+
+    @property
+    def uncut(self) -> TokenTriple:
+        """With both responses as far as the reference reads them."""
+        chosen, rejected = self.chosen_ids + self.beyond[0], self.rejected_ids + self.beyond[1]
+        return replace(self, chosen_ids=chosen, rejected_ids=rejected, beyond=([], []), cut=False)
 
 
 @dataclass(frozen=True)
@@ -64,18 +72,20 @@ class PreferenceData:
 
 
 def read_preferences(
-    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, reference_hash: str = ""
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, reference_hash: str = "", *, read_length: int = 0
 ) -> PreferenceData:
-    """Read and tokenise ``dataset.jsonl``; ``reference_hash`` says whose log-probabilities may stand in for the
-    reference's. Raises ``EngineError`` bad_dataset for a line that no loss can be made of, and when nothing is left to
-    train on.
+    """Read and tokenise ``dataset.jsonl``.
+
+    ``reference_hash`` says whose log-probabilities may stand in for the reference's, ``read_length`` how much of prompt
+    and response the reference reads: ``max_length`` at least. Raises ``EngineError`` bad_dataset for a line that no
+    loss can be made of, and when nothing is left to train on.
     """
     data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)
     check_labels(lines)
     turn_end = turn_end_id(tokenizer)
     for line in lines:
-        triple = tokenize(line, tokenizer, turn_end, max_length, reference_hash)
+        triple = tokenize(line, tokenizer, turn_end, (max_length, max(max_length, read_length)), reference_hash)
         if reason := triple if isinstance(triple, str) else problem(triple):
             data.left_out.append(LeftOut(line.pair_id, line.split, reason))
         elif not isinstance(triple, str):
@@ -99,9 +109,12 @@ def check_labels(lines: list[TripleLine]) -> None:
 
 
 def tokenize(
-    line: TripleLine, tokenizer: PreTrainedTokenizerBase, turn_end: int, max_length: int, reference_hash: str
+    line: TripleLine, tokenizer: PreTrainedTokenizerBase, turn_end: int, lengths: tuple[int, int], of_reference: str
 ) -> TokenTriple | str:
-    """The ids of ``line``, or the sentence that says why it has none."""
+    """The ids of ``line``, or the sentence that says why it has none.
+
+    ``lengths``: what training reads, and what the reference does. ``of_reference``: its content hash.
+    """
     sampled_prompt = prompt_token_ids_as_sampled(tokenizer, line)
     try:
         prompt_ids = sampled_prompt or prompt_token_ids(tokenizer, line.messages)
@@ -109,10 +122,10 @@ def tokenize(
         return str(error)
     sides = (line.chosen, line.rejected)
     chosen, rejected = (completion_token_ids(tokenizer, item, turn_end) for item in sides)
-    room = max_length - len(prompt_ids)
+    room, readable = (length - len(prompt_ids) for length in lengths)
     if room <= 0:
-        return f"The prompt has {len(prompt_ids):,} tokens and training reads {max_length:,} with the response."
-    logps = [sampled_logps(tokenizer, item, reference_hash)[:room] if sampled_prompt else () for item in sides]
+        return f"The prompt has {len(prompt_ids):,} tokens and training reads {lengths[0]:,} with the response."
+    logps = [sampled_logps(tokenizer, item, of_reference)[:readable] if sampled_prompt else () for item in sides]
     return TokenTriple(
         line.pair_id,
         line.prompt_id,
@@ -123,6 +136,7 @@ def tokenize(
         line.label_noise,
         *(logps if all(logps) else ((), ())),
         cut=max(len(chosen), len(rejected)) > room,
+        beyond=(chosen[room:readable], rejected[room:readable]),
     )
 
 

@@ -3,9 +3,9 @@
 The key of a value names all that it follows from: the reference's content hash, the precision, the ids of the prompt
 and of both responses, which are computed side by side in an order that the label does not decide. So a run gives the
 same bytes whether its values were kept or not, and a pair that is judged the other way round needs no forward. Values
-are per token, so that any loss, length normalisation or cut is computed from them. TRL's own cache is not used: it keys
-by a fingerprint of the whole dataset, computes all of it anew when one pair is added, and returns values of another
-setting when only the settings have changed.
+are per token and of whole responses, so that any loss, length normalisation or cut is computed from them. TRL's own
+cache is not used: it keys by a fingerprint of the whole dataset, computes all of it anew when one pair is added, and
+returns values of another setting when only the settings have changed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from training.jobspec import ModelRef, TrainJob
 LAYOUT = "logps 6"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
+# Tokens of a prompt and a response that the reference reads, whatever a recipe cuts them at: so another maximum length
+# needs no forward, and a run gives the same bytes whether its values were computed for another one.
+READ_LENGTH = 4096
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # chosen and rejected, (tokens,) float32 in nats
@@ -84,9 +87,11 @@ class ReferenceLogps:
     def of(self, triples: Sequence[TokenTriple], tick: Tick | None = None) -> list[Pair]:
         """Values of ``triples`` in order: the sampler's, those of the cache, and for the rest the reference's own.
 
+        They are looked up and computed for whole responses, and given as far as a triple's own ids go.
         A hundredth of what was not computed now is computed again. Where it differs by more than rounding, all values
         of that source are computed anew.
         """
+        cut, triples = triples, [triple.uncut for triple in triples]
         found = [self.sampled(triple) for triple in triples]
         if not self.hold(triples, found):
             say("The sampler's log-probabilities are not those of the reference; they are computed anew.")
@@ -101,7 +106,11 @@ class ReferenceLogps:
         self.counts.cached += sum(pair is not None for pair in cached)
         for place, pair in zip(open_places, cached, strict=True):
             found[place] = pair
-        return self.complete(triples, found, tick)
+        values = self.complete(triples, found, tick)
+        return [
+            (chosen[: len(triple.chosen_ids)], rejected[: len(triple.rejected_ids)])
+            for triple, (chosen, rejected) in zip(cut, values, strict=True)
+        ]
 
     def hold(self, triples: Sequence[TokenTriple], found: Sequence[Pair | None]) -> bool:
         """Whether a random share of ``found`` is what the reference says now."""
