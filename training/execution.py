@@ -97,7 +97,7 @@ class Training(Work[TrainingRun]):
         """The first policy, to measure the drift from. It only measures, so a run does without a damaged one."""
         first, reference = Promotion.first_checkpoint(self.job.project), self.job.reference
         if first is None or first.content_hash == reference.content_hash:
-            return {"first": None, "first_is_reference": True}
+            return {"first": None, "first_is_reference": first is not None}
         behind = Promotion.first_behind(self.job.project, reference)
         try:
             found = registry.weights_of(behind, verified) if behind else None

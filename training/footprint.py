@@ -107,11 +107,12 @@ class Footprint:
     products: int = 0  # W + s B A beside W
     beside: int = 0  # models that the policy is compared with, loaded when training is done
     shared_by: int = 1  # processes that FSDP shares the model out over while they train
+    gathered: int = 0  # of what is shared out, the part that each process holds at one time
 
     @property
     def training(self) -> int:
         shared = self.weights + self.optimizer + self.products
-        return -(-shared // self.shared_by) + self.activations + self.head + self.overhead
+        return -(-shared // self.shared_by) + self.gathered + self.activations + self.head + self.overhead
 
     @property
     def comparing(self) -> int:
@@ -210,7 +211,15 @@ def estimate(
         overhead=OVERHEAD,
         beside=models_beside * parameters(shape) * bytes_per_weight,
         shared_by=shared_by,
+        gathered=_gathered(shape, method, weights) if shared_by > 1 else 0,
     )
+
+
+def _gathered(shape: Shape, method: Method, weights: int) -> int:
+    """One block and the next, the embeddings and the output head; with full fine-tuning their gradients as well."""
+    held = shape.vocab * shape.hidden * (1 if shape.tied else 2) + 2 * layer_parameters(shape)
+    bytes_each = weights // parameters(shape) + (FLOAT if method == "full" else 0)
+    return held * bytes_each
 
 
 def _weights(

@@ -239,7 +239,9 @@ def test_a_flag_says_the_numbers() -> None:
 def test_figures_without_other_policies_have_no_drift() -> None:
     alone = {name: value for name, value in written().items() if not name.startswith("kl_")}
     assert codes(GOOD, {"before": alone, "after": alone}, STEP) == []
-    assert guards.sure({"x_interval": [0.0, 1.0]}, "x") is False
+    assert guards.sure({"prompts": 99, "x_interval": [0.0, 1.0]}, "x") is False
+    assert guards.sure({"prompts": 20, "x_interval": [0.1, 1.0]}, "x") is True
+    assert guards.sure({"prompts": 19, "x_interval": [0.1, 1.0]}, "x") is False, "a bootstrap over so few is too narrow"
 
 
 def test_the_default_model_that_stops_finishing_or_grows_to_the_cut_is_told() -> None:

@@ -15,7 +15,7 @@ import torch
 from tests.engine.prepared import CPU, move, ready_setting
 from tests.engine.runs import adapter_bytes, do, steps, succeed, triple
 from training.engine import cache as cache_module
-from training.engine import decoding, dpo, reference_logps
+from training.engine import decoding, dpo, memory, reference_logps
 from training.engine.arrangement import Tokens
 from training.engine.cache import Cache
 from training.engine.chat import response_text
@@ -130,7 +130,7 @@ def test_another_maximum_length_is_a_cut_of_the_same_values(train_run: MakeRun, 
 def test_what_lies_beyond_what_the_reference_reads_does_not_count(
     train_run: MakeRun, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference_logps, "READ_LENGTH", 80)
+    monkeypatch.setattr(memory, "READ_LENGTH", 80)
     longer, longest = Completion(" bird" * 90), Completion(" bird" * 100)
     assert counts(train_run([triple(0, chosen=longer)], name="one", max_length=70, **kept))["forwards"] == 1
     assert counts(train_run([triple(0, chosen=longest)], name="two", max_length=60, **kept))["forwards"] == 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from tests.engine import architectures
 from tests.engine.prepared import (
@@ -185,13 +185,15 @@ def test_an_imported_response_ends_with_the_token_that_the_template_ends_a_turn_
     turn_end = tokenizer.eos_token_id
     tokenizer.eos_token = tokenizer.pad_token
     tokenizer.save_pretrained(copied_model)
-    assert chat.turn_end_id(AutoTokenizer.from_pretrained(copied_model)) == turn_end != tokenizer.eos_token_id
+    stops = GenerationConfig.from_pretrained(copied_model)
+    assert chat.turn_end_id(AutoTokenizer.from_pretrained(copied_model), stops) == turn_end != tokenizer.eos_token_id
+    assert chat.turn_end_id(tokenizer, None) == tokenizer.eos_token_id, "a token that ends no response of this model"
     setting = ready_setting(train_run([triple(0)], reference=ModelRef(str(copied_model), "hash-of-copy")))
     assert setting.data.train[0].chosen_ids[-1] == turn_end
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    assert chat.turn_end_id(tokenizer) == tokenizer.eos_token_id
+    assert chat.turn_end_id(tokenizer, stops) == tokenizer.eos_token_id
     tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert chat.turn_end_id(tokenizer) == tokenizer.eos_token_id
+    assert chat.turn_end_id(tokenizer, stops) == tokenizer.eos_token_id
 
 
 # The prompt as sampled.

@@ -31,9 +31,6 @@ class Tokens(Protocol):
     def chosen_ids(self) -> list[int]: ...
     @property
     def rejected_ids(self) -> list[int]: ...
-    @property
-    def uncut(self) -> Tokens:
-        """The same with whole responses, from whose values and states those of a cut one are taken."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,6 @@ class Unlabelled:
     chosen_ids: list[int]
     rejected_ids: list[int]
     swapped: bool = False
-
-    @property
-    def uncut(self) -> Unlabelled:
-        return self
 
     @classmethod
     def of(cls, pair: Tokens) -> Unlabelled:

@@ -18,7 +18,10 @@ from pathlib import Path
 from training.engine.journal import say
 
 RESERVED_BYTES = 2 * 2**30  # of the disk, which are left free
-SLACK_BYTES = 2**20  # of a file: pages that are not full, the index
+# Pages of the file, of 4 KiB, that may be free to be used again; beyond that, and beyond a quarter of all, they go back
+# to the disk in pieces, so that nobody waits long: many are free at once after somebody has lowered the bound.
+SPARE_PAGES = 1024
+PAGES_AT_ONCE = 16_384
 WAIT_SECONDS = 20.0  # for another engine that writes
 # Values lie in a table of their own, so that noting a use does not write a value again.
 TABLES = (
@@ -73,22 +76,10 @@ class Cache:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.connection = connect(path)
-            if path.stat().st_size > 2 * self.limit_bytes + SLACK_BYTES:
-                self.shrink()
         except FAILURES as error:
             self.recover(error)
         except OSError as error:
             self.give_up(error)
-
-    def shrink(self) -> None:
-        """Give the disk back what lies beyond the bound, after somebody has lowered it: SQLite keeps free pages."""
-        assert self.connection is not None
-        with suppress(sqlite3.OperationalError):  # another engine reads or writes; the next one will find it quiet
-            self.connection.execute("BEGIN IMMEDIATE")
-            self.evict()
-            self.connection.execute("COMMIT")
-            self.connection.execute("VACUUM")
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def start_anew(self, path: Path) -> None:
         if self.connection is not None:
@@ -134,8 +125,18 @@ class Cache:
                 self.insert(key, value)
             self.evict()
             self.connection.execute("COMMIT")
+            self.give_back()
         except FAILURES as error:
             self.recover(error)
+
+    def give_back(self) -> None:
+        """Make the file smaller where much of it is free."""
+        assert self.connection is not None
+        (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = self.connection.execute("PRAGMA page_count").fetchone()
+        if free > max(SPARE_PAGES, pages // 4):
+            # As a script, which is stepped to its end: by itself the statement gives back one page.
+            self.connection.executescript(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})")
 
     def has_room_for(self, size: int) -> bool:
         """Whether the disk keeps its reserve; the database and the run's states are on it as well."""
@@ -209,6 +210,8 @@ class Cache:
 def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
     try:
+        if path.stat().st_size == 0:  # only before there is a table
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         for statement in TABLES:

@@ -83,8 +83,8 @@ def completion_token_ids(tokenizer: PreTrainedTokenizerBase, completion: Complet
     return ids if completion.finish_reason == "length" else [*ids, turn_end]
 
 
-def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that the chat template writes behind what the assistant has said; the end of text where it writes none.
+def turn_end_id(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> int:
+    """The id that ends a response of the model and that the chat template writes behind one; else the end of text.
 
     They differ where a model ends a turn with one token and a text with another, as Gemma does.
     """
@@ -92,11 +92,12 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     answer: Message = {"role": "assistant", "content": "b"}
     try:
         whole = tokenizer.apply_chat_template([*question, answer], tokenize=True, return_dict=False)
-        said = list(whole)[len(prompt_token_ids(tokenizer, question)) :]
+        prompt = prompt_token_ids(tokenizer, question)
     except (PromptError, TemplateError, KeyError, TypeError):
-        said = []
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((number for number in said if number in special), int(tokenizer.eos_token_id))
+        return int(tokenizer.eos_token_id)
+    said = list(whole)[len(prompt) :] if list(whole)[: len(prompt)] == prompt else []
+    ends = stop_token_ids(tokenizer, generation_config)
+    return next((number for number in said if number in ends), int(tokenizer.eos_token_id))
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:

@@ -37,7 +37,7 @@ from training.engine import (
 from training.engine import compute as compute_module
 from training.engine.arrangement import packed_tokens
 from training.engine.cache import Cache
-from training.engine.chat import context_length
+from training.engine.chat import context_length, turn_end_id
 from training.engine.compute import Compute
 from training.engine.dpo_trainer import Course, Example, PairTrainer
 from training.engine.errors import EngineError
@@ -123,15 +123,20 @@ def prepare(run_dir: Path, job: TrainJob, metrics: MetricsJournal, states: Cache
     ranks.join(compute)
     tokenizer = loading.load_tokenizer(job.reference.base_dir)
     start = reference.prepare(job, compute)
-    context = context_length(start.plain.config)
-    max_length = min(job.max_length, context)
+    max_length = min(job.max_length, context_length(start.plain.config))
     name = reference_logps.policy_hash(job.reference)
-    read_length = min(max(max_length, reference_logps.READ_LENGTH), context)
-    data = read_preferences(run_dir / "dataset.jsonl", tokenizer, max_length, name, read_length=read_length)
+    scorer = choose_scorer(job, start, compute, states)
+    data = read_preferences(
+        run_dir / "dataset.jsonl",
+        tokenizer,
+        max_length,
+        name,
+        turn_end=turn_end_id(tokenizer, start.plain.generation_config),
+        read_length=memory.read_length(job, start.plain.config, compute, scorer),
+    )
     triples = [*data.train, *data.held_out]
     labels = [[triple.weight for triple in triples], [triple.label_noise for triple in triples]]
     losses.check(LossSettings.of(job), *labels, [triple.pair_id for triple in triples])
-    scorer = choose_scorer(job, start, compute, states)
     share = dataclasses.replace(job, pairs_per_step=-(-job.pairs_per_step // compute_module.processes()))
     plan = memory.plan(share, start.plain.config, triples, compute, scorer)
     return Setting(run_dir, job, compute, metrics, tokenizer, start, data, scorer, plan)

@@ -120,13 +120,11 @@ class FrozenLayers:
 
     def states(self, pairs: Sequence[Tokens], scorer: Any) -> list[Segments]:
         """Hidden states that enter layer ``first``, in the model's own precision, on the CPU."""
-        return [self.of(pair, scorer) for pair in pairs]
+        return [self.of(Unlabelled.of(pair), scorer) for pair in pairs]
 
-    def of(self, pair: Tokens, scorer: Any) -> Segments:
-        whole = Unlabelled.of(pair.uncut)
-        prompt, *both = self.known(whole) or self.read(whole, scorer)
-        chosen, rejected = reversed(both) if whole.swapped else both
-        return prompt, chosen[: len(pair.chosen_ids)], rejected[: len(pair.rejected_ids)]
+    def of(self, pair: Unlabelled, scorer: Any) -> Segments:
+        prompt, first, second = self.known(pair) or self.read(pair, scorer)
+        return (prompt, second, first) if pair.swapped else (prompt, first, second)
 
     def known(self, pair: Unlabelled) -> Segments | None:
         key = self.key(pair)

@@ -214,9 +214,9 @@ def writing_flags(before: dict[str, Any], after: dict[str, Any], change: dict[st
 
 
 def sure(change: dict[str, Any], name: str) -> bool:
-    """Whether the interval of a change leaves zero out."""
+    """Whether the interval of a change leaves zero out, and stands on enough prompts to be believed."""
     low, high = change[f"{name}_interval"]
-    return bool(low > 0 or high < 0)
+    return bool(change["prompts"] >= FEW_PROMPTS and (low > 0 or high < 0))
 
 
 def drift_flags(after: dict[str, Any]) -> Iterator[Flag]:

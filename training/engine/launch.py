@@ -42,7 +42,8 @@ def processes_wanted(job: TrainJob) -> int:
         check_sharding(job, gpus)
     if wanted > max(1, gpus) and job.device != "cpu":  # processes that are meant to share a CPU say so
         message = f"The run asks for {wanted} GPUs and this machine has {gpus or 'none'}."
-        raise EngineError("no_gpu", message, "Choose fewer, or 0 for all there are.")
+        hint = "Choose fewer, or 0 for all there are." if gpus else "Leave it at 1: a process uses every core."
+        raise EngineError("no_gpu", message, hint)
     return wanted
 
 

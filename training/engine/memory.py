@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from training import footprint
 from training.engine.arrangement import scored_tokens
+from training.engine.chat import context_length
 from training.engine.compute import Compute, processes
 from training.engine.errors import EngineError
 from training.engine.preference_data import TokenTriple
@@ -21,6 +22,9 @@ from training.engine.scoring import Scorer
 from training.footprint import Footprint, Shape
 from training.jobspec import MEMORY_RAN_OUT, TrainJob, write_atomically
 
+# Tokens of a prompt and a response that the reference reads in the exact mode, wherever up to here a recipe cuts them:
+# so another maximum length needs no forward, and a run gives the same bytes whichever length came first.
+READ_LENGTH = 2048
 ROOM = "room.json"
 HINT = "Choose LoRA, the fast mode or a shorter maximum length, or use a machine with more memory."
 
@@ -102,6 +106,30 @@ def plan(
     at_once = planned.pairs if job.micro_batch else job.pairs_per_step
     room = Room(planned.tokens, at_once, planned.checkpointing)
     return Plan(room, planned.expected, limit, merge=planned.merge)
+
+
+def read_length(job: TrainJob, config: PretrainedConfig, compute: Compute, scorer: Scorer) -> int:
+    """How much of a prompt and a response the reference reads. More than training does, where that costs little.
+
+    In the fast mode the kept states would grow with it, and attention over padded rows may grow with its square.
+    """
+    if not scorer.packed or scorer.lower is not None:
+        return job.max_length
+    reading = footprint.estimate(
+        Shape.from_config(config.to_dict()),
+        method=job.method,
+        mode=job.mode,
+        lora_rank=job.lora_rank,
+        tokens=2 * READ_LENGTH,
+        completion_tokens=2 * READ_LENGTH,
+        pairs=1,
+        checkpointing=False,
+        bytes_per_weight=compute.dtype.itemsize,
+        trained_layers=0,  # nothing is kept for a backward pass: one block at a time
+    )
+    if reading.training > footprint.SHARE * memory_of(compute):
+        return job.max_length
+    return min(max(job.max_length, READ_LENGTH), context_length(config))
 
 
 def too_little(needed: Footprint, tokens: int, limit: int) -> EngineError:

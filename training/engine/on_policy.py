@@ -37,7 +37,7 @@ SEED_BITS = 63  # what torch takes as a seed
 class OnPolicySettings:
     seed: int = 0
     max_new_tokens: int = 128
-    rows: int = 32  # responses in flight at once
+    rows: int = 16  # responses in flight at once
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from training.engine.chat import (
     is_of_this_tokenizer,
     prompt_token_ids,
     prompt_token_ids_as_sampled,
-    turn_end_id,
 )
 from training.engine.errors import EngineError
 from training.engine.jsonlines import read_lines
@@ -72,18 +71,25 @@ class PreferenceData:
 
 
 def read_preferences(
-    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, reference_hash: str = "", *, read_length: int = 0
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    reference_hash: str = "",
+    *,
+    turn_end: int | None = None,
+    read_length: int = 0,
 ) -> PreferenceData:
     """Read and tokenise ``dataset.jsonl``.
 
     ``reference_hash`` says whose log-probabilities may stand in for the reference's, ``read_length`` how much of prompt
-    and response the reference reads: ``max_length`` at least. Raises ``EngineError`` bad_dataset for a line that no
+    and response the reference reads: ``max_length`` at least. ``turn_end`` is the id that ends a response of which only
+    the text is known, by default the end of text. Raises ``EngineError`` bad_dataset for a line that no
     loss can be made of, and when nothing is left to train on.
     """
     data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)
     check_labels(lines)
-    turn_end = turn_end_id(tokenizer)
+    turn_end = int(tokenizer.eos_token_id) if turn_end is None else turn_end
     for line in lines:
         triple = tokenize(line, tokenizer, turn_end, (max_length, max(max_length, read_length)), reference_hash)
         if reason := triple if isinstance(triple, str) else problem(triple):

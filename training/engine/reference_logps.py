@@ -34,9 +34,6 @@ from training.jobspec import ModelRef, TrainJob
 LAYOUT = "logps 6"  # to be counted up when the same inputs give other values
 CHECKED_SHARE = 0.01  # of the values that were not computed now
 SAVED_TOGETHER = 32  # pairs; an interrupted run loses no more
-# Tokens of a prompt and a response that the reference reads, whatever a recipe cuts them at: so another maximum length
-# needs no forward, and a run gives the same bytes whether its values were computed for another one.
-READ_LENGTH = 4096
 CACHE_SHARE = 0.1  # of the bound of the cache directory; a pair takes a kilobyte
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # chosen and rejected, (tokens,) float32 in nats

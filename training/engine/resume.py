@@ -10,6 +10,7 @@ from pathlib import Path
 
 from training.engine.journal import say
 
+LAYOUT = "states 2"  # to be counted up when states of an earlier version must not be gone on from
 SEAL = "sealed.json"
 PREFIX = "checkpoint-"
 
@@ -76,7 +77,7 @@ def job_identity(run_dir: Path, arithmetic: str) -> str:
     for place in ("base_dir", "adapter_dir"):
         job.get("reference", {}).pop(place, None)
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
-    digest.update(arithmetic.encode())
+    digest.update(f"{LAYOUT} {arithmetic}".encode())
     digest.update(hashlib.sha256((run_dir / "dataset.jsonl").read_bytes()).digest())
     return digest.hexdigest()
 
