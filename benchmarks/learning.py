@@ -28,7 +28,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZE
 from benchmarks.pairs import TextPair, cache_folder, default_model, read_pairs, training_run  # noqa: E402
 from training.jobspec import PromptLine, TrainJob  # noqa: E402
 
-PROBES = 32
+PROBES = 24
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from training.supervision import Work
 
 log = logging.getLogger(__name__)
 
-PROBES = 32  # held-out prompts that a run's policies answer to be compared
+PROBES = 24  # held-out prompts that a run's policies answer to be compared
 MIN_HASH = 12  # characters of a content hash that name a checkpoint; pages show as many
 
 
