@@ -91,6 +91,13 @@ class TrainForm(forms.Form):
         "majority, ties being half a vote, and 0.45 at most. The loss is then the expected one (Mitchell 2023, the "
         "note on conservative DPO). A single judgement stays certain: with one a pair, votes change nothing.",
     )
+    pair_weight = forms.ChoiceField(
+        choices=list(CHOICES["pair_weight"].items()),
+        initial=Recipe.pair_weight,
+        help_text="How much a pair counts in the loss. With every judgement the same, a pair that three people judged "
+        "counts three times; with label noise from votes as well, that is the likelihood of all judgements (Bradley "
+        "and Terry 1952). With one judgement a pair it changes nothing.",
+    )
     learning_rate = forms.FloatField(
         required=False,
         help_text=f"Leave empty for {LEARNING_RATES['lora']:g} with LoRA and {LEARNING_RATES['full']:g} with full "
@@ -152,7 +159,7 @@ class TrainForm(forms.Form):
     ESSENTIAL = ("method", "mode", "reference", "beta", "epochs")
     FURTHER = (
         ("Objective", ("loss", "sft_weight", "ld_alpha")),
-        ("Labels", ("ties", "label_noise")),
+        ("Labels", ("ties", "label_noise", "pair_weight")),
         ("Optimiser", ("learning_rate", "warmup_ratio", "pairs_per_step", "max_length", "seed")),
         ("What is trained", ("lora_rank", "lora_alpha", "fast_layers")),
         ("Memory and machines", ("precision", "micro_batch", "processes", "sharding")),

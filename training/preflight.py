@@ -139,9 +139,12 @@ def _refusal(recipe: Recipe, reference: Checkpoint) -> str:
 
 
 def _note(project: Project, recipe: Recipe) -> str:
-    if recipe.label_noise != "votes" or project.judgements_per_pair > 1:
+    if "votes" not in (recipe.label_noise, recipe.pair_weight) or project.judgements_per_pair > 1:
         return ""
-    return "The project asks for one judgement a pair, and one vote leaves a label certain: votes change nothing."
+    return (
+        "The project asks for one judgement a pair, and one vote leaves a label certain and its weight 1: votes change "
+        "nothing."
+    )
 
 
 def count_triples(project: Project, recipe: Recipe) -> Triples:

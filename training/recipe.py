@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from training.exceptions import Rejected
 from training.jobspec import LossName, Precision, SampleJob, TrainJob
-from training.triples import LabelRule, Noise, Ties
+from training.triples import LabelRule, Noise, Ties, Weight
 
 Method = Literal["lora", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -25,6 +25,7 @@ LABELS = {
     "ld_alpha": "Length α",
     "ties": "Ties",
     "label_noise": "Label noise",
+    "pair_weight": "Weight of a pair",
     "learning_rate": "Learning rate",
     "warmup_ratio": "Warm-up",
     "pairs_per_step": "Pairs per step",
@@ -51,6 +52,7 @@ CHOICES: dict[str, dict[str, str]] = {
     },
     "ties": {"drop": "Left out", "half": "Triples with label noise ½"},
     "label_noise": {"none": "None: a majority is certain", "votes": "From the votes of each pair"},
+    "pair_weight": {"equal": "Every pair the same", "votes": "Every judgement the same"},
     "precision": {"auto": "As the machine does best", "float32": "float32", "bfloat16": "bfloat16"},
     "sharding": {"ddp": "DDP: the whole model on each", "fsdp": "FSDP: the model shared out"},
 }
@@ -107,7 +109,7 @@ class _Bounded:
 class Recipe(_Bounded):
     """Hyperparameters of Direct Preference Optimization; the defaults are those of ``TrainJob``.
 
-    ``ties`` and ``label_noise`` say how triples come of preferences; the others go to the engine.
+    ``ties``, ``label_noise`` and ``pair_weight`` say how triples come of preferences; the others go to the engine.
     """
 
     method: str = TrainJob.method
@@ -119,6 +121,7 @@ class Recipe(_Bounded):
     ld_alpha: float = TrainJob.ld_alpha
     ties: str = LabelRule.ties
     label_noise: str = LabelRule.noise
+    pair_weight: str = LabelRule.weight
     learning_rate: float = TrainJob.learning_rate
     warmup_ratio: float = TrainJob.warmup_ratio
     pairs_per_step: int = TrainJob.pairs_per_step
@@ -152,10 +155,11 @@ class Recipe(_Bounded):
         "loss": get_args(LossName),
         "ties": get_args(Ties),
         "label_noise": get_args(Noise),
+        "pair_weight": get_args(Weight),
         "precision": get_args(Precision),
         "sharding": ("ddp", "fsdp"),
     }
-    ABOUT_DATA: ClassVar[tuple[str, ...]] = ("ties", "label_noise")
+    ABOUT_DATA: ClassVar[tuple[str, ...]] = ("ties", "label_noise", "pair_weight")
 
     def check(self) -> None:
         super().check()
@@ -174,7 +178,7 @@ class Recipe(_Bounded):
 
     @property
     def label_rule(self) -> LabelRule:
-        return LabelRule(cast(Ties, self.ties), cast(Noise, self.label_noise))
+        return LabelRule(cast(Ties, self.ties), cast(Noise, self.label_noise), cast(Weight, self.pair_weight))
 
 
 def for_engine(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ SILENT = {
     "ld_alpha": 1,
     "ties": "drop",
     "label_noise": "none",
+    "pair_weight": "equal",
     "precision": "auto",  # what it came to is among the facts
     "processes": 1,
 }

@@ -14,6 +14,7 @@ from training.jobspec import Completion, Message, Split, TripleLine
 
 Ties = Literal["drop", "half"]
 Noise = Literal["none", "votes"]
+Weight = Literal["equal", "votes"]
 TIE_NOISE = 0.5
 # A loss that divides by 1 - 2 epsilon would give a pair of 51 against 49 votes fifty times its weight.
 MOST_NOISE = 0.45
@@ -32,10 +33,13 @@ class LabelRule:
     prompts that are trained on: a held-out pair without a better response says nothing about who finds it.
     ``noise``: a majority is certain ("none"), or wrong with the probability of the share of votes against it, a tie
     being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
+    ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
+    noise as well, the loss is the likelihood of all judgements, each by itself, under Bradley and Terry's model.
     """
 
     ties: Ties = "drop"
     noise: Noise = "none"
+    weight: Weight = "equal"
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ def _triple_of(judgements: Sequence[Judgement], counts: TripleCounts, rule: Labe
     if not behind:
         return None
     counts.tie_triples += not lead
-    return _triple(behind, noise, swapped=lead < 0)
+    weight = float(len(behind)) if rule.weight == "votes" else 1.0
+    return _triple(behind, noise, weight, swapped=lead < 0)
 
 
 def _noise(decided: int, lead: int, ties: int) -> float:
@@ -142,7 +147,7 @@ def _noise(decided: int, lead: int, ties: int) -> float:
     return min(against / (decided + ties), MOST_NOISE)
 
 
-def _triple(behind: Sequence[Judgement], noise: float, *, swapped: bool) -> TripleLine:
+def _triple(behind: Sequence[Judgement], noise: float, weight: float, *, swapped: bool) -> TripleLine:
     first = behind[0]
     split: Split = "held_out" if first.is_held_out else "train"
     chosen, rejected = first.response_a, first.response_b
@@ -156,6 +161,7 @@ def _triple(behind: Sequence[Judgement], noise: float, *, swapped: bool) -> Trip
         chosen=chosen,
         rejected=rejected,
         preference_ids=sorted(judgement.preference_id for judgement in behind),
+        weight=weight,
         label_noise=noise,
         prompt_token_ids=first.prompt_token_ids,
     )

@@ -43,6 +43,7 @@ EARLIER = {
         ({"sharding": "zero"}, "no sharding “zero”"),
         ({"ties": "win"}, "no ties “win”; use drop or half"),
         ({"label_noise": ["votes"]}, "no label noise"),
+        ({"pair_weight": "people"}, "no pair weight “people”; use equal or votes"),
         ({"speed": 1}, "no field “speed”"),
         ({"beta": "high"}, "beta must be a number"),
         ({"lora_rank": True}, "lora_rank must be a number"),
@@ -65,6 +66,7 @@ def test_other_losses_take_ties(loss):
 
 def test_the_robust_loss_takes_its_noise_from_the_votes():
     assert Recipe.from_dict({"loss": "robust", "label_noise": "votes"}).label_rule == LabelRule(noise="votes")
+    assert Recipe.from_dict({"pair_weight": "votes", "ties": "half"}).label_rule == LabelRule("half", weight="votes")
 
 
 def test_the_engine_splits_a_step_freely():
@@ -80,7 +82,7 @@ def test_a_recipe_of_an_earlier_version_is_read_and_is_a_job_still():
 
 def test_the_engine_is_told_all_but_how_labels_come_of_preferences():
     told = for_engine(Recipe(ties="half", label_noise="votes").to_dict())
-    assert set(Recipe().to_dict()) - set(told) == {"ties", "label_noise"}
+    assert set(Recipe().to_dict()) - set(told) == {"ties", "label_noise", "pair_weight"}
     job = TrainJob(reference=ModelRef("base", "hash"), seed=1, **told)
     assert {name: getattr(job, name) for name in told} == told
 

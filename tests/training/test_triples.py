@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 
 import pytest
@@ -113,6 +114,37 @@ def test_label_noise_is_the_share_of_votes_against_the_majority(choices, noise, 
     assert triple.preference_ids == used
     assert (counts.ties, counts.ties_used) == (0, choices.count("t"))
     assert _derive(*_votes(choices))[0][0].label_noise == 0.0
+
+
+@pytest.mark.parametrize(
+    ("choices", "rule", "weight"),
+    [
+        ("a", {}, 1.0),
+        ("aab", {}, 3.0),
+        ("aabt", {}, 3.0),  # a tie says nothing to a majority that is certain
+        ("aabt", {"noise": "votes"}, 4.0),
+        ("abtx", {"ties": "half"}, 3.0),
+        ("xb", {"noise": "votes"}, 1.0),
+    ],
+)
+def test_a_pair_counts_as_often_as_it_was_judged_when_the_rule_says_so(choices, rule, weight):
+    (triple,), _ = _derive(*_votes(choices), **rule, weight="votes")
+    assert triple.weight == weight == len(triple.preference_ids)
+    assert _derive(*_votes(choices), **rule)[0][0].weight == 1.0
+
+
+@given(st.text("abt", min_size=1, max_size=9), st.floats(-4, 4))
+def test_with_votes_for_both_the_loss_is_the_likelihood_of_every_judgement(choices, z):
+    triples, _ = _derive(*_votes(choices), ties="half", noise="votes", weight="votes")
+    (triple,) = triples
+    a, b = choices.count("a"), choices.count("b")
+    if min(a, b) + choices.count("t") / 2 > MOST_NOISE * len(choices) and a != b:
+        return  # noise has its bound
+    log_a, log_b = -math.log1p(math.exp(-z)), -math.log1p(math.exp(z))
+    single = a * log_a + b * log_b + choices.count("t") * (log_a + log_b) / 2
+    chosen, rejected = (log_a, log_b) if triple.chosen == A else (log_b, log_a)
+    noise = triple.label_noise
+    assert triple.weight * ((1 - noise) * chosen + noise * rejected) == pytest.approx(single)
 
 
 @given(st.text("abtx", max_size=12), st.sampled_from(["drop", "half"]), st.sampled_from(["none", "votes"]))
