@@ -170,6 +170,11 @@ class Recipe(_Bounded):
                 raise Rejected(f"There is no {called} “{str(value)[:40]}”; use {_either(values)}.")
         if self.ties == "half" and (reason := WITHOUT_TIES.get(self.loss)):
             raise Rejected(f"{reason} Leave ties out, or choose another loss.")
+        if (self.sharding, self.mode) == ("fsdp", "fast") and self.processes != 1:
+            raise Rejected(
+                "The fast mode runs the lower layers by themselves, which a model that FSDP shares out cannot do. "
+                "Choose DDP, or the exact mode."
+            )
         if self.loss == "robust" and self.label_noise == "none":
             raise Rejected(
                 "The robust loss corrects for label noise, and without any it is plain DPO. Take label noise from the "

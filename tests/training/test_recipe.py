@@ -42,6 +42,7 @@ EARLIER = {
         ({"loss": "kto"}, "no loss “kto”; use dpo, ipo, hinge, robust, apo_zero or apo_down"),
         ({"sharding": "zero"}, "no sharding “zero”"),
         ({"ties": "win"}, "no ties “win”; use drop or half"),
+        ({"sharding": "fsdp", "mode": "fast", "processes": 0}, "which a model that FSDP shares out cannot do"),
         ({"label_noise": ["votes"]}, "no label noise"),
         ({"pair_weight": "people"}, "no pair weight “people”; use equal or votes"),
         ({"speed": 1}, "no field “speed”"),
