@@ -95,8 +95,8 @@ class TrainForm(forms.Form):
         choices=list(CHOICES["pair_weight"].items()),
         initial=Recipe.pair_weight,
         help_text="How much a pair counts in the loss. With every judgement the same, a pair that three people judged "
-        "counts three times; with label noise from votes as well, that is the likelihood of all judgements (Bradley "
-        "and Terry 1952). With one judgement a pair it changes nothing.",
+        "counts three times: with label noise from votes, DPO’s loss is then the likelihood of every judgement "
+        "behind a triple (Bradley and Terry 1952), and starts at 0.69 for each. With one a pair it changes nothing.",
     )
     learning_rate = forms.FloatField(
         required=False,

@@ -170,10 +170,10 @@ class Recipe(_Bounded):
                 raise Rejected(f"There is no {called} “{str(value)[:40]}”; use {_either(values)}.")
         if self.ties == "half" and (reason := WITHOUT_TIES.get(self.loss)):
             raise Rejected(f"{reason} Leave ties out, or choose another loss.")
-        if (self.sharding, self.mode) == ("fsdp", "fast") and self.processes != 1:
+        if self.pair_weight == "votes" and self.label_noise == "none":
             raise Rejected(
-                "The fast mode runs the lower layers by themselves, which a model that FSDP shares out cannot do. "
-                "Choose DDP, or the exact mode."
+                "Weights from the votes without label noise from them would weigh a pair most on which people disagree "
+                "most. Take label noise from the votes as well, or weigh every pair the same."
             )
         if self.loss == "robust" and self.label_noise == "none":
             raise Rejected(

@@ -244,6 +244,11 @@ def refuse_impossible(recipe: Recipe, reference: Checkpoint) -> None:
             f"A run on {recipe.processes} GPUs was asked for, and here training is on the CPU (TIEBREAK_DEVICE), where "
             "one process uses every core. Leave GPUs at 1."
         )
+    if recipe.processes > 1 and (recipe.sharding, recipe.mode) == ("fsdp", "fast"):
+        raise Rejected(
+            "The fast mode runs the lower layers by themselves, which a model that FSDP shares out cannot do. Choose "
+            "DDP, or the exact mode; an adapter of the fast mode is trained on in the fast mode."
+        )
     shape = registry.shape_of(reference) if recipe.mode == "fast" else None
     if shape and recipe.fast_layers > shape.layers:
         raise Rejected(

@@ -34,7 +34,8 @@ class LabelRule:
     ``noise``: a majority is certain ("none"), or wrong with the probability of the share of votes against it, a tie
     being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
     ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
-    noise as well, the loss is the likelihood of all judgements, each by itself, under Bradley and Terry's model.
+    noise, DPO's loss is then the likelihood of these judgements, each by itself, under Bradley and Terry's model, but
+    for pairs at ``MOST_NOISE``.
     """
 
     ties: Ties = "drop"

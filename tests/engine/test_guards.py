@@ -259,6 +259,14 @@ def test_the_default_model_that_stops_finishing_or_grows_to_the_cut_is_told() ->
     assert codes(GOOD, figures, STEP) == ["length_drift", "unfinished"]
 
 
+def test_few_compared_prompts_are_told_where_there_are_held_out_ones() -> None:
+    figures = compared(mean_tokens=160.0, finish_rate=0.0)
+    figures["change"]["prompts"] = 19
+    assert codes(GOOD, figures, STEP) == ["few_compared"]
+    assert "Only 19 held-out prompts" in flags(GOOD, figures, STEP)[0]["message"]
+    assert codes(held_out(0.5, prompts=19), figures, STEP) == ["few_held_out"], "which says it all"
+
+
 def test_changes_are_of_the_prompts_that_both_answered() -> None:
     assert on_policy.change({"0": [5, 1]}, {"1": [9, 1]}) == {}
     change = on_policy.change({"0": [5, 1], "1": [9, 0]}, {"1": [7, 1], "2": [100, 0]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -365,3 +366,31 @@ def test_a_step_in_bfloat16_keeps_no_more_than_is_planned(
     a_token = footprint.values_kept(shape, method="lora", lora_rank=rank, tokens=1536)
     share = sum(kept.values()) / (layers * a_token * 1536 * footprint.FLOAT)
     assert 0.35 < share < 0.85
+
+
+@pytest.mark.parametrize(
+    ("fields", "packed", "lower", "limit", "expected"),
+    [
+        ({}, True, False, 2**40, 400),
+        ({"max_length": 500}, True, False, 2**40, 500),
+        ({"max_length": 5000}, True, False, 2**40, 512),  # all that the model reads
+        ({}, False, False, 2**40, 128),
+        ({"max_length": 5000}, False, False, 2**40, 512),
+        ({}, True, True, 2**40, 128),
+        ({}, True, False, 2**30 // 2, 128),  # less than a process needs before it has read a model
+    ],
+)
+def test_the_reference_reads_more_than_training_where_it_costs_little(
+    train_run: MakeRun,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    packed: bool,
+    lower: bool,
+    limit: int,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(memory, "READ_LENGTH", 400)
+    setting = ready_setting(train_run(2, max_length=fields.get("max_length", 128)))
+    monkeypatch.setattr(memory, "memory_of", lambda compute: limit)
+    scorer = dataclasses.replace(setting.scorer, packed=packed, lower=object() if lower else None)  # type: ignore[arg-type]
+    assert memory.read_length(setting.job, setting.start.plain.config, setting.compute, scorer) == expected

@@ -181,7 +181,7 @@ def test_what_would_be_refused_is_said_before(project, sized, settings):
 def test_votes_that_change_nothing_are_told(project, sized):
     assert look_ahead(project, Recipe(), sized).note == ""
     assert "votes change nothing" in look_ahead(project, Recipe(label_noise="votes"), sized).note
-    assert "votes change nothing" in look_ahead(project, Recipe(pair_weight="votes"), sized).note
+    assert "votes change nothing" in look_ahead(project, Recipe(label_noise="votes", pair_weight="votes"), sized).note
     project.judgements_per_pair = 3
     assert look_ahead(project, Recipe(label_noise="votes"), sized).note == ""
 

@@ -42,7 +42,7 @@ EARLIER = {
         ({"loss": "kto"}, "no loss “kto”; use dpo, ipo, hinge, robust, apo_zero or apo_down"),
         ({"sharding": "zero"}, "no sharding “zero”"),
         ({"ties": "win"}, "no ties “win”; use drop or half"),
-        ({"sharding": "fsdp", "mode": "fast", "processes": 0}, "which a model that FSDP shares out cannot do"),
+        ({"pair_weight": "votes"}, "would weigh a pair most on which people disagree most"),
         ({"label_noise": ["votes"]}, "no label noise"),
         ({"pair_weight": "people"}, "no pair weight “people”; use equal or votes"),
         ({"speed": 1}, "no field “speed”"),
@@ -67,7 +67,8 @@ def test_other_losses_take_ties(loss):
 
 def test_the_robust_loss_takes_its_noise_from_the_votes():
     assert Recipe.from_dict({"loss": "robust", "label_noise": "votes"}).label_rule == LabelRule(noise="votes")
-    assert Recipe.from_dict({"pair_weight": "votes", "ties": "half"}).label_rule == LabelRule("half", weight="votes")
+    both = Recipe.from_dict({"pair_weight": "votes", "label_noise": "votes", "ties": "half"})
+    assert both.label_rule == LabelRule("half", "votes", "votes")
 
 
 def test_the_engine_splits_a_step_freely():

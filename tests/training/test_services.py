@@ -253,6 +253,19 @@ def test_several_processes_are_refused_where_training_is_on_a_cpu(project, polic
     assert services.request_run(project=project, recipe=Recipe(processes=2)).recipe["processes"] == 2
 
 
+def test_fsdp_and_the_fast_mode_do_not_go_together(project, policy, label, make_checkpoint):
+    label(10)
+    recipe = Recipe(mode="fast", sharding="fsdp", processes=2)
+    with pytest.raises(Rejected, match="which a model that FSDP shares out cannot do"):
+        services.request_run(project=project, recipe=recipe)
+    run = services.request_run(project=project, recipe=Recipe(mode="fast", fast_layers=2))
+    adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)
+    TrainingRun.objects.filter(pk=run.pk).update(checkpoint=adapter, state=Job.State.SUCCEEDED)
+    with pytest.raises(Rejected, match="is trained on in the fast mode"):
+        services.request_run(project=project, recipe=Recipe(sharding="fsdp", processes=2), reference=adapter)
+    assert TrainingRun.objects.count() == 1
+
+
 def test_more_layers_than_the_model_has_are_refused(project, policy, label, make_checkpoint):
     (store.checkpoint_dir(policy.uuid) / "config.json").write_text(json.dumps(CONFIG))
     adapter = make_checkpoint("adapter", project=project, kind="dpo", base=policy, parent=policy)

@@ -18,8 +18,7 @@ from pathlib import Path
 from training.engine.journal import say
 
 RESERVED_BYTES = 2 * 2**30  # of the disk, which are left free
-# Pages of the file, of 4 KiB, that may be free to be used again; beyond that, and beyond a quarter of all, they go back
-# to the disk in pieces, so that nobody waits long: many are free at once after somebody has lowered the bound.
+# Pages of the file, of 4 KiB: free ones that are not worth giving back, and how many go back before others may write.
 SPARE_PAGES = 1024
 PAGES_AT_ONCE = 16_384
 WAIT_SECONDS = 20.0  # for another engine that writes
@@ -76,6 +75,7 @@ class Cache:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.connection = connect(path)
+            self.shrink()
         except FAILURES as error:
             self.recover(error)
         except OSError as error:
@@ -125,18 +125,26 @@ class Cache:
                 self.insert(key, value)
             self.evict()
             self.connection.execute("COMMIT")
-            self.give_back()
         except FAILURES as error:
             self.recover(error)
 
-    def give_back(self) -> None:
-        """Make the file smaller where much of it is free."""
+    def shrink(self) -> None:
+        """Give the disk back what lies beyond the bound, after somebody has lowered it."""
+        assert self.connection is not None
+        (total,) = self.connection.execute("SELECT COALESCE(SUM(bytes), 0) FROM entry").fetchone()
+        with suppress(sqlite3.OperationalError):  # another engine reads or writes: the next one finds it quiet
+            if total > self.limit_bytes:
+                self.put([])
+            while self.connection is not None and self.spare_pages() > SPARE_PAGES:
+                # As a script, which is stepped to its end: by itself the statement gives back one page.
+                self.connection.executescript(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})")
+
+    def spare_pages(self) -> int:
+        """Free pages of the file, beyond the quarter of it that may be used again."""
         assert self.connection is not None
         (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
         (pages,) = self.connection.execute("PRAGMA page_count").fetchone()
-        if free > max(SPARE_PAGES, pages // 4):
-            # As a script, which is stepped to its end: by itself the statement gives back one page.
-            self.connection.executescript(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})")
+        return int(free - pages // 4)
 
     def has_room_for(self, size: int) -> bool:
         """Whether the disk keeps its reserve; the database and the run's states are on it as well."""
@@ -212,6 +220,8 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         if path.stat().st_size == 0:  # only before there is a table
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        elif connection.execute("PRAGMA auto_vacuum").fetchone() == (0,):
+            raise sqlite3.DatabaseError("it is of an earlier version")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         for statement in TABLES:

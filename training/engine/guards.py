@@ -130,6 +130,7 @@ def flags(
         *learning_flags(held_out, final),
         *displacement_flags(held_out, chosen_shift),
         *(writing_flags(before, after, on_policy.get("change") or {}) if before.get("prompts") and after else ()),
+        *few_compared(held_out, on_policy.get("change") or {}),
         *drift_flags(after),
     ]
 
@@ -211,6 +212,18 @@ def writing_flags(before: dict[str, Any], after: dict[str, Any], change: dict[st
             f"{percent(before['distinct_2'])} before."
         )
         yield flag("repetitive", message, f"{READ_FIRST} {LEARN_SLOWER}")
+
+
+def few_compared(held_out: dict[str, Any], change: dict[str, Any]) -> Iterator[Flag]:
+    """Where there are held-out prompts enough, but few of them could be answered."""
+    compared = change.get("prompts", FEW_PROMPTS)
+    if compared < FEW_PROMPTS <= held_out.get("prompts", 0):
+        message = (
+            f"Only {compared} held-out prompt{'' if compared == 1 else 's'} could be answered before and after, too "
+            "few to say whether responses became longer or end less often."
+        )
+        hint = "Prompts that fill the context, or that the chat template refuses, are not among them."
+        yield flag("few_compared", message, f"{READ_FIRST} {hint}")
 
 
 def sure(change: dict[str, Any], name: str) -> bool:

@@ -22,8 +22,8 @@ from training.engine.scoring import Scorer
 from training.footprint import Footprint, Shape
 from training.jobspec import MEMORY_RAN_OUT, TrainJob, write_atomically
 
-# Tokens of a prompt and a response that the reference reads in the exact mode, wherever up to here a recipe cuts them:
-# so another maximum length needs no forward, and a run gives the same bytes whichever length came first.
+# Tokens of a prompt and a response that the reference reads in the exact mode where memory allows it, wherever up to
+# here a recipe cuts them: another maximum length needs no forward, and the bytes are the same whichever came first.
 READ_LENGTH = 2048
 ROOM = "room.json"
 HINT = "Choose LoRA, the fast mode or a shorter maximum length, or use a machine with more memory."
@@ -113,8 +113,9 @@ def read_length(job: TrainJob, config: PretrainedConfig, compute: Compute, score
 
     In the fast mode the kept states would grow with it, and attention over padded rows may grow with its square.
     """
+    context = context_length(config)
     if not scorer.packed or scorer.lower is not None:
-        return job.max_length
+        return min(job.max_length, context)
     reading = footprint.estimate(
         Shape.from_config(config.to_dict()),
         method=job.method,
@@ -128,8 +129,8 @@ def read_length(job: TrainJob, config: PretrainedConfig, compute: Compute, score
         trained_layers=0,  # nothing is kept for a backward pass: one block at a time
     )
     if reading.training > footprint.SHARE * memory_of(compute):
-        return job.max_length
-    return min(max(job.max_length, READ_LENGTH), context_length(config))
+        return min(job.max_length, context)
+    return min(max(job.max_length, READ_LENGTH), context)
 
 
 def too_little(needed: Footprint, tokens: int, limit: int) -> EngineError:

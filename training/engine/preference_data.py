@@ -91,7 +91,7 @@ def read_preferences(
     check_labels(lines)
     turn_end = int(tokenizer.eos_token_id) if turn_end is None else turn_end
     for line in lines:
-        triple = tokenize(line, tokenizer, turn_end, (max_length, max(max_length, read_length)), reference_hash)
+        triple = tokenize(line, tokenizer, turn_end, (max_length, read_length or max_length), reference_hash)
         if reason := triple if isinstance(triple, str) else problem(triple):
             data.left_out.append(LeftOut(line.pair_id, line.split, reason))
         elif not isinstance(triple, str):
