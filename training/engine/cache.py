@@ -134,8 +134,10 @@ class Cache:
         (total,) = self.connection.execute("SELECT COALESCE(SUM(bytes), 0) FROM entry").fetchone()
         with suppress(sqlite3.OperationalError):  # another engine reads or writes: the next one finds it quiet
             if total > self.limit_bytes:
-                self.put([])
-            while self.connection is not None and self.spare_pages() > SPARE_PAGES:
+                with self.connection:  # which commits, or rolls back
+                    self.connection.execute("BEGIN IMMEDIATE")
+                    self.evict()
+            while self.spare_pages() > SPARE_PAGES:
                 # As a script, which is stepped to its end: by itself the statement gives back one page.
                 self.connection.executescript(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})")
 

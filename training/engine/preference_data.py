@@ -83,8 +83,8 @@ def read_preferences(
 
     ``reference_hash`` says whose log-probabilities may stand in for the reference's, ``read_length`` how much of prompt
     and response the reference reads: ``max_length`` at least. ``turn_end`` is the id that ends a response of which only
-    the text is known, by default the end of text. Raises ``EngineError`` bad_dataset for a line that no
-    loss can be made of, and when nothing is left to train on.
+    the text is known, by default the end of text. Raises ``EngineError`` bad_dataset for a line that no loss can be
+    made of, and when nothing is left to train on.
     """
     data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)

@@ -4,9 +4,8 @@ The key of a value names all that it follows from: the reference's content hash,
 and of both responses, which are computed side by side in an order that the label does not decide. So a run gives the
 same bytes whether its values were kept or not, and a pair that is judged the other way round needs no forward. Values
 are per token, and of whole responses where it costs little, so that any loss, length normalisation or cut is computed
-from them. TRL's own
-cache is not used: it keys by a fingerprint of the whole dataset, computes all of it anew when one pair is added, and
-returns values of another setting when only the settings have changed.
+from them. TRL's own cache is not used: it keys by a fingerprint of the whole dataset, computes all of it anew when one
+pair is added, and returns values of another setting when only the settings have changed.
 """
 
 from __future__ import annotations
