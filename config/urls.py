@@ -5,7 +5,7 @@ from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from config.health import livez, readyz
-from labeling.views import SignIn, home
+from labeling.views.projects import SignIn, home
 
 admin.site.site_header = admin.site.site_title = "Tiebreak operations"
 admin.site.index_title = "Every row"

@@ -8,7 +8,25 @@ from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
-from labeling.models import Membership, Pair, Preference, Project, Prompt, Response, Skip, Slot
+from labeling.models import (
+    Adjudication,
+    Guidelines,
+    KeyMap,
+    Membership,
+    Pair,
+    Preference,
+    Project,
+    Prompt,
+    QualificationAnswer,
+    QualificationItem,
+    QualityReport,
+    Response,
+    Rewrite,
+    Seat,
+    SentBack,
+    Skip,
+    Slot,
+)
 from labeling.paginator import EstimatingPaginator
 
 
@@ -74,8 +92,8 @@ class PairAdmin(ReadOnlyAdmin):
 
 @admin.register(Slot)
 class SlotAdmin(ReadOnlyAdmin):
-    list_display = ("__str__", "state", "annotator", "priority", "lease_until", "is_extra")
-    list_filter = ("state", "is_extra", "project")
+    list_display = ("__str__", "state", "annotator", "priority", "lease_until", "kind")
+    list_filter = ("state", "kind", "project")
     list_select_related = ("annotator",)
 
 
@@ -90,3 +108,57 @@ class PreferenceAdmin(ReadOnlyAdmin):
 class SkipAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "annotator", "reason", "created_at")
     list_select_related = ("annotator",)
+
+
+@admin.register(Rewrite)
+class RewriteAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "response")
+    list_select_related = ("preference", "response")
+
+
+@admin.register(Adjudication)
+class AdjudicationAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "reviewer", "note", "created_at")
+    list_select_related = ("reviewer",)
+
+
+@admin.register(SentBack)
+class SentBackAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "reviewer", "created_at", "settled_at")
+    list_select_related = ("reviewer", "preference")
+
+
+@admin.register(Guidelines)
+class GuidelinesAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "author", "created_at")
+    list_select_related = ("project", "author")
+
+
+@admin.register(Seat)
+class SeatAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "judged", "a_left", "reliability", "left_bias", "qualified_at")
+    list_select_related = ("annotator", "project")
+
+
+@admin.register(KeyMap)
+class KeyMapAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "keys")
+    list_select_related = ("user",)
+
+
+@admin.register(QualificationItem)
+class QualificationItemAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "choice", "explanation")
+    list_select_related = ("project",)
+
+
+@admin.register(QualificationAnswer)
+class QualificationAnswerAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "item", "attempt", "is_right", "created_at")
+    list_select_related = ("annotator", "item__project")
+
+
+@admin.register(QualityReport)
+class QualityReportAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "computed_at", "last_preference_id")
+    list_select_related = ("project",)

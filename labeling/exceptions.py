@@ -21,6 +21,14 @@ class NothingToUndo(LabelingError):
     """The annotator has no judgement in this project that could be reopened."""
 
 
+class Frozen(LabelingError):
+    """The judgement is part of a dataset by now, so nobody changes it."""
+
+
+class NotQualified(LabelingError):
+    """The person has still to pass the project's qualification set."""
+
+
 @dataclass(frozen=True)
 class LineProblem:
     """One thing wrong with one line of an import; ``line`` counts from 1."""

@@ -1,26 +1,30 @@
-"""The queue: who gets which pair next, and what becomes of the answer. Every write of a slot happens here.
+"""The queue: who gets which pair next, and what becomes of the answer. Every write of a slot starts here.
 
-A slot is leased on pull, never assigned ahead, and one person holds one slot of a pair at most. The database holds
-these truths as constraints; the advisory lock per annotator (PostgreSQL) and IMMEDIATE transactions (SQLite) keep the
-flow free of errors. A lease's token is signed and names slot, lease number and person: a late answer is recognised.
+A slot is leased on pull and never assigned ahead, but for one: while somebody reads a pair, the next one may be theirs
+already, so that no wait is seen. One person holds one slot of a pair at most. The database holds these truths as
+constraints; the advisory lock per annotator (PostgreSQL) and IMMEDIATE transactions (SQLite) keep the flow free of
+errors.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.core import signing
 from django.db import connection, models, transaction
-from django.db.models import Exists, F, Max, OuterRef
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
-from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
-from labeling.models import Choice, Pair, Preference, Project, Skip, Slot
+from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons, clean_comment
+from labeling.claims import CONTENT, Terms, claim, next_place
+from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo, NotQualified
+from labeling.models import Pair, Preference, Project, QualificationItem, Seat, Skip, Slot
+from labeling.records import current_preference, forget_skip, record_preference, record_skip, withdraw
+from labeling.tokens import TokenContent, keyed_share, make_token, read_token
 
-TOKEN_SALT = "labeling.lease"  # noqa: S105  (a namespace, not a secret)
 ADVISORY_LOCK_NAMESPACE = 0x7B1E  # any constant of our own; the second key is the annotator's id
 SWEEP_LIMIT = 500
 MAX_COUNTED = 1000
@@ -44,6 +48,15 @@ class Submission:
     is_repeat: bool = False
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What an answer leads to: what became of it, the pair that is looked at now, and the one after that."""
+
+    submission: Submission | None
+    now: Lease | None
+    ahead: Lease | None
+
+
 class Standing(models.TextChoices):
     """How a pair stands with the person whose page shows it; the label is what the page says."""
 
@@ -57,110 +70,146 @@ class Standing(models.TextChoices):
     SKIPPED = "skipped", "You have skipped this pair in another tab. Reload the page to go on, or answer it after all."
 
 
+@contextmanager
+def _at_desk(annotator_id: int) -> Iterator[None]:
+    """A transaction in which this person's other tabs wait."""
+    with transaction.atomic():
+        # SKIP LOCKED with NOT EXISTS lets one person in two tabs claim two slots of a pair: neither claim sees the
+        # other.
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [ADVISORY_LOCK_NAMESPACE, annotator_id])
+        yield
+
+
 def lease_next(project: Project, annotator_id: int) -> Lease | None:
     """Return the pair this person works on, or lease the next one; ``None`` if nothing is open for them.
 
-    Asking twice, from two tabs for example, returns the same lease, renewed.
+    Asking twice, from two tabs for example, returns the same lease, renewed. Raises ``NotQualified`` for whoever has
+    still to pass the project's qualification set.
     """
-    now = timezone.now()
-    with transaction.atomic():
-        _lock_annotator(annotator_id)
-        if held := _held_slot(project, annotator_id, now):
-            return _renewed(held, project, now)
-        if project.is_paused:
-            return None
-        _reopen_expired(Slot.objects.filter(project=project), now)
-        slot = _next_open_slot(project, annotator_id)
-        if slot is None:
-            return None
-        _take(slot, annotator_id, project, now)
-    return Lease(slot, make_token(slot))
+    with _at_desk(annotator_id):
+        return _lease_next(project, annotator_id)
 
 
-@transaction.atomic
+def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
+    """Return the pair that comes after the one this person works on, leased ahead: one, however often it is asked for.
+
+    ``None`` where nothing more is open for them, or nothing is held that it could come after.
+    """
+    with _at_desk(annotator_id):
+        return _lease_ahead(project, annotator_id)
+
+
+def turn(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Turn:
+    """Submit an answer, go on to the next pair and lease the one after it, in one transaction."""
+    with _at_desk(annotator_id):
+        submission = _submit(project, token, annotator_id, choice, details)
+        return Turn(submission, _lease_next(project, annotator_id), _lease_ahead(project, annotator_id))
+
+
+def submit(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Submission:
+    """Record an answer in terms of response A and B. Labour is never thrown away.
+
+    A lease that ran out is honoured; if the slot has gone to somebody else, the answer becomes an extra vote. The
+    second answer of one lease counts as a repeat of the first. Raises ``LeaseGone`` for a foreign or damaged token,
+    ``AnswerRejected`` for an answer that cannot be stored, ``Frozen`` for one that a dataset has used.
+    """
+    with _at_desk(annotator_id):
+        return _submit(project, token, annotator_id, choice, details)
+
+
+def give_back_ahead(project: Project, annotator_id: int) -> None:
+    """Open the pair that was leased ahead for the others; harmless where there is none."""
+    with _at_desk(annotator_id):
+        for slot in _held(project, annotator_id, timezone.now()):
+            if slot.is_ahead:
+                _give_back(slot)
+
+
 def renew(project: Project, token: str, annotator_id: int) -> Standing:
     """Keep a lease alive while its page is looked at, and say how the pair stands with this person.
 
     A lease that ran out is taken back if nobody has the slot, unless this person has moved on to another pair: nobody
     holds two by leaving pages open. Raises ``LeaseGone`` for a foreign or damaged token.
     """
-    _lock_annotator(annotator_id)
-    slot, lease = _slot_of_token(project, token, annotator_id)
-    if _answer_after(lease, _current(slot, annotator_id)):
-        return Standing.ANSWERED
-    if Skip.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id).exists():
-        return Standing.SKIPPED
-    until = timezone.now() + timedelta(minutes=project.lease_minutes)
-    if mine := _own_slot(slot, annotator_id):
-        # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
-        Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=until)
-        return Standing.KEPT
-    if slot.state != Slot.State.OPEN:
-        return Standing.TAKEN
-    if _held_slot(project, annotator_id, timezone.now()):
-        return Standing.OPEN
-    _take_back(slot, lease, annotator_id, until)
-    return Standing.KEPT
+    with _at_desk(annotator_id):
+        slot, lease = _slot_of_token(project, token, annotator_id)
+        if _answer_after(lease, current_preference(slot, annotator_id)):
+            return Standing.ANSWERED
+        if Skip.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id).exists():
+            return Standing.SKIPPED
+        return _renew(project, slot, lease, annotator_id)
 
 
-@transaction.atomic
-def submit(project: Project, token: str, annotator_id: int, choice: str) -> Submission:
-    """Record an answer in terms of response A and B. Labour is never thrown away.
-
-    A lease that ran out is honoured; if the slot has gone to somebody else, the answer becomes an extra vote. The
-    second answer of one lease counts as a repeat of the first. Raises ``LeaseGone`` for a foreign or damaged token.
-    """
-    if choice not in Choice.values:
-        raise LabelingError(f"“{choice[:40]}” is not a choice; use one of {', '.join(Choice.values)}.")
-    _lock_annotator(annotator_id)
-    slot, lease = _slot_of_token(project, token, annotator_id)
-    current = _current(slot, annotator_id)
-    if repeated := _answer_after(lease, current):
-        return Submission(repeated, is_extra=repeated.slot.is_extra, is_repeat=True)
-    slot = _slot_to_fill(slot, annotator_id)
-    slot.lease_number = max(slot.lease_number, lease.number)
-    slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
-    preference = _new_version(slot, annotator_id, choice, current)
-    return Submission(preference, is_extra=slot.is_extra)
-
-
-@transaction.atomic
-def skip(project: Project, token: str, annotator_id: int, reason: str = "") -> None:
+def skip(project: Project, token: str, annotator_id: int, reason: str = "", note: str = "") -> None:
     """Give a pair back for good. A judgement that was reopened by undo is withdrawn.
 
     A page that is older than the answer withdraws nothing: ``AlreadyAnswered``.
     """
-    _lock_annotator(annotator_id)
-    slot, lease = _slot_of_token(project, token, annotator_id)
-    current = _current(slot, annotator_id)
-    if _answer_after(lease, current):
-        raise AlreadyAnswered(
-            "You have answered that pair already, so it is not skipped. Use Undo to change the answer."
-        )
-    Skip.objects.get_or_create(pair_id=slot.pair_id, annotator_id=annotator_id, defaults={"reason": reason[:200]})
-    if current:
-        Preference.objects.filter(pk=current.pk).update(is_current=False)
-        Pair.objects.filter(pk=slot.pair_id).update(judgements_count=F("judgements_count") - 1)
-    if mine := _own_slot(slot, annotator_id):
-        _give_back(mine)
+    with _at_desk(annotator_id):
+        slot, lease = _slot_of_token(project, token, annotator_id)
+        current = current_preference(slot, annotator_id)
+        if _answer_after(lease, current):
+            raise AlreadyAnswered(
+                "You have answered that pair already, so it is not skipped. Use Undo to change the answer."
+            )
+        if current:
+            _check_not_frozen(current)
+            withdraw(project, current)
+        if slot.kind != Slot.Kind.REPEAT:  # the pair is judged already; only the second look is passed on
+            known = reason if reason in Skip.Reason.values else ""
+            record_skip(slot.pair_id, annotator_id, known, (note if known == reason else reason)[:500])
+        if mine := _own_slot(slot, annotator_id):
+            _give_back(mine)
 
 
-@transaction.atomic
 def undo(project: Project, annotator_id: int) -> Lease:
-    """Reopen this person's latest judgement in the project. It stays valid until a new version replaces it."""
-    _lock_annotator(annotator_id)
-    latest = (
-        Preference.objects.filter(annotator_id=annotator_id, pair__project=project, is_current=True)
-        .select_related("slot")
-        .order_by("-pk")
-        .first()
-    )
-    if latest is None:
-        raise NothingToUndo("You have no judgement here that could be undone.")
-    slot = latest.slot
-    slot.lease_number = max(slot.lease_number, latest.lease_number)
-    _take(slot, annotator_id, project, timezone.now())
-    return Lease(slot, make_token(slot), previous=latest)
+    """Reopen what this person did last in the project, a judgement or a skip.
+
+    A judgement stays valid until a new version replaces it; a skip is forgotten. The pair that was on the screen comes
+    after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has used.
+    """
+    with _at_desk(annotator_id):
+        mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
+        judged = mine.select_related("slot").order_by("-pk").first()
+        skipped = Skip.objects.filter(annotator_id=annotator_id, pair__project=project).order_by("-pk").first()
+        if skipped and (judged is None or skipped.created_at > judged.created_at):
+            return _reopen_skipped(project, skipped)
+        if judged is None:
+            raise NothingToUndo("You have no judgement here that could be undone.")
+        return _reopen(project, judged)
+
+
+def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
+    """Reopen one of this person's judgements, as ``undo`` does with the last one."""
+    with _at_desk(annotator_id):
+        mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
+        preference = mine.select_related("slot").filter(pk=preference_id).first()
+        if preference is None:
+            raise NothingToUndo("That judgement has a newer version, or is not yours. Reload the page to see it.")
+        return _reopen(project, preference)
+
+
+def add_reasons(project: Project, token: str, annotator_id: int, reasons: tuple[str, ...], comment: str) -> Preference:
+    """Say, after the vote, why: onto the judgement that was given under this lease, while no dataset has used it."""
+    with _at_desk(annotator_id):
+        check_reasons(project, reasons)
+        slot, lease = _slot_of_token(project, token, annotator_id)
+        current = _answer_after(lease, current_preference(slot, annotator_id))
+        if current is None:
+            raise LeaseGone("That judgement is no longer the one that counts, so nothing was added to it.")
+        _check_not_frozen(current)
+        current.reasons, current.comment = list(reasons), clean_comment(comment) or current.comment
+        current.save(update_fields=["reasons", "comment"])
+        return current
+
+
+def asks_for_reason(project: Project, slot: Slot, annotator_id: int) -> bool:
+    """Whether this is one of the judgements that must name a reason: a fixed share, that nobody can foresee."""
+    if not project.reason_chips or not project.reasons_percent or slot.kind == Slot.Kind.REPEAT:
+        return False
+    return keyed_share("reason", annotator_id, slot.pair_id) * 100 < project.reasons_percent
 
 
 def sweep_expired(limit: int = SWEEP_LIMIT) -> int:
@@ -174,97 +223,173 @@ def open_slots_for(project: Project, annotator_id: int) -> int:
     return Slot.objects.filter(project=project).open_for(annotator_id)[:MAX_COUNTED].count()
 
 
-def next_lease_to_expire(project: Project, annotator_id: int) -> datetime | None:
-    """When the first pair that is with somebody else may come to this person."""
-    leased = Slot.objects.filter(project=project, state=Slot.State.LEASED).new_to(annotator_id)
-    until: datetime | None = leased.order_by("lease_until").values_list("lease_until", flat=True).first()
-    return until
-
-
-def make_token(slot: Slot) -> str:
-    began = slot.leased_at.timestamp() if slot.leased_at else 0.0
-    return signing.dumps([slot.pk, slot.lease_number, slot.annotator_id, began], salt=TOKEN_SALT)
-
-
-@dataclass(frozen=True)
-class TokenContent:
-    """What a lease's token says: which slot, the how-manieth lease of it, and since when."""
-
-    slot_id: int
-    number: int
-    began: datetime
-
-
-def read_token(token: str, annotator_id: int) -> TokenContent:
-    """Return what this person's token says, or raise ``LeaseGone``."""
-    try:
-        slot_id, number, holder_id, began = signing.loads(token, salt=TOKEN_SALT)
-    except (signing.BadSignature, ValueError, TypeError):
-        raise LeaseGone("This pair could not be recognised. Reload the page to go on.") from None
-    if holder_id != annotator_id:
-        raise LeaseGone("This pair was given to another account. Reload the page to go on.")
-    return TokenContent(slot_id, number, datetime.fromtimestamp(began, tz=UTC))
+def waiting_for(project: Project, annotator_id: int) -> tuple[int, datetime | None]:
+    """How many pairs that are with somebody else could come to this person, and when the first may."""
+    leased = Slot.objects.filter(project=project, state=Slot.State.LEASED, kind=Slot.Kind.PLANNED).new_to(annotator_id)
+    until = leased.order_by("lease_until").values_list("lease_until", flat=True).first()
+    return leased[:MAX_COUNTED].count(), until
 
 
 def shown_left_of(project: Project, token: str, annotator_id: int) -> str:
     """Which response stood on the left of the page that carried this token."""
     lease = read_token(token, annotator_id)
-    pair_id = Slot.objects.filter(project=project, pk=lease.slot_id).values_list("pair_id", flat=True).first()
-    if pair_id is None:
+    if not Slot.objects.filter(project=project, pk=lease.slot_id).exists():
         raise LeaseGone("This pair is no longer part of the project. Reload the page to go on.")
-    return side_shown_left(annotator_id, pair_id)
+    return lease.shown_left
 
 
-def side_shown_left(annotator_id: int, pair_id: int) -> str:
-    """A fair coin for each annotator and pair that always falls the same way: a second look shows the same order."""
-    digest = hashlib.sha256(f"{annotator_id}:{pair_id}".encode()).digest()
-    return Slot.Side.A if digest[0] % 2 == 0 else Slot.Side.B
+# Leases: the steps. All of them are called with the annotator's lock held.
 
 
-def _lock_annotator(annotator_id: int) -> None:
-    # SKIP LOCKED with NOT EXISTS lets one person in two tabs claim two slots of one pair: neither claim sees the other.
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [ADVISORY_LOCK_NAMESPACE, annotator_id])
+def _lease_next(project: Project, annotator_id: int) -> Lease | None:
+    now = timezone.now()
+    held = _held(project, annotator_id, now)
+    if current := next((slot for slot in held if not slot.is_ahead), None):
+        return _renewed(current, project, now)
+    if project.is_paused:
+        return None
+    if held:
+        return _renewed(held[0], project, now)
+    slot = _claim(project, annotator_id, now, is_ahead=False)
+    return Lease(slot, make_token(slot)) if slot else None
 
 
-def _held_slot(project: Project, annotator_id: int, now: datetime) -> Slot | None:
+def _lease_ahead(project: Project, annotator_id: int) -> Lease | None:
+    now = timezone.now()
+    held = _held(project, annotator_id, now)
+    if ahead := next((slot for slot in held if slot.is_ahead), None):
+        return Lease(ahead, make_token(ahead))
+    if project.is_paused or not held:
+        return None
+    slot = _claim(project, annotator_id, now, is_ahead=True)
+    return Lease(slot, make_token(slot)) if slot else None
+
+
+def _claim(project: Project, annotator_id: int, now: datetime, *, is_ahead: bool) -> Slot | None:
+    seat, _ = Seat.objects.get_or_create(project=project, annotator_id=annotator_id)
+    _check_qualified(project, seat, now)
+    terms = Terms(project, seat, now, _until(project, now), is_ahead)
+    if slot := claim(terms):
+        return slot
+    # Nothing is open: what has run out since the last sweep is.
+    return claim(terms) if _reopen_expired(Slot.objects.filter(project=project), now) else None
+
+
+def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
+    """Whoever comes while there is no qualification set has no need of the one that is made later."""
+    if seat.qualified_at is None:
+        if QualificationItem.objects.filter(project=project).exists():
+            raise NotQualified("Take the qualification set of this project first; the Label page leads there.")
+        Seat.objects.filter(pk=seat.pk).update(qualified_at=now)
+
+
+def _held(project: Project, annotator_id: int, now: datetime) -> list[Slot]:
+    """This person's leases that have not run out: at most the pair they look at, and the one after it."""
     held = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, lease_until__gt=now)
     held = held.select_for_update(of=("self",))  # a sweep on another host may be ending this very lease
-    return held.select_related("pair__prompt", "pair__response_a", "pair__response_b").order_by("-leased_at").first()
+    return list(held.select_related(*CONTENT).order_by("is_ahead", "-leased_at"))
+
+
+def _until(project: Project, now: datetime) -> datetime:
+    return now + timedelta(minutes=project.lease_minutes)
 
 
 def _renewed(slot: Slot, project: Project, now: datetime) -> Lease:
-    slot.lease_until = now + timedelta(minutes=project.lease_minutes)
-    slot.save(update_fields=["lease_until"])
-    return Lease(slot, make_token(slot), previous=slot.preferences.filter(is_current=True).first())
+    slot.lease_until = _until(project, now)
+    if slot.is_ahead:  # its turn has come
+        slot.is_ahead, slot.leased_at = False, now
+    slot.save(update_fields=["lease_until", "is_ahead", "leased_at"])
+    previous = slot.preferences.filter(is_current=True).first() if slot.versions else None
+    return Lease(slot, make_token(slot), previous)
 
 
-def _next_open_slot(project: Project, annotator_id: int) -> Slot | None:
-    slots = Slot.objects.filter(project=project).open_for(annotator_id).order_by("-priority", "random_key")
-    if connection.features.has_select_for_update_skip_locked:
-        slots = slots.select_for_update(skip_locked=True, of=("self",))
-    return slots.select_related("pair__prompt", "pair__response_a", "pair__response_b").first()
-
-
-def _take(slot: Slot, annotator_id: int, project: Project, now: datetime) -> None:
-    slot.state = Slot.State.LEASED
-    slot.annotator_id = annotator_id
-    slot.lease_number += 1
-    slot.leased_at = now
-    slot.lease_until = now + timedelta(minutes=project.lease_minutes)
-    slot.shown_left = side_shown_left(annotator_id, slot.pair_id)
-    slot.save()
-
-
-def _take_back(slot: Slot, lease: TokenContent, annotator_id: int, until: datetime) -> None:
-    """Lease a slot again under the token its holder still has: the time counts from when the page was opened."""
-    slot.state = Slot.State.LEASED
-    slot.annotator_id = annotator_id
+def _renew(project: Project, slot: Slot, lease: TokenContent, annotator_id: int) -> Standing:
+    now = timezone.now()
+    until = _until(project, now)
+    if mine := _own_slot(slot, annotator_id):
+        # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
+        Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=until)
+        ahead = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, is_ahead=True)
+        ahead.update(lease_until=until)
+        return Standing.KEPT
+    if slot.state != Slot.State.OPEN:
+        return Standing.TAKEN
+    if any(not held.is_ahead for held in _held(project, annotator_id, now)):
+        return Standing.OPEN
     slot.lease_number = max(slot.lease_number, lease.number)
-    slot.leased_at, slot.lease_until = lease.began, until
-    slot.shown_left = side_shown_left(annotator_id, slot.pair_id)
+    _take(slot, annotator_id, lease.shown_left, lease.began, until)
+    return Standing.KEPT
+
+
+def _take(slot: Slot, annotator_id: int, shown_left: str, leased_at: datetime, until: datetime) -> None:
+    """Lease a certain slot to its holder of before, shown as it was."""
+    slot.state, slot.annotator_id, slot.is_ahead = Slot.State.LEASED, annotator_id, False
+    slot.leased_at, slot.lease_until = leased_at, until
+    slot.shown_left, slot.shown_to = shown_left, annotator_id
     slot.save()
+
+
+def _reopen(project: Project, preference: Preference) -> Lease:
+    _check_not_frozen(preference)
+    slot, now = preference.slot, timezone.now()
+    _make_room(project, preference.annotator_id, now, besides=slot)
+    slot.lease_number = max(slot.lease_number, preference.lease_number) + 1
+    _take(slot, preference.annotator_id, preference.shown_left, now, _until(project, now))
+    return Lease(slot, make_token(slot), previous=preference)
+
+
+def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
+    """Lease the pair of a skip again: its open slot, or one that another person's lease does not need."""
+    now, annotator_id = timezone.now(), skipped.annotator_id
+    pair = Pair.objects.select_for_update(no_key=True).get(pk=skipped.pair_id)
+    slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
+    own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
+    slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
+    if slot is None:
+        raise NothingToUndo("That pair has gone to somebody else since you skipped it; there is no need to judge it.")
+    _make_room(project, annotator_id, now, besides=slot)
+    forget_skip(pair.pk, annotator_id)
+    side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
+    slot.lease_number += 1
+    _take(slot, annotator_id, side, now, _until(project, now))
+    return Lease(slot, make_token(slot))
+
+
+def _make_room(project: Project, annotator_id: int, now: datetime, *, besides: Slot) -> None:
+    """Put the pair on the screen after the one that is reopened; what had been leased ahead goes back."""
+    held = [slot for slot in _held(project, annotator_id, now) if slot.pk != besides.pk]
+    for slot in held:
+        if slot.is_ahead or slot.versions:  # one that was reopened itself keeps its answer
+            _give_back(slot)
+        else:
+            Slot.objects.filter(pk=slot.pk).update(is_ahead=True)
+
+
+def _check_not_frozen(preference: Preference) -> None:
+    if preference.frozen_at:
+        day = timezone.localtime(preference.frozen_at).strftime("%-d %B %Y")
+        raise Frozen(f"That judgement went into a dataset on {day}, so it stays as it is.")
+
+
+# Answers: the steps.
+
+
+def _submit(project: Project, token: str, annotator_id: int, choice: str, details: Details) -> Submission:
+    details = check_answer(project, choice, details)
+    slot, lease = _slot_of_token(project, token, annotator_id)
+    current = current_preference(slot, annotator_id)
+    if repeated := _answer_after(lease, current):
+        return Submission(repeated, is_extra=repeated.slot.kind == Slot.Kind.EXTRA, is_repeat=True)
+    if current:
+        _check_not_frozen(current)
+    if asks_for_reason(project, slot, annotator_id) and not (details.reasons or details.comment):
+        raise LabelingError("This judgement needs a reason: choose at least one, or write a comment.")
+    slot = _slot_to_fill(slot, annotator_id)
+    if slot.lease_number != lease.number or slot.leased_at is None:
+        slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
+    slot.lease_number = max(slot.lease_number, lease.number)
+    preference = record_preference(project, slot, lease, annotator_id, choice, details)
+    return Submission(preference, is_extra=slot.kind == Slot.Kind.EXTRA)
 
 
 def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slot, TokenContent]:
@@ -276,11 +401,6 @@ def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slo
     if slot is None:
         raise LeaseGone("This pair is no longer part of the project. Reload the page to go on.")
     return slot, lease
-
-
-def _current(slot: Slot, annotator_id: int) -> Preference | None:
-    mine = Preference.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id, is_current=True)
-    return mine.select_related("slot").first()
 
 
 def _answer_after(lease: TokenContent, current: Preference | None) -> Preference | None:
@@ -297,7 +417,8 @@ def _own_slot(slot: Slot, annotator_id: int) -> Slot | None:
     """This person's slot of the pair: the one given or another one, for instance leased in another tab since."""
     if slot.annotator_id == annotator_id:
         return slot
-    return Slot.objects.select_for_update().filter(pair_id=slot.pair_id, annotator_id=annotator_id).first()
+    mine = Slot.objects.select_for_update().filter(pair_id=slot.pair_id, annotator_id=annotator_id)
+    return mine.exclude(kind=Slot.Kind.REPEAT).first()
 
 
 def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
@@ -306,36 +427,16 @@ def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
         return mine
     if slot.state == Slot.State.OPEN:
         return slot
-    last = Slot.objects.filter(pair_id=slot.pair_id).aggregate(last=Max("place"))["last"]
     return Slot(
-        project_id=slot.project_id, pair_id=slot.pair_id, place=last + 1, leased_at=slot.leased_at, is_extra=True
-    )
-
-
-def _new_version(slot: Slot, annotator_id: int, choice: str, current: Preference | None) -> Preference:
-    now = timezone.now()
-    slot.state = Slot.State.DONE
-    slot.annotator_id = annotator_id
-    slot.lease_until = None
-    slot.shown_left = side_shown_left(annotator_id, slot.pair_id)
-    slot.save()
-    Skip.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id).delete()
-    if current is None:
-        Pair.objects.filter(pk=slot.pair_id).update(judgements_count=F("judgements_count") + 1)
-    else:
-        Preference.objects.filter(pk=current.pk).update(is_current=False)
-    versions: dict[str, Any] = slot.preferences.aggregate(last=Max("version"))
-    return Preference.objects.create(
+        project_id=slot.project_id,
         pair_id=slot.pair_id,
-        slot=slot,
-        annotator_id=annotator_id,
-        choice=choice,
-        shown_left=slot.shown_left,
-        # Two hosts' clocks may disagree about which came first.
-        seconds=max(0.0, (now - slot.leased_at).total_seconds()) if slot.leased_at else 0.0,
-        version=(versions["last"] or 0) + 1,
-        lease_number=slot.lease_number,
+        place=next_place(slot.pair_id),
+        kind=Slot.Kind.EXTRA,
+        leased_at=slot.leased_at,
     )
+
+
+# Ends of leases
 
 
 def _reopen_expired(slots: Any, now: datetime, limit: int = SWEEP_LIMIT) -> int:
@@ -346,16 +447,25 @@ def _reopen_expired(slots: Any, now: datetime, limit: int = SWEEP_LIMIT) -> int:
         .select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked, of=("self",))
         .order_by("lease_until")[:limit]
     )
-    reopened = [slot.pk for slot in expired if not slot.answered]
-    kept = [slot.pk for slot in expired if slot.answered]
-    Slot.objects.filter(pk__in=reopened).update(state=Slot.State.OPEN, annotator=None, lease_until=None, shown_left="")
-    Slot.objects.filter(pk__in=kept).update(state=Slot.State.DONE, lease_until=None)
+    stays = {slot.pk for slot in expired if slot.answered or slot.kind != Slot.Kind.PLANNED}
+    _open([slot.pk for slot in expired if slot.pk not in stays])
+    _close_lease(list(stays))
     return len(expired)
 
 
 def _give_back(slot: Slot) -> None:
-    """Open a slot for the others. An extra one was never asked for, so nobody else has to fill it."""
-    if slot.is_extra:
-        Slot.objects.filter(pk=slot.pk).update(state=Slot.State.DONE, lease_until=None)
+    """End a lease. A planned slot is open to the others again, unless it holds an answer."""
+    is_answered = Preference.objects.filter(slot=slot, is_current=True).exists() if slot.versions else False
+    if slot.kind != Slot.Kind.PLANNED or is_answered:
+        _close_lease([slot.pk])
     else:
-        Slot.objects.filter(pk=slot.pk).update(state=Slot.State.OPEN, annotator=None, lease_until=None, shown_left="")
+        _open([slot.pk])
+
+
+def _open(slot_ids: list[int]) -> None:
+    Slot.objects.filter(pk__in=slot_ids).update(state=Slot.State.OPEN, annotator=None, lease_until=None, is_ahead=False)
+
+
+def _close_lease(slot_ids: list[int]) -> None:
+    """What was made for one person is nobody else's: without an answer it stays empty."""
+    Slot.objects.filter(pk__in=slot_ids).update(state=Slot.State.DONE, lease_until=None, is_ahead=False)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.utils import timezone
 
 from labeling.exceptions import LabelingError
-from labeling.models import Membership, Pair, Project, Prompt, Response, Slot
+from labeling.models import Guidelines, Membership, Pair, Preference, Project, Prompt, Response, Slot
 from labeling.prompts import Message, content_hash, is_held_out, normalise
+from labeling.records import CONFLICT_PRIORITY
 
 BATCH_SIZE = 500
+# Two opinions show whether there is a question; where they differ, the queue asks for a third.
+CALIBRATION_JUDGEMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class NewResponse:
 @transaction.atomic
 def create_project(*, name: str, slug: str, guidelines: str = "", admin: User | None = None) -> Project:
     project = Project.objects.create(name=name, slug=slug, guidelines=guidelines)
+    Guidelines.objects.create(project=project, version=1, text=guidelines, author=admin)
     if admin is not None:
         add_member(project=project, user=admin, role=Membership.Role.ADMIN)
     return project
@@ -92,11 +98,66 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         for new in responses
     )
     project = prompt.project
+    is_calibration = _falls(project.calibration_percent)
+    wanted = max(project.judgements_per_pair, CALIBRATION_JUDGEMENTS if is_calibration else 1)
     pair = Pair.objects.create(
-        project=project, prompt=prompt, response_a=a, response_b=b, judgements_wanted=project.judgements_per_pair
+        project=project,
+        prompt=prompt,
+        response_a=a,
+        response_b=b,
+        judgements_wanted=wanted,
+        is_calibration=is_calibration,
+        is_control=_falls(project.control_percent),
     )
     Slot.objects.bulk_create(
-        Slot(project=project, pair=pair, place=place, priority=priority)
-        for place in range(1, pair.judgements_wanted + 1)
+        Slot(project=project, pair=pair, place=place, priority=priority, is_control=pair.is_control)
+        for place in range(1, wanted + 1)
     )
     return pair
+
+
+def _falls(percent: int) -> bool:
+    return random.random() * 100 < percent  # noqa: S311  (a sample, not a secret)
+
+
+def set_priorities(*, project: Project, priorities: Mapping[int, float]) -> int:
+    """Order what is still to be judged: by pair id, higher is served first. Returns how many places it moved.
+
+    Pairs that divide opinions keep their place in front. The pairs of the control are served in random order, whatever
+    is said of them here.
+    """
+    moved = 0
+    pair_ids = list(priorities)
+    for start in range(0, len(pair_ids), BATCH_SIZE):
+        batch = pair_ids[start : start + BATCH_SIZE]
+        slots = list(
+            Slot.objects.filter(project=project, pair_id__in=batch, state=Slot.State.OPEN, is_control=False)
+            .exclude(priority=CONFLICT_PRIORITY)
+            .only("pk", "pair_id", "priority")
+        )
+        for slot in slots:
+            slot.priority = priorities[slot.pair_id]
+        moved += Slot.objects.bulk_update(slots, ["priority"]) if slots else 0
+    return moved
+
+
+def freeze_preferences(preference_ids: Iterable[int]) -> None:
+    """Note that a dataset uses these judgements from now on: their authors change them no more."""
+    ids = list(preference_ids)
+    for start in range(0, len(ids), BATCH_SIZE):
+        batch = Preference.objects.filter(pk__in=ids[start : start + BATCH_SIZE], frozen_at=None)
+        batch.update(frozen_at=timezone.now())
+
+
+@transaction.atomic
+def set_guidelines(*, project: Project, text: str, author: User | None) -> Guidelines:
+    """Write a new version of the guidelines; the same text again is the version that there is."""
+    locked = Project.objects.select_for_update(no_key=True).get(pk=project.pk)
+    newest = Guidelines.objects.filter(project=project).first()
+    if newest and newest.text == text:
+        return newest
+    version = (newest.version if newest else 0) + 1
+    locked.guidelines, locked.guidelines_version = text, version
+    locked.save(update_fields=["guidelines", "guidelines_version"])
+    project.guidelines, project.guidelines_version = text, version
+    return Guidelines.objects.create(project=project, version=version, text=text, author=author)

@@ -1,16 +1,16 @@
 from django.urls import path
 
-from labeling import views
+from labeling.views import desk, projects, prompts
 
 app_name = "labeling"
 
 urlpatterns = [
-    path("", views.project, name="project"),
-    path("prompts/", views.prompts, name="prompts"),
+    path("", projects.project, name="project"),
+    path("prompts/", prompts.prompts, name="prompts"),
     # The annotate page and what its keys do
-    path("annotate/", views.annotate, name="annotate"),
-    path("annotate/submit/", views.submit_preference, name="submit"),
-    path("annotate/skip/", views.skip_pair, name="skip"),
-    path("annotate/undo/", views.undo_preference, name="undo"),
-    path("annotate/renew/", views.renew_lease, name="renew"),
+    path("annotate/", desk.annotate, name="annotate"),
+    path("annotate/submit/", desk.submit_preference, name="submit"),
+    path("annotate/skip/", desk.skip_pair, name="skip"),
+    path("annotate/undo/", desk.undo_preference, name="undo"),
+    path("annotate/renew/", desk.renew_lease, name="renew"),
 ]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from django.utils import timezone
 
 from labeling import queue
 from labeling.models import Pair
@@ -47,7 +48,7 @@ def judge(project):
     def judge(pair: Pair, user, choice: str) -> None:
         slot = pair.slots.filter(state="open").first() or pair.slots.get(annotator=user)
         if slot.state == "open":
-            queue._take(slot, user.pk, project, pair.created_at)
+            queue._take(slot, user.pk, "a", pair.created_at, timezone.now())
         queue.submit(project, queue.make_token(slot), user.pk, choice)
 
     return judge

@@ -73,7 +73,11 @@ def data_dir(tmp_path: Path, settings: Any) -> Path:
 
 @pytest.fixture
 def project(db: None) -> Project:
-    return create_project(name="Helpful answers", slug="helpful")
+    """Nothing in it happens by chance: no shared, random, golden or second looks but those that a test asks for."""
+    project = create_project(name="Helpful answers", slug="helpful")
+    project.calibration_percent = project.control_percent = project.repeat_percent = project.gold_percent = 0
+    project.save()
+    return project
 
 
 def _member(project: Project, name: str, role: str) -> User:

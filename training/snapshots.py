@@ -32,7 +32,7 @@ def judgements(
     ``reference_hash``: also the tokens of the prompt as sampled, and of the pairs that the policy of this content hash
     wrote the log-probabilities of their tokens.
     """
-    current = Preference.objects.filter(pair__project=project, is_current=True)
+    current = Preference.objects.counted().filter(project=project)
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
         .select_related("pair__prompt", "pair__response_a", "pair__response_b")
@@ -132,7 +132,7 @@ def freeze_snapshot(
     The same triples give the same file, hence the same snapshot. ``rule``: how labels come of preferences.
     ``reference_hash``: of the policy whose log-probabilities go along where its sampler kept them.
     """
-    newest = Preference.objects.filter(pair__project=project).aggregate(newest=Max("pk"))["newest"] or 0
+    newest = Preference.objects.filter(project=project).aggregate(newest=Max("pk"))["newest"] or 0
     draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
     counts = TripleCounts()
     triples = derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)

@@ -2,7 +2,7 @@
 
 import django.core.validators
 import django.db.models.deletion
-import labeling.models
+import labeling.models.pairs
 from django.conf import settings
 from django.db import migrations, models
 
@@ -85,7 +85,7 @@ class Migration(migrations.Migration):
                 ('place', models.PositiveSmallIntegerField()),
                 ('state', models.CharField(choices=[('open', 'Open'), ('leased', 'Leased'), ('done', 'Done')], default='open', max_length=8)),
                 ('priority', models.FloatField(default=0.0)),
-                ('random_key', models.FloatField(default=labeling.models.new_random_key, editable=False)),
+                ('random_key', models.FloatField(default=labeling.models.pairs.new_random_key, editable=False)),
                 ('lease_number', models.PositiveIntegerField(default=0, help_text="Counts leases; a lease's token carries its number.")),
                 ('leased_at', models.DateTimeField(blank=True, null=True)),
                 ('lease_until', models.DateTimeField(blank=True, null=True)),

@@ -9,7 +9,18 @@ from django.urls import reverse
 
 from labeling import queue
 from labeling.admin import ReadOnlyAdmin
-from labeling.models import Preference, Project, Skip
+from labeling.answers import Details
+from labeling.models import (
+    Adjudication,
+    KeyMap,
+    Preference,
+    Project,
+    QualificationAnswer,
+    QualificationItem,
+    QualityReport,
+    SentBack,
+    Skip,
+)
 
 HISTORY = [model for model, options in admin.site._registry.items() if isinstance(options, ReadOnlyAdmin)]
 
@@ -17,10 +28,19 @@ HISTORY = [model for model, options in admin.site._registry.items() if isinstanc
 @pytest.fixture
 def rows(project, annotator, other_annotator, make_pair):
     """At least one row of every model of labeling."""
-    make_pair()
-    queue.submit(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "a")
+    pair = make_pair()
+    token = queue.lease_next(project, annotator.pk).token
+    judged = queue.submit(project, token, annotator.pk, "a", Details(rewrite="Better.")).preference
     make_pair()
     queue.skip(project, queue.lease_next(project, other_annotator.pk).token, other_annotator.pk)
+    Adjudication.objects.create(pair=pair, reviewer=annotator, verdict="a")
+    SentBack.objects.create(preference=judged, reviewer=other_annotator)
+    KeyMap.objects.create(user=annotator)
+    QualityReport.objects.create(project=project, day="2026-01-01")
+    item = QualificationItem.objects.create(project=project, messages=pair.prompt.messages, choice="a")
+    QualificationAnswer.objects.create(
+        item=item, annotator=annotator, attempt=1, choice="a", shown_left="a", is_right=True
+    )
 
 
 def test_every_row_that_is_history_is_read_only():

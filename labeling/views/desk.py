@@ -1,4 +1,4 @@
-"""Pages for labeling: projects, the annotate page, prompts."""
+"""The annotate page and what its keys do."""
 
 from __future__ import annotations
 
@@ -6,54 +6,18 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.contrib.auth.views import LoginView
-from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_POST
 
 from labeling import queue
-from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404, role_of
-from labeling.exceptions import ImportRejected, LabelingError
-from labeling.forms import PromptImportForm, TokenForm, VoteForm, choice_of, side_of
-from labeling.importers import import_prompts
-from labeling.models import Preference, Project, Prompt
+from labeling.access import SignedInRequest, project_or_404
+from labeling.exceptions import LabelingError
+from labeling.forms import TokenForm, VoteForm, choice_of, side_of
+from labeling.models import Preference, Project
 from labeling.rendering import render_text
-
-PROMPTS_PER_PAGE = 50
-
-
-class SignIn(LoginView):
-    """The door. Whoever is in already goes where they wanted to go, and not back to the door."""
-
-    template_name = "sign_in.html"
-    redirect_authenticated_user = True
-
-    def get_redirect_url(self) -> str:  # type: ignore[override]  # the stubs are of a later Django
-        wanted: str = super().get_redirect_url()
-        return "" if wanted.startswith(self.request.path) else wanted
-
-
-@require_GET
-@login_required
-def home(request: SignedInRequest) -> HttpResponse:
-    projects = list(Project.objects.visible_to(request.user)[:200])
-    if len(projects) == 1:
-        return redirect(projects[0])
-    return render(request, "labeling/home.html", {"projects": projects})
-
-
-@require_GET
-@login_required
-def project(request: SignedInRequest, slug: str) -> HttpResponse:
-    project = project_or_404(request.user, slug)
-    context = project_context(request, project) | {
-        "guidelines_html": render_text(project.guidelines),
-        "done_today": _done_today(request, project),
-        "open_pairs": queue.open_slots_for(project, request.user.pk),
-    }
-    return render(request, "labeling/project.html", context)
+from labeling.views.projects import done_today, project_context
 
 
 @require_GET
@@ -130,34 +94,6 @@ def renew_lease(request: SignedInRequest, slug: str) -> HttpResponse:
     return HttpResponse(standing.label, status=409, content_type="text/plain; charset=utf-8")
 
 
-@require_http_methods(["GET", "POST"])
-@login_required
-def prompts(request: SignedInRequest, slug: str) -> HttpResponse:
-    roles = REVIEWERS if request.method == "GET" else ADMINS
-    project = project_or_404(request.user, slug, roles)
-    form = PromptImportForm(request.POST or None, request.FILES or None)
-    problems: list[str] = []
-    if request.method == "POST" and form.is_valid():
-        try:
-            report = import_prompts(project=project, file=form.cleaned_data["file"])
-        except ImportRejected as error:
-            problems = [str(problem) for problem in error.problems]
-        else:
-            messages.success(request, f"{report.added:,} prompts imported, {report.duplicates:,} were here already.")
-            return redirect("labeling:prompts", slug=slug)
-    page = Paginator(Prompt.objects.filter(project=project).order_by("-pk"), PROMPTS_PER_PAGE).get_page(
-        request.GET.get("page")
-    )
-    context = project_context(request, project) | {"form": form, "problems": problems, "page": page}
-    status = 400 if problems or form.errors else 200
-    return render(request, "labeling/prompts.html", context, status=status)
-
-
-def project_context(request: SignedInRequest, project: Project) -> dict[str, Any]:
-    """What the frame of every page of a project needs."""
-    return {"project": project, "role": role_of(request.user, project)}
-
-
 def _desk_with_error(request: SignedInRequest, project: Project, error: str) -> HttpResponse:
     return _desk(request, project, queue.lease_next(project, request.user.pk), error=error)
 
@@ -174,7 +110,7 @@ def _desk(
     context = project_context(request, project) | {
         "notice": notice,
         "error": error,
-        "done_today": _done_today(request, project),
+        "done_today": done_today(request, project),
         "can_undo": _has_judged(request, project),
         **(_pair_context(lease) if lease else {"waiting": _why_nothing(request, project)}),
     }
@@ -209,7 +145,7 @@ def _why_nothing(request: SignedInRequest, project: Project) -> dict[str, Any]:
             "title": "No pairs yet",
             "text": "None has been written for this project's prompts so far. They appear here by themselves.",
         }
-    if until := queue.next_lease_to_expire(project, request.user.pk):
+    if until := queue.waiting_for(project, request.user.pk)[1]:
         minutes = max(1, round((until - timezone.now()).total_seconds() / 60))
         text = f"The last open pairs are with other people. The first may come back in about {minutes} min."
         return {"title": "Nothing for you right now", "text": text}
@@ -217,12 +153,6 @@ def _why_nothing(request: SignedInRequest, project: Project) -> dict[str, Any]:
         "title": "You have done every pair here",
         "text": "Thank you. New pairs appear here by themselves as soon as they are written.",
     }
-
-
-def _done_today(request: SignedInRequest, project: Project) -> int:
-    midnight = timezone.localtime().replace(hour=0, minute=0, second=0, microsecond=0)
-    mine = Preference.objects.filter(annotator_id=request.user.pk, created_at__gte=midnight, is_current=True)
-    return mine.filter(pair__project=project).count()
 
 
 def _has_judged(request: SignedInRequest, project: Project) -> bool:

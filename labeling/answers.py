@@ -1,0 +1,89 @@
+"""What an annotator may say beside the choice, and its checks. Pure but for the project whose rules it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from labeling.exceptions import LabelingError
+from labeling.models import Choice, Project
+from labeling.prompts import InvalidPrompt, clean_text, normalise
+
+MAX_COMMENT_CHARACTERS = 5_000
+MAX_REWRITE_CHARACTERS = 100_000
+CRITERION_CHOICES = (Choice.A, Choice.B, Choice.TIE)
+
+
+class AnswerRejected(LabelingError):
+    """An answer that cannot be stored as it is; the sentence says what to change. Nothing of it was stored."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """What goes with a choice. ``criteria``: by name "a", "b" or "tie"; ``seconds``: the pair's time on the screen."""
+
+    is_strong: bool = False
+    criteria: dict[str, str] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    comment: str = ""
+    rewrite: str = ""
+    seconds: float | None = None
+
+
+NOTHING_MORE = Details()
+
+
+def check_answer(project: Project, choice: str, details: Details) -> Details:
+    """Return the details as they are stored, or raise ``AnswerRejected``."""
+    if choice not in Choice.values:
+        raise AnswerRejected(f"“{choice[:40]}” is not a choice; use one of {', '.join(Choice.values)}.")
+    if details == NOTHING_MORE:
+        return details
+    _check_criteria(project, details.criteria)
+    check_reasons(project, details.reasons)
+    rewrite = _cleaned("rewrite", details.rewrite, MAX_REWRITE_CHARACTERS)
+    if rewrite and not project.allows_rewrites:
+        raise AnswerRejected("This project takes no rewrites. Remove it, or ask an admin to allow them.")
+    if rewrite and choice not in (Choice.A, Choice.B):
+        raise AnswerRejected("A rewrite improves one of the two responses; say which one is better.")
+    return Details(
+        is_strong=details.is_strong and project.asks_strength and choice in (Choice.A, Choice.B),
+        criteria=details.criteria,
+        reasons=details.reasons,
+        comment=clean_comment(details.comment),
+        rewrite=rewrite,
+        seconds=details.seconds,
+    )
+
+
+def check_reasons(project: Project, reasons: tuple[str, ...]) -> None:
+    if unknown := next((reason for reason in reasons if reason not in project.reason_chips), None):
+        raise AnswerRejected(
+            f"“{unknown[:40]}” is not a reason of this project; its are: {', '.join(project.reason_chips)}"
+        )
+
+
+def clean_comment(comment: str) -> str:
+    return _cleaned("comment", comment, MAX_COMMENT_CHARACTERS)
+
+
+def is_same_text(first: str, second: str) -> bool:
+    """Whether a reader could not tell the two apart."""
+    return normalise(first) == normalise(second)
+
+
+def _check_criteria(project: Project, criteria: dict[str, str]) -> None:
+    for name, choice in criteria.items():
+        if name not in project.criteria:
+            known = ", ".join(project.criteria) or "none"
+            raise AnswerRejected(f"“{name[:40]}” is not a criterion of this project; it has {known}.")
+        if choice not in CRITERION_CHOICES:
+            raise AnswerRejected(f"“{name[:40]}” takes one of {', '.join(CRITERION_CHOICES)}.")
+
+
+def _cleaned(what: str, text: str, most: int) -> str:
+    if len(text) > most:
+        raise AnswerRejected(f"The {what} has {len(text):,} characters; at most {most:,} are kept. Shorten it.")
+    try:
+        return clean_text(text)
+    except InvalidPrompt as error:
+        raise AnswerRejected(f"The {what} cannot be kept: {error}") from None

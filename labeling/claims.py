@@ -1,0 +1,181 @@
+"""Which pair somebody is given next, and which response of it stands on the left.
+
+Mostly the next open slot of the project's order. Now and then a pair with a known answer, or a second look at a pair
+of their own, each in a slot made for this person. Callers hold the annotator's lock and a transaction.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import connection, transaction
+from django.db.models import Exists, F, Max, OuterRef
+
+from labeling.models import Pair, Preference, Project, Seat, Slot
+
+# How far a person's sides may be apart before the coin is no coin any more (Efron 1971, biased coin designs).
+MOST_APART = 3
+TOWARDS_BALANCE = 2 / 3
+# A second look comes when the first is no longer fresh, and at judgements of not too long ago.
+REPEAT_AFTER, REPEAT_WITHIN = 20, 200
+GOLD_SEEN_AT_ONCE = 200
+# One statement: whoever comes second finds the row leased, or locked and skipped. The literals let both databases use
+# the partial index; a person's own pairs and skips are looked up in theirs.
+CLAIM = """
+UPDATE labeling_slot
+SET state = 'leased', annotator_id = %(annotator)s, lease_number = lease_number + 1, leased_at = %(now)s,
+    lease_until = %(until)s, is_ahead = %(ahead)s
+WHERE id = (
+    SELECT slot.id FROM labeling_slot slot
+    WHERE slot.project_id = %(project)s AND slot.is_control = {control} AND slot.state = 'open'
+      AND NOT EXISTS (SELECT 1 FROM labeling_slot mine
+                      WHERE mine.pair_id = slot.pair_id AND mine.annotator_id = %(annotator)s)
+      AND NOT EXISTS (SELECT 1 FROM labeling_skip skip
+                      WHERE skip.pair_id = slot.pair_id AND skip.annotator_id = %(annotator)s)
+    ORDER BY slot.priority DESC, slot.random_key
+    LIMIT 1 {lock}
+)
+RETURNING id
+"""
+CONTENT = ("pair__prompt", "pair__response_a", "pair__response_b")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """For whom a slot is claimed, from when until when, and whether ahead of its turn."""
+
+    project: Project
+    seat: Seat
+    now: datetime
+    until: datetime
+    is_ahead: bool
+
+
+def claim(terms: Terms) -> Slot | None:
+    """Lease the next slot to this person, with the sides decided; ``None`` if nothing is open for them."""
+    project = terms.project
+    slot = None
+    if _falls(project.gold_percent):
+        slot = _claim_gold(terms)
+    elif _falls(project.repeat_percent):
+        slot = _claim_repeat(terms)
+    slot = slot or _claim_planned(terms)
+    if slot:
+        _decide_sides(slot, terms.seat)
+    return slot
+
+
+def _falls(percent: int) -> bool:
+    return percent > 0 and random.random() * 100 < percent  # noqa: S311  (an order, not a secret)
+
+
+def _claim_planned(terms: Terms) -> Slot | None:
+    """From the arm that the coin names, else from the other."""
+    is_control = _falls(terms.project.control_percent)
+    slot_id = _claim_in_arm(terms, is_control) or _claim_in_arm(terms, not is_control)
+    return Slot.objects.select_related(*CONTENT).get(pk=slot_id) if slot_id else None
+
+
+def _claim_in_arm(terms: Terms, is_control: bool) -> int | None:
+    is_postgresql = connection.vendor == "postgresql"
+    literal = str(is_control).upper() if is_postgresql else str(int(is_control))
+    statement = CLAIM.format(control=literal, lock="FOR UPDATE SKIP LOCKED" if is_postgresql else "")
+    values = {
+        "annotator": terms.seat.annotator_id,
+        "project": terms.project.pk,
+        "now": connection.ops.adapt_datetimefield_value(terms.now),
+        "until": connection.ops.adapt_datetimefield_value(terms.until),
+        "ahead": terms.is_ahead,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        row = cursor.fetchone()
+    return int(row[0]) if row else None
+
+
+def _claim_gold(terms: Terms) -> Slot | None:
+    mine = Slot.objects.filter(pair=OuterRef("pk"), annotator_id=terms.seat.annotator_id)
+    golden = Pair.objects.filter(project=terms.project, is_retired=False).exclude(gold_choice="")
+    unseen = golden.filter(~Exists(mine)).values_list("pk", flat=True)[:GOLD_SEEN_AT_ONCE]
+    return _own_place(terms, Slot.Kind.GOLD, list(unseen))
+
+
+def _claim_repeat(terms: Terms) -> Slot | None:
+    looked_twice = Slot.objects.filter(
+        pair=OuterRef("pair"), annotator_id=terms.seat.annotator_id, kind=Slot.Kind.REPEAT
+    )
+    own = Preference.objects.counted().filter(project=terms.project, annotator_id=terms.seat.annotator_id)
+    lately = own.annotate(again=Exists(looked_twice)).order_by("-pk").values_list("pair_id", "again")
+    rows = lately[REPEAT_AFTER : REPEAT_AFTER + REPEAT_WITHIN]
+    return _own_place(terms, Slot.Kind.REPEAT, [pair_id for pair_id, again in rows if not again])
+
+
+def _own_place(terms: Terms, kind: str, pair_ids: list[int]) -> Slot | None:
+    """A slot made for this person on one of the pairs, leased."""
+    if not pair_ids:
+        return None
+    pair_id = random.choice(pair_ids)  # noqa: S311  (an order, not a secret)
+    with transaction.atomic():
+        Pair.objects.select_for_update(no_key=True).get(pk=pair_id)
+        slot = Slot.objects.create(
+            project=terms.project,
+            pair_id=pair_id,
+            place=next_place(pair_id),
+            kind=kind,
+            state=Slot.State.LEASED,
+            annotator_id=terms.seat.annotator_id,
+            lease_number=1,
+            leased_at=terms.now,
+            lease_until=terms.until,
+            is_ahead=terms.is_ahead,
+        )
+    return Slot.objects.select_related(*CONTENT).get(pk=slot.pk)
+
+
+def next_place(pair_id: int) -> int:
+    """The first free place of a pair; its row is locked by the caller."""
+    return int(Slot.objects.filter(pair_id=pair_id).aggregate(last=Max("place"))["last"] or 0) + 1
+
+
+def _decide_sides(slot: Slot, seat: Seat) -> None:
+    shown = _shown_before(slot)
+    seen = next((side for _, side, to in shown if to == seat.annotator_id), "")
+    if slot.kind == Slot.Kind.REPEAT:
+        side = opposite(seen) if seen else _by_coin(seat)
+    else:
+        side = seen or _against([side for pk, side, _ in shown if pk != slot.pk]) or _by_coin(seat)
+    Slot.objects.filter(pk=slot.pk).update(shown_left=side, shown_to=seat.annotator_id)
+    slot.shown_left, slot.shown_to = side, seat.annotator_id
+    if side != seen:
+        step = 1 if side == Slot.Side.A else -1
+        Seat.objects.filter(pk=seat.pk).update(a_left=F("a_left") + step)
+        seat.a_left += step
+
+
+def _shown_before(slot: Slot) -> list[tuple[int, str, int | None]]:
+    """The pair's slots that were shown so far: which, how, and to whom; the last time of this one included."""
+    if slot.place == 1 and slot.lease_number == 1 and slot.pair.judgements_wanted == 1:
+        return []  # the usual case, and it needs no query
+    rows = Slot.objects.filter(pair_id=slot.pair_id).exclude(shown_left="").order_by("place")
+    return list(rows.values_list("pk", "shown_left", "shown_to"))
+
+
+def _against(others: list[str]) -> str:
+    """The side that the pair's other annotators saw on the left more rarely; empty while that is even."""
+    lead = sum(1 if side == Slot.Side.A else -1 for side in others)
+    return "" if lead == 0 else Slot.Side.B if lead > 0 else Slot.Side.A
+
+
+def _by_coin(seat: Seat) -> str:
+    """A coin that leans towards the side which this person has seen on the left more rarely."""
+    leaning = 0.5 if seat.a_left == 0 else TOWARDS_BALANCE
+    if abs(seat.a_left) >= MOST_APART:
+        leaning = 1.0
+    rarer = Slot.Side.B if seat.a_left > 0 else Slot.Side.A
+    return rarer if random.random() < leaning else opposite(rarer)  # noqa: S311  (an order, not a secret)
+
+
+def opposite(side: str) -> str:
+    return Slot.Side.B if side == Slot.Side.A else Slot.Side.A
