@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 
 from labeling import queue
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
-from labeling.forms import choice_of, side_of
+from labeling.desk import choice_of, side_of
 from labeling.models import Project, Prompt
 from labeling.serializers import (
     ImportReportSerializer,
@@ -92,7 +92,7 @@ class SubmitPreference(APIView):
         form = SubmissionSerializer(data=request.data)
         form.is_valid(raise_exception=True)
         token, choice = form.validated_data["token"], form.validated_data["choice"]
-        shown_left = queue.shown_left_of(project, token, person(request).pk)
+        shown_left = queue.read_lease(project, token, person(request).pk).shown_left
         outcome = queue.submit(project, token, person(request).pk, choice_of(choice, shown_left))
         body = {
             "choice": side_of(outcome.preference.choice, shown_left),

@@ -2,24 +2,90 @@
 
 from __future__ import annotations
 
-from django import forms
+from typing import Any
 
-from labeling.models import Slot
+from django import forms
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from labeling.answers import MAX_COMMENT_CHARACTERS, MAX_REWRITE_CHARACTERS, Details
+from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE, choice_of
+from labeling.models import Project, Skip
+from labeling.models.projects import MAX_NAME_LENGTH, MAX_REASON_CHIPS
+from labeling.tokens import MAX_TOKEN_LENGTH
 
 MAX_UPLOAD_BYTES = 200 * 2**20
-LEFT, RIGHT, TIE, BOTH_BAD = "left", "right", "tie", "both_bad"
+# Nobody reads a pair for longer than a day; what says so is a clock that was set.
+MAX_SECONDS = 24 * 3600
 
 
-class VoteForm(forms.Form):
+class SayingForm(forms.Form):
+    """A form of which a page says one sentence when it cannot be read."""
+
+    unreadable = gettext_lazy("The page did not say which pair this is about. Reload it, please.")
+
+    def first_error(self) -> str:
+        return next((str(errors[0]) for field, errors in self.errors.items() if field == "__all__"), self.unreadable)
+
+
+class TokenForm(SayingForm):
+    token = forms.CharField(max_length=MAX_TOKEN_LENGTH)
+
+
+class ReasonsField(forms.MultipleChoiceField):
+    """Reasons as they were clicked; the queue knows which the project has."""
+
+    def valid_value(self, value: Any) -> bool:
+        return len(str(value)) <= MAX_NAME_LENGTH
+
+    def validate(self, value: Any) -> None:
+        super().validate(value)
+        if len(value) > MAX_REASON_CHIPS:
+            raise forms.ValidationError(_("Too many reasons."))
+
+
+class ReasonsForm(TokenForm):
+    reasons = ReasonsField(required=False)
+    comment = forms.CharField(max_length=MAX_COMMENT_CHARACTERS, required=False)
+
+
+class VoteForm(ReasonsForm):
     """A vote as it was cast: by side. Which response that is only the server knows."""
 
-    token = forms.CharField(max_length=400)
+    unreadable = gettext_lazy("That was not a vote this page knows. Please choose again.")
     choice = forms.ChoiceField(choices=[(choice, choice) for choice in (LEFT, RIGHT, TIE, BOTH_BAD)])
+    is_strong = forms.BooleanField(required=False)
+    rewrite = forms.CharField(max_length=MAX_REWRITE_CHARACTERS, required=False, strip=False)
+    seconds = forms.FloatField(min_value=0, max_value=MAX_SECONDS, required=False)
+
+    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.project = project
+        for number, name in enumerate(project.criteria):
+            self.fields[f"criterion-{number}"] = forms.ChoiceField(
+                label=name, choices=[(choice, choice) for choice in (LEFT, RIGHT, TIE)], required=False
+            )
+
+    def clean_comment(self) -> str:
+        return str(self.cleaned_data["comment"])
+
+    def details(self, shown_left: str) -> Details:
+        said = self.cleaned_data
+        by_side = {name: said[f"criterion-{number}"] for number, name in enumerate(self.project.criteria)}
+        return Details(
+            is_strong=said["is_strong"],
+            criteria={name: choice_of(side, shown_left) for name, side in by_side.items() if side},
+            reasons=tuple(said["reasons"]),
+            comment=said["comment"],
+            rewrite=said["rewrite"],
+            seconds=said["seconds"],
+        )
 
 
-class TokenForm(forms.Form):
-    token = forms.CharField(max_length=400)
-    reason = forms.CharField(max_length=200, required=False)
+class SkipForm(TokenForm):
+    unreadable = gettext_lazy("Nothing was skipped: the page did not say which pair. Please try again.")
+    reason = forms.ChoiceField(choices=Skip.Reason.choices, required=False)
+    note = forms.CharField(max_length=500, required=False)
 
 
 class PromptImportForm(forms.Form):
@@ -36,19 +102,3 @@ class PromptImportForm(forms.Form):
                 "Use manage.py import_prompts for larger ones."
             )
         return file
-
-
-def choice_of(side_choice: str, shown_left: str) -> str:
-    """Translate a vote by side into one by response: A or B."""
-    if side_choice not in (LEFT, RIGHT):
-        return side_choice
-    if side_choice == LEFT:
-        return shown_left
-    return Slot.Side.B if shown_left == Slot.Side.A else Slot.Side.A
-
-
-def side_of(choice: str, shown_left: str) -> str:
-    """The inverse of ``choice_of``: where the chosen response stands on the page."""
-    if choice not in Slot.Side.values:
-        return choice
-    return LEFT if choice == shown_left else RIGHT

@@ -17,6 +17,9 @@ from typing import Any
 from django.db import connection, models, transaction
 from django.db.models import Exists, OuterRef
 from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons, clean_comment
 from labeling.claims import CONTENT, Terms, claim, next_place
@@ -63,11 +66,20 @@ class Standing(models.TextChoices):
     KEPT = "kept", ""
     OPEN = (
         "open",
-        "Another tab of yours holds another pair, so this one may go to somebody else. An answer will still be saved.",
+        gettext_lazy(
+            "Another tab of yours holds another pair, so this one may go to somebody else. An answer will still be "
+            "saved."
+        ),
     )
-    TAKEN = "taken", "Somebody else has this pair now. An answer will still be saved, as an extra vote."
-    ANSWERED = "answered", "You have answered this pair in another tab; that answer counts. Reload the page to go on."
-    SKIPPED = "skipped", "You have skipped this pair in another tab. Reload the page to go on, or answer it after all."
+    TAKEN = "taken", gettext_lazy("Somebody else has this pair now. An answer will still be saved, as an extra vote.")
+    ANSWERED = (
+        "answered",
+        gettext_lazy("You have answered this pair in another tab; that answer counts. Reload the page to go on."),
+    )
+    SKIPPED = (
+        "skipped",
+        gettext_lazy("You have skipped this pair in another tab. Reload the page to go on, or answer it after all."),
+    )
 
 
 @contextmanager
@@ -152,7 +164,7 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
         current = current_preference(slot, annotator_id)
         if _answer_after(lease, current):
             raise AlreadyAnswered(
-                "You have answered that pair already, so it is not skipped. Use Undo to change the answer."
+                _("You have answered that pair already, so it is not skipped. Use Undo to change the answer.")
             )
         if current:
             _check_not_frozen(current)
@@ -177,7 +189,7 @@ def undo(project: Project, annotator_id: int) -> Lease:
         if skipped and (judged is None or skipped.created_at > judged.created_at):
             return _reopen_skipped(project, skipped)
         if judged is None:
-            raise NothingToUndo("You have no judgement here that could be undone.")
+            raise NothingToUndo(_("You have no judgement here that could be undone."))
         return _reopen(project, judged)
 
 
@@ -187,7 +199,7 @@ def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         preference = mine.select_related("slot").filter(pk=preference_id).first()
         if preference is None:
-            raise NothingToUndo("That judgement has a newer version, or is not yours. Reload the page to see it.")
+            raise NothingToUndo(_("That judgement has a newer version, or is not yours. Reload the page to see it."))
         return _reopen(project, preference)
 
 
@@ -198,7 +210,7 @@ def add_reasons(project: Project, token: str, annotator_id: int, reasons: tuple[
         slot, lease = _slot_of_token(project, token, annotator_id)
         current = _answer_after(lease, current_preference(slot, annotator_id))
         if current is None:
-            raise LeaseGone("That judgement is no longer the one that counts, so nothing was added to it.")
+            raise LeaseGone(_("That judgement is no longer the one that counts, so nothing was added to it."))
         _check_not_frozen(current)
         current.reasons, current.comment = list(reasons), clean_comment(comment) or current.comment
         current.save(update_fields=["reasons", "comment"])
@@ -230,12 +242,20 @@ def waiting_for(project: Project, annotator_id: int) -> tuple[int, datetime | No
     return leased[:MAX_COUNTED].count(), until
 
 
-def shown_left_of(project: Project, token: str, annotator_id: int) -> str:
-    """Which response stood on the left of the page that carried this token."""
+def read_lease(project: Project, token: str, annotator_id: int) -> TokenContent:
+    """What the token of one of this project's pages says, such as which response stood on the left."""
     lease = read_token(token, annotator_id)
     if not Slot.objects.filter(project=project, pk=lease.slot_id).exists():
-        raise LeaseGone("This pair is no longer part of the project. Reload the page to go on.")
-    return lease.shown_left
+        raise LeaseGone(_("This pair is no longer part of the project. Reload the page to go on."))
+    return lease
+
+
+def texts_of(project: Project, token: str, annotator_id: int) -> tuple[str, str]:
+    """The texts of the left and of the right response, as the page with this token shows them."""
+    lease = read_lease(project, token, annotator_id)
+    pair = Pair.objects.select_related("response_a", "response_b").get(slots=lease.slot_id)
+    texts = pair.response_a.text, pair.response_b.text
+    return texts if lease.shown_left == Slot.Side.A else (texts[1], texts[0])
 
 
 # Leases: the steps. All of them are called with the annotator's lock held.
@@ -279,7 +299,7 @@ def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
     """Whoever comes while there is no qualification set has no need of the one that is made later."""
     if seat.qualified_at is None:
         if QualificationItem.objects.filter(project=project).exists():
-            raise NotQualified("Take the qualification set of this project first; the Label page leads there.")
+            raise NotQualified(_("Take the qualification set of this project first; the Label page leads there."))
         Seat.objects.filter(pk=seat.pk).update(qualified_at=now)
 
 
@@ -346,7 +366,7 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
     slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
     if slot is None:
-        raise NothingToUndo("That pair has gone to somebody else since you skipped it; there is no need to judge it.")
+        raise NothingToUndo(_("That pair has gone to somebody else since you skipped it; there is no need to judge it."))
     _make_room(project, annotator_id, now, besides=slot)
     forget_skip(pair.pk, annotator_id)
     side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
@@ -367,8 +387,8 @@ def _make_room(project: Project, annotator_id: int, now: datetime, *, besides: S
 
 def _check_not_frozen(preference: Preference) -> None:
     if preference.frozen_at:
-        day = timezone.localtime(preference.frozen_at).strftime("%-d %B %Y")
-        raise Frozen(f"That judgement went into a dataset on {day}, so it stays as it is.")
+        day = date_format(timezone.localtime(preference.frozen_at))
+        raise Frozen(_("That judgement went into a dataset on %(day)s, so it stays as it is.") % {"day": day})
 
 
 # Answers: the steps.
@@ -383,7 +403,7 @@ def _submit(project: Project, token: str, annotator_id: int, choice: str, detail
     if current:
         _check_not_frozen(current)
     if asks_for_reason(project, slot, annotator_id) and not (details.reasons or details.comment):
-        raise LabelingError("This judgement needs a reason: choose at least one, or write a comment.")
+        raise LabelingError(_("This judgement needs a reason: choose at least one, or write a comment."))
     slot = _slot_to_fill(slot, annotator_id)
     if slot.lease_number != lease.number or slot.leased_at is None:
         slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
@@ -399,7 +419,7 @@ def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slo
     pair = pairs.select_for_update(no_key=True, of=("self",)).first()
     slot = Slot.objects.select_for_update().filter(pair=pair, pk=lease.slot_id).first() if pair else None
     if slot is None:
-        raise LeaseGone("This pair is no longer part of the project. Reload the page to go on.")
+        raise LeaseGone(_("This pair is no longer part of the project. Reload the page to go on."))
     return slot, lease
 
 

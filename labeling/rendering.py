@@ -51,3 +51,8 @@ _render_cached = lru_cache(maxsize=CACHED_TEXTS)(_render)
 def show_controls(text: str) -> str:
     """Replace invisible control characters by their code point in angle quotes."""
     return INVISIBLE.sub(lambda match: f"‹U+{ord(match.group()):04X}›", text)
+
+
+def raw_text(text: str) -> SafeString:
+    """The source as it is, with controls made visible."""
+    return format_html("{}", show_controls(text))

@@ -6,7 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from labeling.forms import BOTH_BAD, LEFT, RIGHT, TIE
+from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE
 from labeling.models import Project, Prompt
 from labeling.prompts import parse_prompt
 

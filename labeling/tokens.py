@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from django.conf import settings
 from django.core import signing
+from django.utils.translation import gettext as _
 
 from labeling.exceptions import LeaseGone
 from labeling.models import Slot
@@ -37,14 +38,20 @@ def make_token(slot: Slot) -> str:
     return signing.dumps([slot.pk, slot.lease_number, slot.annotator_id, began, side], salt=TOKEN_SALT)
 
 
+def lease_key(slot: Slot) -> str:
+    """A name of this lease for its page: always the same, and saying nothing about the slot."""
+    message = f"lease:{slot.pk}:{slot.lease_number}:{slot.annotator_id}".encode()
+    return hmac.digest(settings.SECRET_KEY.encode(), message, hashlib.sha256).hex()[:16]
+
+
 def read_token(token: str, annotator_id: int) -> TokenContent:
     """Return what this person's token says, or raise ``LeaseGone``."""
     try:
         slot_id, number, holder_id, began, side = signing.loads(token, salt=TOKEN_SALT)
     except (signing.BadSignature, ValueError, TypeError):
-        raise LeaseGone("This pair could not be recognised. Reload the page to go on.") from None
+        raise LeaseGone(_("This pair could not be recognised. Reload the page to go on.")) from None
     if holder_id != annotator_id:
-        raise LeaseGone("This pair was given to another account. Reload the page to go on.")
+        raise LeaseGone(_("This pair was given to another account. Reload the page to go on."))
     is_b = side ^ _mask(slot_id, number, annotator_id)
     return TokenContent(slot_id, number, datetime.fromtimestamp(began, tz=UTC), Slot.Side.B if is_b else Slot.Side.A)
 

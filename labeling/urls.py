@@ -12,5 +12,8 @@ urlpatterns = [
     path("annotate/submit/", desk.submit_preference, name="submit"),
     path("annotate/skip/", desk.skip_pair, name="skip"),
     path("annotate/undo/", desk.undo_preference, name="undo"),
+    path("annotate/reasons/", desk.add_reasons, name="reasons"),
+    path("annotate/difference/", desk.show_difference, name="difference"),
     path("annotate/renew/", desk.renew_lease, name="renew"),
+    path("annotate/give-back/", desk.give_back, name="give-back"),
 ]

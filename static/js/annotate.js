@@ -1,164 +1,525 @@
-// Keys, the lease and the calm of the annotate page. Everything is delegated from the document, because the desk is
-// replaced with every pair. Without this file the page still works: its buttons are plain submit buttons.
+// Keys, the lease and the calm of the annotate page. The next pair waits in a template, so that an answer swaps the
+// desk at once; the answer itself goes through the outbox. Without this file the buttons are plain submit buttons.
 "use strict";
 (() => {
   const QUIET_MS = 400; // a held key or a double click must not vote on a pair that nobody has read
+  const RING_MS = 40; // the ring around what was chosen is seen, and the next pair is there within a blink
   const RENEW_MS = 60_000;
-  const FAILED = "Could not save. Your choice is still here; press the key again.";
-  const STALE = "Nothing was saved: this page was open across a sign-in or sign-out. Reload it and answer again.";
-  const REFUSED = "Nothing was saved: the server no longer takes answers from this page. Reload it to see why.";
-  const SIGNED_OUT = "You are signed out. Reload the page to sign in again.";
+  const POLL_MS = 5_000;
+  const SIDES = ["left", "right"];
+  const CHOICES = [...SIDES, "tie", "both_bad"];
+  const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Space: "␣" };
 
-  let busy = false; // one answer at a time
-  let quietUntil = 0;
-  let isAnswer = false; // the swap under way was asked for by a person, not by the poll of an empty queue
-
+  const root = document.getElementById("annotate");
+  if (!root) return;
+  const sentences = document.getElementById("sentences").dataset;
+  const keys = JSON.parse(document.getElementById("keys").textContent);
+  const actionOf = Object.fromEntries(Object.entries(keys).flatMap(([action, names]) => names.map((name) => [name, action])));
   const desk = () => document.getElementById("desk");
-  const say = (id, text) => {
-    const line = document.getElementById(id);
-    if (line) line.textContent = text;
-  };
+  const vote = () => document.getElementById("vote");
+  const $ = (selector, within = root) => within.querySelector(selector);
+  const all = (selector, within = root) => [...within.querySelectorAll(selector)];
+  const say = (id, text) => (document.getElementById(id).textContent = text);
 
-  function sayReload(id, text) {
-    say(id, text);
+  let quietUntil = 0;
+  let isBusy = false; // an answer is being painted, or an undo is on its way
+  let pending = null; // a choice that waits for its reason
+  let last = null; // the judgement that reasons can still be added to
+  let following = { at: 0, shown: 0 }; // how long the pair has been on the screen
+  const answered = new Set();
+
+  // The outbox
+
+  const outbox = new Outbox(`tiebreak:${root.dataset.person}:${root.dataset.project}:`, {
+    beforeSend: (entry) => (entry.kind === "reasons" ? [] : [["shown", isPair() ? desk().dataset.key : ""]]),
+    arrived: (entry, answer) => entry.kind !== "reasons" && takeTurn(answer.text, { isLate: entry.isLate }),
+    refused: (entry, answer) => {
+      if (entry.kind === "reasons") return;
+      answered.delete(entry.key);
+      if (answer.isPlain || answer.status !== 409) say("desk-alert", answer.isPlain ? answer.text : sentences.reload);
+      else takeTurn(answer.text, {});
+    },
+    changed: sayOutbox,
+  });
+
+  function sayOutbox(trouble) {
+    const line = document.getElementById("desk-outbox");
+    const count = outbox.waiting;
+    if (!trouble) {
+      if (line.textContent && !count) announce(sentences.arrived);
+      line.replaceChildren();
+      return;
+    }
+    const kept = outbox.isStored ? (count === 1 ? sentences.keptOne : sentences.kept.replace("COUNT", count)) : sentences.noStore;
+    const text = { "signed-out": sentences.signedOut, stale: sentences.stale }[trouble] ?? kept;
     const button = document.createElement("button");
-    Object.assign(button, { type: "button", className: "button", textContent: "Reload" });
-    button.addEventListener("click", () => location.reload());
-    document.getElementById(id)?.append(" ", button);
+    const isStale = trouble === "stale";
+    Object.assign(button, { type: "button", className: "button", textContent: isStale ? sentences.reload : sentences.retry });
+    button.addEventListener("click", () => (isStale ? location.reload() : outbox.flush()));
+    if (line.firstChild?.textContent !== text) line.replaceChildren(text, " ", button);
+    if (!isPair()) explainWait(sentences.offlineWait);
+  }
+
+  // Turns: what the server answers with
+
+  const isPair = () => desk()?.dataset.state === "pair";
+
+  function takeTurn(html, { isLate = false, isUndo = false }) {
+    const page = document.createElement("template");
+    page.innerHTML = html;
+    const { today, error, notice } = page.content.getElementById("turn")?.dataset ?? {};
+    if (today === undefined) return;
+    setToday(Number(today) + outbox.waiting);
+    say("desk-alert", error);
+    if (!isLate) say("desk-notice", notice);
+    const now = page.content.getElementById("desk");
+    const next = page.content.getElementById("ahead").content.getElementById("desk");
+    if (isUndo || !isPair() || answered.has(desk().dataset.key)) showFirst(now, next, isUndo);
+    else keepAhead(now, next);
+  }
+
+  // Nothing on the screen that could be judged: show what the server holds for this person, or why there is nothing.
+  function showFirst(now, next, isUndo) {
+    const open = [now, next].filter((pair) => pair?.dataset.state === "pair" && !answered.has(pair.dataset.key));
+    if (open.length) {
+      setAhead(open[1]);
+      swap(open[0], isUndo ? sentences.again : sentences.next);
+    } else if (now?.dataset.state === "waiting" && !outbox.waiting) {
+      const isNew = desk().dataset.state !== "waiting" || $("#desk-title").textContent !== $("#desk-title", now).textContent;
+      setAhead(null);
+      if (isNew) swap(now, $("#desk-title", now).textContent);
+    }
+  }
+
+  // A pair is being read: nothing is swapped under the reader's eyes. What else the server holds comes after it.
+  function keepAhead(now, next) {
+    const shown = desk().dataset.key;
+    const isNext = (pair) => pair?.dataset.state === "pair" && pair.dataset.key !== shown && !answered.has(pair.dataset.key);
+    setAhead([now, next].find(isNext));
+  }
+
+  const ahead = () => document.getElementById("ahead").content.getElementById("desk");
+  const setAhead = (pair) => document.getElementById("ahead").content.replaceChildren(...(pair ? [pair] : []));
+
+  function swap(pair, sentence) {
+    desk().replaceWith(pair);
+    isBusy = false;
+    pending = null;
+    delete root.dataset.chosen;
+    prepare();
+    quietUntil = performance.now() + QUIET_MS;
+    const top = $("#place").getBoundingClientRect().top + window.scrollY - 8;
+    if (window.scrollY > top) window.scrollTo({ top, behavior: "instant" });
+    document.getElementById("desk-title").focus({ preventScroll: true });
+    announce(sentence);
+    setTimeout(ready, QUIET_MS + 5);
+  }
+
+  function showNext() {
+    const pair = ahead();
+    if (pair) swap(pair, sentences.next);
+    else wait();
+  }
+
+  // The next pair is on its way; rare, because it is fetched while this one is read.
+  function wait() {
+    const section = document.createElement("section");
+    Object.assign(section, { id: "desk", className: "desk" });
+    Object.assign(section.dataset, { state: "moment", key: "" });
+    section.innerHTML = '<header class="desk-head"><h1 id="desk-title" tabindex="-1"></h1></header>';
+    section.firstChild.firstChild.textContent = sentences.moment;
+    swap(section, sentences.moment);
+  }
+
+  function explainWait(text) {
+    if (desk().dataset.state === "moment") document.getElementById("desk-title").textContent = text;
+  }
+
+  function prepare() {
+    const pair = isPair() ? desk() : null;
+    following = { at: document.hidden ? 0 : performance.now(), shown: 0 };
+    for (const button of all(".bar [data-action]")) button.disabled = !pair && button.dataset.action !== "undo";
+    for (const choice of CHOICES) {
+      const button = $(`button[value="${choice}"]`);
+      if (pair?.dataset.previous) button.setAttribute("aria-pressed", String(pair.dataset.previous === choice));
+      else button.removeAttribute("aria-pressed");
+    }
+    if (!pair) return;
+    if (pair.dataset.previous) document.getElementById("undo").disabled = true;
+    $("#skip-menu [name=token]").value = pair.dataset.token;
+    const start = $(".rewrite-start", pair);
+    if (start) start.hidden = false;
+    // A long conversation opens at its last turn; what scrolls sideways can be reached without a mouse.
+    const turn = $(".turn.is-last", pair);
+    if (turn?.previousElementSibling) turn.parentElement.scrollTop = turn.offsetTop - turn.parentElement.offsetTop;
+    for (const wide of all("pre, table", pair)) if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
+    clamp(pair);
+  }
+
+  // Names the pair that takes keys now, for whoever drives the page; a newer desk has a timer of its own.
+  function ready() {
+    if (performance.now() >= quietUntil) document.documentElement.dataset.ready = desk().dataset.key ?? "";
+  }
+
+  const announce = (text) => say("announcer", `${root.dataset.said ?? ""} ${text}`.trim());
+
+  function setToday(count) {
+    say("today", count);
+    document.getElementById("tens").value = count > 0 ? ((count - 1) % 10) + 1 : 0;
+  }
+
+  // Answers
+
+  function choose(choice, isStrong = false) {
+    if (isBusy || performance.now() < quietUntil || !isPair() || !CHOICES.includes(choice)) return;
+    const form = vote();
+    const isImproved = form.elements.rewrite?.value.trim();
+    if (isImproved && !SIDES.includes(choice)) return void say("desk-alert", sentences.noRewrite);
+    const needsReason = desk().hasAttribute("data-asks-reason") && !isReasonGiven(form);
+    if (needsReason) return askReason(choice, isStrong);
+    const fields = [...new FormData(form)].filter(([name, value]) => name !== "csrfmiddlewaretoken" && value !== "");
+    fields.push(["choice", choice], ["seconds", secondsOnScreen().toFixed(2)]);
+    if (isStrong && SIDES.includes(choice) && form.elements.is_strong) fields.push(["is_strong", "on"]);
+    offerWhy(choice, fields.some(([name]) => name === "reasons"));
+    leave(choice, { kind: "vote", url: form.getAttribute("action"), fields });
+  }
+
+  const isReasonGiven = (form) => form.elements.comment.value.trim() || $("[name=reasons]:checked", form);
+
+  function askReason(choice, isStrong) {
+    pending = { choice, isStrong };
+    root.dataset.chosen = choice;
+    document.getElementById("saying").open = true;
+    say("desk-alert", sentences.needsReason);
+    $("[name=reasons]", desk())?.focus();
+  }
+
+  function skip(reason) {
+    if (isBusy || !isPair()) return;
+    hidePanels();
+    last = null;
+    document.getElementById("why").hidden = true;
+    const url = $("#skip-menu form").getAttribute("action");
+    leave("", { kind: "skip", url, fields: [["token", desk().dataset.token], ["reason", reason]] });
+  }
+
+  // The pair goes into the outbox, the next one comes onto the desk.
+  function leave(choice, entry) {
+    isBusy = true;
+    const key = desk().dataset.key;
+    answered.add(key);
+    root.dataset.chosen = choice;
+    root.dataset.said = choice ? sentences[choice] : "";
+    for (const id of ["desk-alert", "desk-lease", "desk-notice"]) say(id, "");
+    document.getElementById("undo").disabled = false;
+    outbox.add({ ...entry, key });
+    if (entry.kind === "vote" && !desk().dataset.previous) setToday(Number(document.getElementById("today").textContent) + 1);
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (isCalm) showNext();
+    else setTimeout(showNext, RING_MS);
+  }
+
+  async function undo() {
+    const button = document.getElementById("undo");
+    if (isBusy || button.disabled) return;
+    isBusy = true;
+    await outbox.flush();
+    if (outbox.waiting) return void (isBusy = false);
+    document.getElementById("why").hidden = true;
+    const answer = await Outbox.post(button.form.getAttribute("action"), []);
+    isBusy = false;
+    root.dataset.said = "";
+    if (answer.trouble) sayOutbox(answer.trouble);
+    else takeTurn(answer.text, { isUndo: !answer.isRefused });
+  }
+
+  function secondsOnScreen() {
+    return (following.shown + (following.at ? performance.now() - following.at : 0)) / 1000;
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) following = { at: 0, shown: secondsOnScreen() * 1000 };
+    else following.at = performance.now();
+  });
+
+  // Why, after the vote
+
+  function offerWhy(choice, isSaid) {
+    const strip = document.getElementById("why");
+    last = { token: desk().dataset.token, key: desk().dataset.key };
+    strip.hidden = isSaid || !$("[data-reason]", strip);
+    say("why-said", sentences[choice]);
+    for (const chip of all("[data-reason]", strip)) chip.setAttribute("aria-pressed", "false");
+  }
+
+  function toggleReason(chip) {
+    chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
+    const chosen = all('#why [aria-pressed="true"]').map((pressed) => ["reasons", pressed.dataset.reason]);
+    outbox.add({ kind: "reasons", key: last.key, url: root.dataset.reasonsUrl, fields: [["token", last.token], ...chosen] });
+  }
+
+  // Views of the two texts: always of both at once
+
+  function view(name) {
+    const wanted = desk().dataset.view === name ? "rendered" : name;
+    desk().dataset.view = wanted;
+    for (const pane of all(".pane", desk())) {
+      $(".reading", pane).hidden = wanted !== "rendered";
+      $(".raw", pane).hidden = wanted !== "raw";
+      const words = $(".difference", pane);
+      if (words) words.hidden = wanted !== "difference";
+    }
+    clamp(desk());
+  }
+
+  async function showDifference() {
+    const pair = desk();
+    if (!$(".difference", pair)) {
+      const url = `${root.dataset.differenceUrl}?${new URLSearchParams({ token: pair.dataset.token })}`;
+      try {
+        const response = await fetch(url, { signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
+        if (!response.ok) return void say("desk-alert", await response.text());
+        addDifference(pair, await response.json());
+      } catch {
+        return void say("desk-alert", sentences.offlineWait);
+      }
+    }
+    if (pair === desk()) view("difference");
+  }
+
+  function addDifference(pair, words) {
+    for (const side of SIDES) {
+      const text = document.createElement("pre");
+      text.className = "difference";
+      text.dir = "auto";
+      text.innerHTML = words[side]; // escaped where it was made; only its ins and del are markup
+      $(`[data-side="${side}"] .pane-text`, pair).append(text);
+    }
+  }
+
+  // Long ones are cut off at the same height, and scroll together
+
+  function clamp(pair) {
+    const panes = all("[data-scrolls]", pair);
+    const button = $("[data-show-all]", pair);
+    pair.classList.add("is-clamped");
+    const isLong = panes.some((pane) => pane.scrollHeight > pane.clientHeight + 1);
+    const isOpen = button.getAttribute("aria-expanded") === "true";
+    pair.classList.toggle("is-clamped", isLong && !isOpen);
+    button.hidden = !isLong;
+    for (const pane of panes) {
+      pane.tabIndex = 0;
+      pane.onscroll ??= () => follow(pane, panes.find((other) => other !== pane));
+    }
+  }
+
+  let isFollowing = null;
+
+  function follow(pane, other) {
+    if (isFollowing === pane) return void (isFollowing = null);
+    const share = pane.scrollTop / Math.max(1, pane.scrollHeight - pane.clientHeight);
+    const top = Math.round(share * (other.scrollHeight - other.clientHeight));
+    if (Math.abs(other.scrollTop - top) < 1) return;
+    isFollowing = other;
+    other.scrollTop = top;
+  }
+
+  function focusOther() {
+    const panes = all("[data-scrolls]", desk());
+    const at = panes.findIndex((pane) => pane.contains(document.activeElement));
+    panes[at === 0 ? 1 : 0]?.focus({ preventScroll: false });
+  }
+
+  function startRewrite(side) {
+    const text = $(`[data-side="${side}"] .raw`, desk()).textContent;
+    const field = vote().elements.rewrite;
+    field.value = text;
+    field.focus();
+  }
+
+  function openSaying(field) {
+    if (!field) return;
+    document.getElementById("saying").open = true;
+    field.focus();
+    field.scrollIntoView({ block: "center" });
   }
 
   // Keys
 
-  const isTyping = (element) => element.closest?.("input:not([type=hidden]), textarea, select, [contenteditable]");
+  const isTyping = (element) => element.closest?.("textarea, select, [contenteditable], input:not([type=hidden], [type=checkbox], [type=radio])");
+  const openPanel = () => document.querySelector("[popover]:popover-open");
+  const hidePanels = () => openPanel()?.hidePopover();
 
   function nameOf(event) {
     // Digits by their place on the keyboard, so that they work on every layout; letters by what they say.
-    if (/^(Digit|Numpad)\d$/.test(event.code)) return event.code.replace("Numpad", "Digit");
+    if (/^(Digit|Numpad)\d$/.test(event.code)) return event.code.slice(-1);
+    if (event.key === " ") return "Space";
     return event.key.length === 1 ? event.key.toLowerCase() : event.key;
   }
 
-  function isForUs(event) {
-    if (event.repeat || event.isComposing || event.altKey || event.metaKey || isTyping(event.target)) return false;
-    return !event.ctrlKey || (event.key.toLowerCase() === "z" && !event.shiftKey);
-  }
+  const isUndo = (event) => event.ctrlKey && !event.shiftKey && event.key.toLowerCase() === "z";
+
+  const ACTIONS = {
+    ...Object.fromEntries(CHOICES.map((choice) => [choice, (event) => choose(choice, event.shiftKey)])),
+    skip: () => document.getElementById("skip-menu").togglePopover(),
+    undo,
+    comment: () => openSaying(vote()?.elements.comment),
+    rewrite: () => openSaying(vote()?.elements.rewrite),
+    difference: showDifference,
+    raw: () => view("raw"),
+    focus: focusOther,
+    guidelines: () => document.getElementById("guidelines-panel").togglePopover(),
+    help: () => document.getElementById("help").togglePopover(),
+  };
+  const WITHOUT_PAIR = new Set(["undo", "guidelines", "help"]);
 
   document.addEventListener("keydown", (event) => {
-    if (event.defaultPrevented || !isForUs(event)) return;
-    const name = event.ctrlKey ? "u" : nameOf(event);
-    const panel = document.querySelector(`[popover][data-key="${CSS.escape(name)}"]`);
-    if (panel) {
-      event.preventDefault();
-      panel.togglePopover();
-      return;
-    }
-    // Arrows scroll a wide table that has the focus; nothing votes behind an open panel.
-    const scrolls = name.startsWith("Arrow") && event.target.closest?.("[tabindex='0']");
-    if (scrolls || document.querySelector("[popover]:popover-open")) return;
-    const button = desk()?.querySelector(`button[data-keys~="${CSS.escape(name)}"]:not(:disabled)`);
-    if (!button) return;
-    event.preventDefault();
-    if (!busy && performance.now() >= quietUntil) button.click();
+    if (event.defaultPrevented || event.isComposing || event.altKey || event.metaKey) return;
+    if (isTyping(event.target)) return leaveText(event);
+    if (event.repeat || (event.ctrlKey && !isUndo(event))) return;
+    const name = event.ctrlKey ? keys.undo[0] : nameOf(event);
+    if (isInUse(event, name)) return;
+    const handled = keyInPanel(name) || keyForReason(name) || keyForAction(event, name);
+    if (handled) event.preventDefault();
   });
 
-  // Answers
-
-  document.addEventListener("htmx:beforeRequest", (event) => {
-    const source = event.detail.elt;
-    if (source === desk()) {
-      // The poll of an empty queue. Behind another tab it would lease a pair that nobody sees.
-      if (document.hidden || busy) event.preventDefault();
-      return;
-    }
-    if (!source.closest("#desk")) return;
-    if (busy || performance.now() < quietUntil) {
-      event.preventDefault();
-      return;
-    }
-    busy = isAnswer = true;
-    say("desk-alert", "");
-    const choice = event.detail.requestConfig.formData.get("choice");
-    if (choice) desk().dataset.chosen = choice;
-  });
-
-  function failed(event) {
-    if (!event.detail.elt.closest?.("#desk")) return;
-    const wasAnswer = busy;
-    busy = isAnswer = false;
-    if (!wasAnswer) return;
-    // What the server refuses it will refuse again: the token against forgery is older than the sign-in, for example.
-    const status = event.detail.xhr?.status ?? 0;
-    if (status >= 400 && status < 500) sayReload("desk-alert", status === 403 ? STALE : REFUSED);
-    else say("desk-alert", FAILED);
-  }
-  for (const name of ["htmx:sendError", "htmx:responseError", "htmx:timeout", "htmx:sendAbort", "htmx:swapError"]) {
-    document.addEventListener(name, failed);
-  }
-
-  // A new desk
-
-  let stateBefore = "";
-  document.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.detail.target.id === "desk") stateBefore = event.detail.target.dataset.state;
-  });
-
-  document.addEventListener("htmx:afterSettle", (event) => {
-    if (event.target.id !== "desk" && !event.target.contains(desk())) return;
-    const isNew = isAnswer || desk().dataset.state !== stateBefore;
-    busy = isAnswer = false;
-    prepare();
-    if (isNew) welcome();
-  });
-
-  function welcome() {
-    quietUntil = performance.now() + QUIET_MS;
-    const top = desk().getBoundingClientRect().top + window.scrollY;
-    if (window.scrollY > top) window.scrollTo({ top, behavior: "instant" });
+  function leaveText(event) {
+    if (event.key !== "Escape") return;
+    event.target.blur();
     document.getElementById("desk-title").focus({ preventScroll: true });
-    say("announcer", desk().dataset.says);
-    setTimeout(ready, QUIET_MS + 5);
   }
 
-  function prepare() {
-    // A long conversation opens at its last turn; what scrolls sideways can be reached without a mouse.
-    const last = desk().querySelector(".turn.is-last");
-    if (last?.previousElementSibling) last.parentElement.scrollTop = last.offsetTop - last.parentElement.offsetTop;
-    for (const wide of desk().querySelectorAll("pre, table")) {
-      if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
+  // Space presses a button, arrows move in a group of choices or scroll a wide table: those stay what they are.
+  function isInUse(event, name) {
+    if (name === "Space") return event.target.closest?.("button, summary, a, input");
+    if (!name.startsWith("Arrow")) return false;
+    return event.target.closest?.("input[type=radio], pre[tabindex='0'], table[tabindex='0']");
+  }
+
+  // Nothing votes behind an open panel; the keys of the panel are its own, and the one that opened it closes it.
+  function keyInPanel(name) {
+    const panel = openPanel();
+    if (!panel) return false;
+    const button = $(`[data-digit="${CSS.escape(name)}"]`, panel);
+    if (button) skip(button.value);
+    else if (actionOf[name] && panel.dataset.panelOf === actionOf[name]) panel.hidePopover();
+    return button !== null || name !== "Tab";
+  }
+
+  function keyForReason(name) {
+    if (!pending || !isPair()) return false;
+    const chips = all("[name=reasons]", vote());
+    if (/^[1-9]$/.test(name) && chips[name - 1]) chips[name - 1].click();
+    else if (name === "Enter") choose(pending.choice, pending.isStrong);
+    else if (name === "Escape") dropPending();
+    else return false;
+    return true;
+  }
+
+  function dropPending() {
+    pending = null;
+    delete root.dataset.chosen;
+    say("desk-alert", "");
+  }
+
+  function keyForAction(event, name) {
+    const action = actionOf[name];
+    if (!action || (!isPair() && !WITHOUT_PAIR.has(action))) return false;
+    ACTIONS[action](event);
+    return true;
+  }
+
+  document.addEventListener("submit", (event) => {
+    const kind = event.target.dataset.answer;
+    if (!kind) return;
+    event.preventDefault();
+    if (kind === "vote") choose(event.submitter?.value);
+    else if (kind === "skip") skip(event.submitter?.value ?? "");
+    else undo();
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button");
+    if (!button || !root.contains(button)) return;
+    if (button.dataset.reason !== undefined) toggleReason(button);
+    else if (button.hasAttribute("data-why-close")) document.getElementById("why").hidden = true;
+    else if (button.dataset.startFrom) startRewrite(button.dataset.startFrom);
+    else if (button.hasAttribute("data-show-all")) {
+      button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
+      clamp(desk());
     }
+  });
+
+  // The keys as they are written on the page
+
+  const label = (name) => NAMES[name] ?? (name.length === 1 ? name.toUpperCase() : name);
+
+  function cap(name) {
+    const element = document.createElement("kbd");
+    element.textContent = label(name);
+    return element;
   }
 
-  function ready() {
-    // Names the pair that takes keys now, for whoever drives the page; a newer desk has a timer of its own.
-    if (performance.now() >= quietUntil) document.documentElement.dataset.ready = desk().dataset.token ?? "";
+  function writeKeys() {
+    for (const element of all("[data-key-of]")) element.textContent = label(keys[element.dataset.keyOf][0]);
+    for (const button of all(".bar [data-action]")) {
+      button.setAttribute("aria-keyshortcuts", keys[button.dataset.action].map((name) => (name.length === 1 ? name.toUpperCase() : name)).join(" "));
+    }
+    for (const list of all("[data-keys-of]")) {
+      const actions = list.dataset.keysOf.split(" ");
+      const names = actions.length > 1 ? actions.map((action) => keys[action][0]) : keys[actions[0]];
+      const before = list.dataset.with ? [cap(list.dataset.with), " "] : [];
+      list.replaceChildren(...before, ...names.flatMap((name, index) => (index ? [" ", cap(name)] : [cap(name)])));
+    }
   }
 
   // The lease
 
-  async function renew() {
-    const { renewUrl, token } = desk()?.dataset ?? {};
-    if (!token || document.hidden || busy) return;
-    const headers = JSON.parse(document.body.getAttribute("hx-headers"));
+  async function fetchTurn() {
+    if (document.hidden || isBusy || outbox.waiting) return;
+    const shown = isPair() ? desk().dataset.key : "";
+    const url = `${root.dataset.annotateUrl}?${new URLSearchParams({ shown })}`;
     try {
-      const response = await fetch(renewUrl, { method: "POST", headers, body: new URLSearchParams({ token }) });
-      const text = await response.text();
-      if (desk().dataset.token === token) sayStanding(response, text);
+      const response = await fetch(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
+      const answer = Outbox.read(response, await response.text());
+      if (answer.location) location.assign(answer.location);
+      else if (answer.trouble) sayOutbox(answer.trouble);
+      else if (shown === (isPair() ? desk().dataset.key : "")) takeTurn(answer.text, { isLate: true });
     } catch {
-      // Offline for a moment: the lease is longer than a minute, and the next try is near.
+      // Offline for a moment: the next try is near.
     }
   }
 
-  function sayStanding({ status, redirected }, text) {
-    if (redirected) sayReload("desk-lease", SIGNED_OUT);
-    else if (status === 403) sayReload("desk-lease", STALE);
-    else if (status === 409 || status === 410) say("desk-lease", text);
-    else if (status === 204) say("desk-lease", "");
+  async function renew() {
+    if (!isPair() || document.hidden || isBusy) return;
+    const { key, token } = desk().dataset;
+    const answer = await Outbox.post(root.dataset.renewUrl, [["token", token]]);
+    if (desk().dataset.key !== key) return;
+    if (answer.trouble && answer.trouble !== "offline") sayOutbox(answer.trouble);
+    else if (!answer.trouble) say("desk-lease", answer.status === 204 ? "" : answer.text);
   }
 
   setInterval(renew, RENEW_MS);
-  document.addEventListener("visibilitychange", renew);
+  setInterval(() => !isPair() && fetchTurn(), POLL_MS);
+  document.addEventListener("visibilitychange", () => (isPair() ? renew() : fetchTurn()));
 
-  if (desk()) {
+  // A page that goes gives the pair back that it holds unseen; one that comes back from the cache asks again.
+  addEventListener("pagehide", () => {
+    if (!ahead()) return;
+    setAhead(null);
+    navigator.sendBeacon(root.dataset.giveBackUrl, new URLSearchParams({ csrfmiddlewaretoken: Outbox.csrfToken() }));
+  });
+  addEventListener("pageshow", (event) => event.persisted && fetchTurn());
+
+  writeKeys();
+  root.dataset.script = "";
+  if (isPair() && outbox.has(desk().dataset.key)) {
+    answered.add(desk().dataset.key);
+    wait();
+  } else {
     prepare();
     ready();
   }
+  if (outbox.waiting) outbox.flush();
+  else fetchTurn();
 })();

@@ -83,7 +83,7 @@ def test_the_side_is_stored_and_a_second_look_shows_the_same(project, annotator,
     lease = _lease(project, annotator)
     _expire(lease.slot)
     again = _lease(project, annotator)
-    assert again.slot.shown_left == lease.slot.shown_left == queue.shown_left_of(project, lease.token, annotator.pk)
+    assert again.slot.shown_left == lease.slot.shown_left == queue.read_lease(project, lease.token, annotator.pk).shown_left
 
 
 def test_a_paused_project_gives_nothing_new(project, annotator, make_pair):
@@ -528,7 +528,7 @@ def test_a_token_is_good_in_its_project_only(project, annotator, make_pair):
     other = create_project(name="Other", slug="other", admin=annotator)
     make_pair()
     token = _lease(project, annotator).token
-    for act in (queue.skip, queue.shown_left_of, queue.renew):
+    for act in (queue.skip, queue.read_lease, queue.renew):
         with pytest.raises(LeaseGone):
             act(other, token, annotator.pk)
     with pytest.raises(LeaseGone):

@@ -1,0 +1,113 @@
+"""What the annotate page shows of a lease, and how what comes back from it reads. By side: A and B stay on the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from labeling import queue
+from labeling.models import Choice, Preference, Project, Response, Slot
+from labeling.rendering import raw_text, render_text
+from labeling.tokens import lease_key
+
+LEFT, RIGHT, TIE, BOTH_BAD = "left", "right", "tie", "both_bad"
+SIDES = (LEFT, RIGHT)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why there is no pair for somebody, and what they can do."""
+
+    title: str
+    text: str
+
+
+def show(project: Project, lease: queue.Lease, annotator_id: int) -> dict[str, Any]:
+    """The context of one desk: a pair with its sides, and what an undo reopened."""
+    slot, pair, previous = lease.slot, lease.slot.pair, lease.previous
+    left, right = pair.response_a, pair.response_b
+    if slot.shown_left == Slot.Side.B:
+        left, right = right, left
+    turns = [{"role": turn["role"], "html": render_text(turn["content"])} for turn in pair.prompt.messages]
+    return {
+        "token": lease.token,
+        "key": lease_key(slot),
+        "earlier_turns": turns[:-1],
+        "last_turn": turns[-1],
+        "left": _response(left),
+        "right": _response(right),
+        "is_repeat": slot.kind == Slot.Kind.REPEAT,
+        "asks_reason": queue.asks_for_reason(project, slot, annotator_id),
+        "previous": side_of(previous.choice, slot.shown_left) if previous else "",
+        "said": _said(project, previous, slot.shown_left),
+    }
+
+
+def _response(response: Response) -> dict[str, Any]:
+    return {
+        "html": render_text(response.text),
+        "raw": raw_text(response.text),
+        "is_cut": response.finish_reason == Response.FinishReason.LENGTH,
+    }
+
+
+def _said(project: Project, previous: Preference | None, shown_left: str) -> dict[str, Any]:
+    """What goes with the choice, filled in where an undo reopened it."""
+    criteria = previous.criteria if previous else {}
+    rewrite = getattr(previous, "rewrite", None) if previous else None
+    return {
+        "is_strong": bool(previous and previous.is_strong),
+        "comment": previous.comment if previous else "",
+        "rewrite": rewrite.response.text if rewrite else "",
+        "criteria": [
+            {"name": name, "value": side_of(criteria[name], shown_left) if name in criteria else ""}
+            for name in project.criteria
+        ],
+        "reasons": [
+            {"name": name, "is_chosen": bool(previous and name in previous.reasons)} for name in project.reason_chips
+        ],
+    }
+
+
+def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
+    """Why there is no pair for this person, and when there may be one."""
+    if project.is_paused:
+        return Waiting(_("Paused"), _("An admin has paused this project. Your judgements are safe."))
+    if not project.prompts.exists():
+        return Waiting(_("No prompts yet"), _("Pairs appear here after an admin has imported prompts."))
+    if not project.pairs.exists():
+        text = _("None has been written for this project's prompts so far. They appear here by themselves.")
+        return Waiting(_("No pairs yet"), text)
+    count, until = queue.waiting_for(project, annotator_id)
+    if until is None:
+        text = _("Thank you. New pairs appear here by themselves as soon as they are written.")
+        return Waiting(_("You have done every pair here"), text)
+    minutes = max(1, round((until - now).total_seconds() / 60))
+    with_others = ngettext(
+        "%(count)d pair is with other people.", "%(count)d pairs are with other people.", count
+    ) % {"count": count}
+    back = ngettext(
+        "The first may come back in about %(minutes)d minute.",
+        "The first may come back in about %(minutes)d minutes.",
+        minutes,
+    ) % {"minutes": minutes}
+    return Waiting(_("Nothing for you right now"), f"{with_others} {back}")
+
+
+def choice_of(side_choice: str, shown_left: str) -> str:
+    """Translate a vote by side into one by response: A or B."""
+    if side_choice not in SIDES:
+        return side_choice
+    if side_choice == LEFT:
+        return shown_left
+    return Choice.B if shown_left == Slot.Side.A else Choice.A
+
+
+def side_of(choice: str, shown_left: str) -> str:
+    """The inverse of ``choice_of``: where the chosen response stands on the page."""
+    if choice not in Slot.Side.values:
+        return choice
+    return LEFT if choice == shown_left else RIGHT
