@@ -1,4 +1,4 @@
-"""What the annotate page shows of a lease, and how what comes back from it reads. By side: A and B stay on the server."""
+"""What the annotate page shows of a lease, and how what comes back reads. By side: A and B stay on the server."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
         text = _("Thank you. New pairs appear here by themselves as soon as they are written.")
         return Waiting(_("You have done every pair here"), text)
     minutes = max(1, round((until - now).total_seconds() / 60))
-    with_others = ngettext(
-        "%(count)d pair is with other people.", "%(count)d pairs are with other people.", count
-    ) % {"count": count}
+    with_others = ngettext("%(count)d pair is with other people.", "%(count)d pairs are with other people.", count) % {
+        "count": count
+    }
     back = ngettext(
         "The first may come back in about %(minutes)d minute.",
         "The first may come back in about %(minutes)d minutes.",

@@ -150,6 +150,11 @@ def corrected_share(wins_left: int, shown_left: int, wins_right: int, shown_righ
 # --- Redundancy ------------------------------------------------------------------------------------------------------
 
 
+def has_majority(choices: Sequence[str]) -> bool:
+    """Whether one choice has more than half of the judgements; of none, none has."""
+    return bool(choices) and 2 * max(Counter(choices).values()) > len(choices)
+
+
 def judgements_needed(choices: Sequence[str], wanted: int, most: int) -> int:
     """How many places a pair should have: more where those who judged it don't agree.
 
@@ -159,7 +164,7 @@ def judgements_needed(choices: Sequence[str], wanted: int, most: int) -> int:
     if wanted < 1:
         raise ValueError(f"A pair wants one judgement at least, not {wanted}.")
     judged = len(choices)
-    if judged < wanted or 2 * max(Counter(choices).values()) > judged:
+    if judged < wanted or has_majority(choices):
         return wanted
     following = next((step for step in STEPS if step > max(wanted, judged)), wanted)
     return max(wanted, min(following, most))

@@ -366,7 +366,7 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
     slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
     if slot is None:
-        raise NothingToUndo(_("That pair has gone to somebody else since you skipped it; there is no need to judge it."))
+        raise NothingToUndo(_("That pair has gone to somebody else since you skipped it, so it needs you no more."))
     _make_room(project, annotator_id, now, besides=slot)
     forget_skip(pair.pk, annotator_id)
     side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A

@@ -174,7 +174,8 @@ def _answer(
 def _desks(request: SignedInRequest, project: Project, turn: queue.Turn) -> dict[str, Any]:
     """What the turn shows. A pair that the page says it has on the screen is not rendered once more."""
     annotator_id = request.user.pk
-    is_shown = turn.now is not None and request.POST.get("shown") == lease_key(turn.now.slot)
+    shown = request.POST.get("shown") or request.GET.get("shown")
+    is_shown = turn.now is not None and shown == lease_key(turn.now.slot)
     return {
         "is_shown": is_shown,
         "desk": show(project, turn.now, annotator_id) if turn.now and not is_shown else None,

@@ -23,6 +23,8 @@
 
   let quietUntil = 0;
   let isBusy = false; // an answer is being painted, or an undo is on its way
+  let isLeaving = false; // the ring is seen, and the next pair not yet
+  const afterwards = []; // what the server answered meanwhile
   let pending = null; // a choice that waits for its reason
   let last = null; // the judgement that reasons can still be added to
   let following = { at: 0, shown: 0 }; // how long the pair has been on the screen
@@ -31,7 +33,7 @@
   // The outbox
 
   const outbox = new Outbox(`tiebreak:${root.dataset.person}:${root.dataset.project}:`, {
-    beforeSend: (entry) => (entry.kind === "reasons" ? [] : [["shown", isPair() ? desk().dataset.key : ""]]),
+    beforeSend: (entry) => (entry.kind === "reasons" ? [] : [["shown", onScreen()?.dataset.key ?? ""]]),
     arrived: (entry, answer) => entry.kind !== "reasons" && takeTurn(answer.text, { isLate: entry.isLate }),
     refused: (entry, answer) => {
       if (entry.kind === "reasons") return;
@@ -64,7 +66,15 @@
 
   const isPair = () => desk()?.dataset.state === "pair";
 
-  function takeTurn(html, { isLate = false, isUndo = false }) {
+  // What is looked at, or will be in a moment: while the ring is seen, the pair that follows.
+  const onScreen = () => [isLeaving ? ahead() : desk()].find((pair) => pair?.dataset.state === "pair");
+
+  function takeTurn(html, how) {
+    if (isLeaving) afterwards.push([html, how]);
+    else take(html, how);
+  }
+
+  function take(html, { isLate = false, isUndo = false }) {
     const page = document.createElement("template");
     page.innerHTML = html;
     const { today, error, notice } = page.content.getElementById("turn")?.dataset ?? {};
@@ -117,8 +127,10 @@
 
   function showNext() {
     const pair = ahead();
+    isLeaving = false;
     if (pair) swap(pair, sentences.next);
     else wait();
+    afterwards.splice(0).forEach(([html, how]) => take(html, how));
   }
 
   // The next pair is on its way; rare, because it is fetched while this one is read.
@@ -205,7 +217,7 @@
 
   // The pair goes into the outbox, the next one comes onto the desk.
   function leave(choice, entry) {
-    isBusy = true;
+    isBusy = isLeaving = true;
     const key = desk().dataset.key;
     answered.add(key);
     root.dataset.chosen = choice;

@@ -83,7 +83,11 @@ def test_the_side_is_stored_and_a_second_look_shows_the_same(project, annotator,
     lease = _lease(project, annotator)
     _expire(lease.slot)
     again = _lease(project, annotator)
-    assert again.slot.shown_left == lease.slot.shown_left == queue.read_lease(project, lease.token, annotator.pk).shown_left
+    assert (
+        again.slot.shown_left
+        == lease.slot.shown_left
+        == queue.read_lease(project, lease.token, annotator.pk).shown_left
+    )
 
 
 def test_a_paused_project_gives_nothing_new(project, annotator, make_pair):
