@@ -1,6 +1,6 @@
 from django.urls import path
 
-from labeling.views import desk, projects, prompts
+from labeling.views import desk, history, projects, prompts
 
 app_name = "labeling"
 
@@ -16,4 +16,6 @@ urlpatterns = [
     path("annotate/difference/", desk.show_difference, name="difference"),
     path("annotate/renew/", desk.renew_lease, name="renew"),
     path("annotate/give-back/", desk.give_back, name="give-back"),
+    path("history/", history.history, name="history"),
+    path("history/<int:preference_id>/reopen/", history.reopen, name="reopen"),
 ]
