@@ -95,7 +95,10 @@ class _Budget:
 
 
 def difference(left: str, right: str) -> Difference:
-    """Return what differs between the sources of two responses. Whatever 100,000 characters hold, it takes about a second at most."""
+    """Return what differs between the sources of two responses.
+
+    Whatever two texts of 100,000 characters hold, it takes about a second at most; two of 2,000 tokens some 50 ms.
+    """
     budget = _Budget(MAX_LOOKS)
     runs = _cleaned(_common_characters(left, right, budget), len(left), len(right))
     same = sum(run.size for run in runs)

@@ -22,6 +22,8 @@ from labeling.invisible import has_invisible
 # Reading takes up to 20 microseconds a character where every one is hostile.
 MAX_FORMULA_CHARACTERS = 2_000
 MAX_DEPTH = 48
+# The same few symbols stand all over an answer. Long formulas are rarely met twice and would fill the memory.
+CACHED_FORMULAS, MAX_CACHED_CHARACTERS = 2_048, 80
 
 _LENGTHS = frozenset(("width", "height", "depth", "lspace", "rspace", "voffset", "minsize", "maxsize", "linethickness"))
 _LENGTH = re.compile(r"([+-]?)(\d{0,3}(?:\.\d{1,4})?)(em|ex|px|pt|mu|)")
@@ -115,12 +117,19 @@ def mathml(latex: str, *, is_block: bool) -> SafeString | None:
     ``is_block`` sets it as a display. A command or environment that is not known makes the whole formula unreadable:
     half a formula would be judged as the model's mistake.
     """
+    return _cached_mathml(latex, is_block) if len(latex) <= MAX_CACHED_CHARACTERS else _mathml(latex, is_block)
+
+
+def _mathml(latex: str, is_block: bool) -> SafeString | None:
     try:
         tree = _read(latex, is_block)
         _mend(tree)
         return mark_safe("".join(_written(tree)))  # noqa: S308  (elements and attributes of the allowlist, text escaped)
     except Exception:
         return None
+
+
+_cached_mathml = lru_cache(maxsize=CACHED_FORMULAS)(_mathml)
 
 
 def _read(latex: str, is_block: bool) -> Element:

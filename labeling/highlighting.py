@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from html import escape
 from threading import Lock
 from time import perf_counter
@@ -127,6 +128,7 @@ def _lexer(name: str) -> Lexer:
         return lexer
 
 
+@lru_cache(maxsize=512)
 def _role(token_type: Any) -> str:
     from pygments.token import Token
 

@@ -3,7 +3,7 @@
 import random
 import re
 from html import unescape
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import example, given, settings
@@ -105,9 +105,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("left", "right"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_texts_are_bounded(left, right):
-    start = perf_counter()
+    start = process_time()
     told = difference(left, right)
-    assert perf_counter() - start < 2.0
+    assert process_time() - start < 2.0
     assert unmarked(told.left_html) == unmarked(told.right_html)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from html import unescape
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -56,9 +56,9 @@ def test_hostile_code_takes_less_than_half_a_second(language):
     for piece in PIECES:
         line = (piece * 200)[:200]
         code = (f"{line}\n" * 50)[:MAX_HIGHLIGHTED_CHARACTERS]
-        start = perf_counter()
+        start = process_time()
         html = highlighted(code, language)
-        assert perf_counter() - start < 0.5, piece
+        assert process_time() - start < 0.5, piece
         assert text_of(html) == code
 
 
