@@ -120,7 +120,11 @@ async def _label(sitting: Sitting, session: str, tally: Tally, started: float) -
     browser = Browser(sitting.port, {"sessionid": session}, tally)
     form: dict[str, str] = {}
     errors = 0
-    while (now := time.monotonic()) < started + sitting.warm_up + sitting.seconds and errors < MAX_ERRORS:
+    while errors < MAX_ERRORS:
+        if sitting.think:
+            await asyncio.sleep(random.expovariate(1 / sitting.think))
+        if (now := time.monotonic()) > started + sitting.warm_up + sitting.seconds:
+            break
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 form = await (_answer(browser, sitting, form) if form else _open(browser, sitting))
@@ -132,8 +136,6 @@ async def _label(sitting: Sitting, session: str, tally: Tally, started: float) -
             continue
         if now > started + sitting.warm_up:
             tally.ms.append((time.monotonic() - now) * 1000)
-        if sitting.think:
-            await asyncio.sleep(random.expovariate(1 / sitting.think))
     browser.close()
 
 

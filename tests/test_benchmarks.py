@@ -104,9 +104,11 @@ def test_a_larger_queue_is_compared_with_a_small_one() -> None:
 def test_the_pages_are_measured_over_http(database: str) -> None:
     report = run(
         *("web", "--database", database, "--annotators", "3", "--open-pairs", "1000"),
-        *("--seconds", "2", "--warm-up", "0.5"),
+        *("--seconds", "2", "--warm-up", "0.5", "--think-ms", "50"),
     )
     assert (report["database"], report["annotators"]) == (database, 3)
-    assert report["requests_per_s"] > 0
-    assert 0 < report["p50_ms"] <= report["p95_ms"] <= report["p99_ms"]
+    for reading in (report, report["with_thought"]):
+        assert reading["requests_per_s"] > 0
+        assert 0 < reading["p50_ms"] <= reading["p95_ms"] <= reading["p99_ms"]
+    assert (report["think_ms"], report["with_thought"]["think_ms"]) == (0, 50)
     assert (report["errors"], report["lost_answers"]) == (0, 0)
