@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # and not this folder, whose queue.py would hide Python's
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from benchmarks.pairs import TextPair, cache_folder, default_model, read_pairs, training_run  # noqa: E402

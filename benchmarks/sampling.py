@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # and not this folder, whose queue.py would hide Python's
 
 from training.engine.process import ENVIRONMENT_DEFAULTS  # noqa: E402
 

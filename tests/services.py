@@ -50,8 +50,11 @@ def report() -> int:
 
 
 @contextlib.contextmanager
-def private_postgres() -> Iterator[str]:
-    """A PostgreSQL of our own on a Unix socket; yields its URL."""
+def private_postgres(*server_settings: str) -> Iterator[str]:
+    """A PostgreSQL of our own on a Unix socket; yields its URL.
+
+    ``server_settings`` are like ``shared_buffers=1GB``; without any it is a quick one that a crash would damage.
+    """
     assert POSTGRES is not None
     folder = Path(tempfile.mkdtemp(prefix="tiebreak-postgres-"))
     # PostgreSQL refuses to run as root, so root hands its folder to the account that Debian's package made.
@@ -59,7 +62,8 @@ def private_postgres() -> Iterator[str]:
     if prefix:
         shutil.chown(folder, "postgres")
     run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
-    options = f"-k {folder} -c listen_addresses= -c fsync=off -c full_page_writes=off"
+    chosen = server_settings or ("fsync=off", "full_page_writes=off")
+    options = " -c ".join([f"-k {folder}", "listen_addresses=", *chosen])
     control = [*prefix, str(POSTGRES / "pg_ctl"), "-D", f"{folder}/data", "-w"]
     try:
         subprocess.run([*prefix, str(POSTGRES / "initdb"), "-A", "trust", "-U", "tiebreak", f"{folder}/data"], **run)

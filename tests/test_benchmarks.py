@@ -11,15 +11,23 @@ from typing import Any
 import pytest
 
 from tests.installation import ROOT
+from tests.services import POSTGRES, REQUIRED
 
 pytestmark = pytest.mark.slow
+ENGINE = ("--threads", "1")
+DATABASES = [
+    "sqlite",
+    pytest.param(
+        "postgres", marks=pytest.mark.skipif(not POSTGRES and not REQUIRED, reason="PostgreSQL is not installed")
+    ),
+]
 CHAT = [{"instruction": f"Name {number} birds.", "output_1": "a bird sings", "output_2": "rain", "preference": 1}
         for number in range(1, 11)]  # fmt: skip
 
 
 def run(name: str, *arguments: str) -> dict[str, Any]:
     """The JSON object on the last line of a benchmark's output."""
-    command = [sys.executable, f"benchmarks/{name}.py", "--threads", "1", "--json", *arguments]
+    command = [sys.executable, f"benchmarks/{name}.py", "--json", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -28,7 +36,7 @@ def run(name: str, *arguments: str) -> dict[str, Any]:
 
 def test_a_step_equals_that_of_stock_trl(tiny_model: Path) -> None:
     report = run(
-        *("dpo_step", "--model", str(tiny_model), "--pairs", "5"),
+        *("dpo_step", *ENGINE, "--model", str(tiny_model), "--pairs", "5"),
         *("--prompt-tokens", "30", "--completion-tokens", "12"),
     )
     variants = set(report["pairs_per_s"])
@@ -46,13 +54,13 @@ def test_a_step_equals_that_of_stock_trl(tiny_model: Path) -> None:
 def test_a_retrain_reads_new_pairs_only(tiny_model: Path, tmp_path: Path) -> None:
     data = tmp_path / "annotations.json"
     data.write_text(json.dumps(CHAT), encoding="utf-8")
-    report = run("retrain", "--model", str(tiny_model), "--sizes", "4,7,10", "--data", str(data))
+    report = run("retrain", *ENGINE, "--model", str(tiny_model), "--sizes", "4,7,10", "--data", str(data))
     assert [(item["triples"], item["reference_forwards"]) for item in report["runs"]] == [(4, 4), (7, 3), (10, 3)]
     assert all(item["wall_s"] > 0 for item in report["runs"])
 
 
 def test_sampling_is_measured_against_generate(tiny_model: Path) -> None:
-    report = run("sampling", "--model", str(tiny_model), "--prompts", "4", "--max-new-tokens", "12")
+    report = run("sampling", *ENGINE, "--model", str(tiny_model), "--prompts", "4", "--max-new-tokens", "12")
     assert set(report["tokens_per_s"]) == {"pair_by_pair", "ours"}
     assert report["ratio"] > 0
 
@@ -67,3 +75,52 @@ def test_the_label_model_is_measured_against_majority() -> None:
     assert all(row["brier"] < row["majority_brier"] for row in rows.values())
     assert sum(line["pairs"] for line in report["calibration"]["mixed"]) == pytest.approx(3 * 300, abs=10)
     assert report["times"][0]["fit_s"] > 0
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_queue_is_measured_and_counts_every_answer(database: str) -> None:
+    report = run(
+        *("queue", "--database", database, "--open-pairs", "3000", "--clients", "3", "--think-ms", "5"),
+        *("--seconds", "1", "--warm-up", "0.2", "--judgements", "2", "--done", "5"),
+    )
+    assert (report["database"], report["open_pairs"], report["clients"]) == (database, 3000, 3)
+    for reading in (report, report["closed_loop"]):
+        assert reading["claims_per_s"] > 0
+        for times in (reading["lease_ms"], reading["submit_ms"]):
+            assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+    assert (report["think_ms"], report["closed_loop"]["think_ms"]) == (5, 0)
+    assert [report[name] for name in ("duplicates", "over_collections", "lost_answers", "errors")] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_tabs_of_one_person_share_their_pairs(database: str) -> None:
+    report = run(
+        *("queue", "--database", database, "--open-pairs", "2000", "--clients", "3", "--tabs", "3", "--think-ms", "9"),
+        *("--seconds", "1", "--warm-up", "0.2", "--judgements", "2"),
+    )
+    assert report["annotators"] == 1
+    assert report["repeats"] > 0, "one pair was on several tabs"
+    assert [report[name] for name in ("duplicates", "over_collections", "lost_answers", "errors")] == [0, 0, 0, 0]
+
+
+def test_a_larger_queue_is_compared_with_a_small_one() -> None:
+    report = run(
+        *("queue", "--open-pairs", "12000", "--clients", "2", "--compare", "--think-ms", "5"),
+        *("--seconds", "0.5", "--warm-up", "0.1"),
+    )
+    assert (report["open_pairs"], report["compared_with"]["open_pairs"]) == (12_000, 10_000)
+    assert report["lease_p95_ratio"] > 0
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_pages_are_measured_over_http(database: str) -> None:
+    report = run(
+        *("web", "--database", database, "--annotators", "3", "--open-pairs", "1000"),
+        *("--seconds", "2", "--warm-up", "0.5", "--think-ms", "50"),
+    )
+    assert (report["database"], report["annotators"]) == (database, 3)
+    for reading in (report, report["with_thought"]):
+        assert reading["requests_per_s"] > 0
+        assert 0 < reading["p50_ms"] <= reading["p95_ms"] <= reading["p99_ms"]
+    assert (report["think_ms"], report["with_thought"]["think_ms"]) == (0, 50)
+    assert (report["errors"], report["lost_answers"]) == (0, 0)
