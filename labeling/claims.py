@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 from django.db import connection, transaction
-from django.db.models import Exists, F, Max, OuterRef
+from django.db.models import Exists, Max, OuterRef
 
+from labeling import rows
 from labeling.models import Pair, Preference, Project, Seat, Slot
 
 # How far a person's sides may be apart before the coin is no coin any more (Efron 1971, biased coin designs).
@@ -21,25 +23,30 @@ TOWARDS_BALANCE = 2 / 3
 # A second look comes when the first is no longer fresh, and at judgements of not too long ago.
 REPEAT_AFTER, REPEAT_WITHIN = 20, 200
 GOLD_SEEN_AT_ONCE = 200
+# How often somebody looks at the whole order again, from its head, and not after what they were given last. Who has
+# judged ten thousand pairs that others have still to judge would read all of these first, at every pair.
+FROM_HEAD = 1 / 16
 # One statement: whoever comes second finds the row leased, or locked and skipped. The literals let both databases use
-# the partial index; a person's own pairs and skips are looked up in theirs.
+# the partial index. OFFSET 0 keeps PostgreSQL from reading a person's whole history where statistics are old.
 CLAIM = """
 UPDATE labeling_slot
 SET state = 'leased', annotator_id = %(annotator)s, lease_number = lease_number + 1, leased_at = %(now)s,
-    lease_until = %(until)s, is_ahead = %(ahead)s
+    lease_until = %(until)s, is_ahead = %(ahead)s,
+    shown_left = CASE WHEN shown_to = %(annotator)s THEN shown_left ELSE %(side)s END, shown_to = %(annotator)s
 WHERE id = (
     SELECT slot.id FROM labeling_slot slot
-    WHERE slot.project_id = %(project)s AND slot.is_control = {control} AND slot.state = 'open'
+    WHERE slot.project_id = %(project)s AND slot.is_control = {control} AND slot.state = 'open' {after}
       AND NOT EXISTS (SELECT 1 FROM labeling_slot mine
-                      WHERE mine.pair_id = slot.pair_id AND mine.annotator_id = %(annotator)s)
+                      WHERE mine.pair_id = slot.pair_id AND mine.annotator_id = %(annotator)s {here})
       AND NOT EXISTS (SELECT 1 FROM labeling_skip skip
-                      WHERE skip.pair_id = slot.pair_id AND skip.annotator_id = %(annotator)s)
+                      WHERE skip.pair_id = slot.pair_id AND skip.annotator_id = %(annotator)s {here})
     ORDER BY slot.priority DESC, slot.random_key
     LIMIT 1 {lock}
 )
-RETURNING id
+RETURNING {columns}
 """
-CONTENT = ("pair__prompt", "pair__response_a", "pair__response_b")
+AFTER = """AND slot.priority <= %(priority)s
+      AND (slot.priority < %(priority)s OR slot.random_key > %(random_key)s)"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,10 @@ class Terms:
 
 
 def claim(terms: Terms) -> Slot | None:
-    """Lease the next slot to this person, with the sides decided; ``None`` if nothing is open for them."""
+    """Lease the next slot to this person, with the sides decided; ``None`` if nothing is open for them.
+
+    What it notes on the seat is the caller's to save.
+    """
     project = terms.project
     slot = None
     if _falls(project.gold_percent):
@@ -67,32 +77,55 @@ def claim(terms: Terms) -> Slot | None:
     return slot
 
 
-def _falls(percent: int) -> bool:
+def _falls(percent: float) -> bool:
     return percent > 0 and random.random() * 100 < percent  # noqa: S311  (an order, not a secret)
 
 
 def _claim_planned(terms: Terms) -> Slot | None:
     """From the arm that the coin names, else from the other."""
     is_control = _falls(terms.project.control_percent)
-    slot_id = _claim_in_arm(terms, is_control) or _claim_in_arm(terms, not is_control)
-    return Slot.objects.select_related(*CONTENT).get(pk=slot_id) if slot_id else None
+    for arm in (is_control, not is_control):
+        after = terms.seat.queue_position.get(_arm(arm))
+        slot = None
+        if after and not _falls(100 * FROM_HEAD):
+            slot = _claim_in_arm(terms, arm, after)
+        if slot := slot or _claim_in_arm(terms, arm, None):
+            terms.seat.queue_position[_arm(arm)] = [slot.priority, slot.random_key]
+            return slot
+    return None
 
 
-def _claim_in_arm(terms: Terms, is_control: bool) -> int | None:
-    is_postgresql = connection.vendor == "postgresql"
-    literal = str(is_control).upper() if is_postgresql else str(int(is_control))
-    statement = CLAIM.format(control=literal, lock="FOR UPDATE SKIP LOCKED" if is_postgresql else "")
+def _arm(is_control: bool) -> str:
+    return "control" if is_control else "ordered"
+
+
+def _claim_in_arm(terms: Terms, is_control: bool, after: list[float] | None) -> Slot | None:
     values = {
         "annotator": terms.seat.annotator_id,
         "project": terms.project.pk,
-        "now": connection.ops.adapt_datetimefield_value(terms.now),
-        "until": connection.ops.adapt_datetimefield_value(terms.until),
+        "now": rows.moment(terms.now),
+        "until": rows.moment(terms.until),
         "ahead": terms.is_ahead,
+        "side": _by_coin(terms.seat),
     }
+    if after:
+        values |= {"priority": after[0], "random_key": after[1]}
     with connection.cursor() as cursor:
-        cursor.execute(statement, values)
+        cursor.execute(_claim_statement(connection.vendor, is_control, bool(after)), values)
         row = cursor.fetchone()
-    return int(row[0]) if row else None
+    return rows.build(Slot, row) if row else None
+
+
+@cache
+def _claim_statement(vendor: str, is_control: bool, is_after: bool) -> str:
+    is_postgresql = vendor == "postgresql"
+    return CLAIM.format(
+        control=str(is_control).upper() if is_postgresql else int(is_control),
+        after=AFTER if is_after else "",
+        here="OFFSET 0" if is_postgresql else "",
+        lock="FOR UPDATE SKIP LOCKED" if is_postgresql else "",
+        columns=rows.columns(Slot),
+    )
 
 
 def _claim_gold(terms: Terms) -> Slot | None:
@@ -119,7 +152,7 @@ def _own_place(terms: Terms, kind: str, pair_ids: list[int]) -> Slot | None:
     pair_id = random.choice(pair_ids)  # noqa: S311  (an order, not a secret)
     with transaction.atomic():
         Pair.objects.select_for_update(no_key=True).get(pk=pair_id)
-        slot = Slot.objects.create(
+        return Slot.objects.create(
             project=terms.project,
             pair_id=pair_id,
             place=next_place(pair_id),
@@ -131,7 +164,6 @@ def _own_place(terms: Terms, kind: str, pair_ids: list[int]) -> Slot | None:
             lease_until=terms.until,
             is_ahead=terms.is_ahead,
         )
-    return Slot.objects.select_related(*CONTENT).get(pk=slot.pk)
 
 
 def next_place(pair_id: int) -> int:
@@ -140,26 +172,25 @@ def next_place(pair_id: int) -> int:
 
 
 def _decide_sides(slot: Slot, seat: Seat) -> None:
-    shown = _shown_before(slot)
-    seen = next((side for _, side, to in shown if to == seat.annotator_id), "")
+    """Show it as this person has seen it before; else against the others; else as the coin fell at the claim."""
+    shown = _shown_elsewhere(slot)
+    seen = next((side for side, to in shown if to == seat.annotator_id), "")
     if slot.kind == Slot.Kind.REPEAT:
         side = opposite(seen) if seen else _by_coin(seat)
     else:
-        side = seen or _against([side for pk, side, _ in shown if pk != slot.pk]) or _by_coin(seat)
-    Slot.objects.filter(pk=slot.pk).update(shown_left=side, shown_to=seat.annotator_id)
-    slot.shown_left, slot.shown_to = side, seat.annotator_id
-    if side != seen:
-        step = 1 if side == Slot.Side.A else -1
-        Seat.objects.filter(pk=seat.pk).update(a_left=F("a_left") + step)
-        seat.a_left += step
+        side = seen or _against([side for side, _ in shown]) or slot.shown_left or _by_coin(seat)
+    if (slot.shown_left, slot.shown_to) != (side, seat.annotator_id):
+        slot.shown_left, slot.shown_to = side, seat.annotator_id
+        rows.update(slot, ("shown_left", "shown_to"))
+    seat.a_left += 1 if side == Slot.Side.A else -1
 
 
-def _shown_before(slot: Slot) -> list[tuple[int, str, int | None]]:
-    """The pair's slots that were shown so far: which, how, and to whom; the last time of this one included."""
-    if slot.place == 1 and slot.lease_number == 1 and slot.pair.judgements_wanted == 1:
-        return []  # the usual case, and it needs no query
-    rows = Slot.objects.filter(pair_id=slot.pair_id).exclude(shown_left="").order_by("place")
-    return list(rows.values_list("pk", "shown_left", "shown_to"))
+def _shown_elsewhere(slot: Slot) -> list[tuple[str, int | None]]:
+    """How the pair's other slots were shown, and to whom. Most pairs have one slot, which needs no query."""
+    if slot.place == 1 and slot.kind == Slot.Kind.PLANNED and not slot.is_shared:
+        return []
+    others = Slot.objects.filter(pair_id=slot.pair_id).exclude(pk=slot.pk).exclude(shown_left="").order_by("place")
+    return list(others.values_list("shown_left", "shown_to"))
 
 
 def _against(others: list[str]) -> str:

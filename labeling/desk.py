@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import connection
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from labeling import queue
-from labeling.models import Choice, Preference, Project, Response, Slot
+from labeling import queue, rows
+from labeling.models import Choice, Pair, Preference, Project, Prompt, Response, Slot
 from labeling.rendering import raw_text, render_text
 from labeling.tokens import lease_key
 
 LEFT, RIGHT, TIE, BOTH_BAD = "left", "right", "tie", "both_bad"
 SIDES = (LEFT, RIGHT)
+_COLUMNS = [(Pair, "pair"), (Prompt, "prompt"), (Response, "a"), (Response, "b")]
+CONTENTS = f"""
+SELECT {", ".join(rows.columns(model, alias) for model, alias in _COLUMNS)}
+FROM labeling_pair pair
+JOIN labeling_prompt prompt ON prompt.id = pair.prompt_id
+JOIN labeling_response a ON a.id = pair.response_a_id
+JOIN labeling_response b ON b.id = pair.response_b_id
+WHERE pair.id = %s
+"""  # noqa: S608  (of constants alone)
 
 
 @dataclass(frozen=True)
@@ -25,9 +35,25 @@ class Waiting:
     text: str
 
 
+def contents(slot: Slot) -> Pair:
+    """The slot's pair with its prompt and both responses, by one statement."""
+    with connection.cursor() as cursor:
+        cursor.execute(CONTENTS, [slot.pair_id])
+        row = cursor.fetchone()
+    parts: list[Any] = []
+    start = 0
+    for model in (Pair, Prompt, Response, Response):
+        end = start + len(model._meta.concrete_fields)
+        parts.append(rows.build(model, row[start:end]))
+        start = end
+    pair: Pair = parts[0]
+    pair.prompt, pair.response_a, pair.response_b = parts[1:]
+    return pair
+
+
 def show(project: Project, lease: queue.Lease, annotator_id: int) -> dict[str, Any]:
     """The context of one desk: a pair with its sides, and what an undo reopened."""
-    slot, pair, previous = lease.slot, lease.slot.pair, lease.previous
+    slot, pair, previous = lease.slot, contents(lease.slot), lease.previous
     left, right = pair.response_a, pair.response_b
     if slot.shown_left == Slot.Side.B:
         left, right = right, left

@@ -25,7 +25,7 @@ class SayingForm(forms.Form):
     unreadable = gettext_lazy("The page did not say which pair this is about. Reload it, please.")
 
     def first_error(self) -> str:
-        return next((str(errors[0]) for field, errors in self.errors.items() if field == "__all__"), self.unreadable)
+        return str(self.non_field_errors()[0] if self.non_field_errors() else self.unreadable)
 
 
 class TokenForm(SayingForm):

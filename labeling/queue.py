@@ -21,8 +21,9 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from labeling import rows
 from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons, clean_comment
-from labeling.claims import CONTENT, Terms, claim, next_place
+from labeling.claims import Terms, claim, next_place
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo, NotQualified
 from labeling.models import Pair, Preference, Project, QualificationItem, Seat, Skip, Slot
 from labeling.records import current_preference, forget_skip, record_preference, record_skip, withdraw
@@ -30,6 +31,8 @@ from labeling.tokens import TokenContent, keyed_share, make_token, read_token
 
 ADVISORY_LOCK_NAMESPACE = 0x7B1E  # any constant of our own; the second key is the annotator's id
 SWEEP_LIMIT = 500
+HELD = "project_id = %s AND annotator_id = %s AND state = 'leased' AND lease_until > %s ORDER BY leased_at DESC"
+PAIR_OF_SLOT = "id = (SELECT pair_id FROM labeling_slot WHERE id = %s) AND project_id = %s"
 MAX_COUNTED = 1000
 
 
@@ -286,13 +289,20 @@ def _lease_ahead(project: Project, annotator_id: int) -> Lease | None:
 
 
 def _claim(project: Project, annotator_id: int, now: datetime, *, is_ahead: bool) -> Slot | None:
-    seat, _ = Seat.objects.get_or_create(project=project, annotator_id=annotator_id)
+    seat = _seat(project, annotator_id)
     _check_qualified(project, seat, now)
     terms = Terms(project, seat, now, _until(project, now), is_ahead)
-    if slot := claim(terms):
-        return slot
-    # Nothing is open: what has run out since the last sweep is.
-    return claim(terms) if _reopen_expired(Slot.objects.filter(project=project), now) else None
+    slot = claim(terms)
+    if slot is None and _reopen_expired(Slot.objects.filter(project=project), now):
+        slot = claim(terms)  # what has run out since the last sweep is open too
+    if slot:
+        rows.update(seat, ("a_left", "queue_position"))
+    return slot
+
+
+def _seat(project: Project, annotator_id: int) -> Seat:
+    here = rows.fetch(Seat, "project_id = %s AND annotator_id = %s", [project.pk, annotator_id])
+    return here[0] if here else Seat.objects.create(project=project, annotator_id=annotator_id)
 
 
 def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
@@ -305,9 +315,9 @@ def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
 
 def _held(project: Project, annotator_id: int, now: datetime) -> list[Slot]:
     """This person's leases that have not run out: at most the pair they look at, and the one after it."""
-    held = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, lease_until__gt=now)
-    held = held.select_for_update(of=("self",))  # a sweep on another host may be ending this very lease
-    return list(held.select_related(*CONTENT).order_by("is_ahead", "-leased_at"))
+    # Locked, because a sweep on another host may be ending this very lease.
+    held = rows.fetch(Slot, HELD, [project.pk, annotator_id, rows.moment(now)], lock="FOR UPDATE")
+    return sorted(held, key=lambda slot: slot.is_ahead)
 
 
 def _until(project: Project, now: datetime) -> datetime:
@@ -318,7 +328,7 @@ def _renewed(slot: Slot, project: Project, now: datetime) -> Lease:
     slot.lease_until = _until(project, now)
     if slot.is_ahead:  # its turn has come
         slot.is_ahead, slot.leased_at = False, now
-    slot.save(update_fields=["lease_until", "is_ahead", "leased_at"])
+    rows.update(slot, ("lease_until", "is_ahead", "leased_at"))
     previous = slot.preferences.filter(is_current=True).first() if slot.versions else None
     return Lease(slot, make_token(slot), previous)
 
@@ -415,9 +425,8 @@ def _submit(project: Project, token: str, annotator_id: int, choice: str, detail
 def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slot, TokenContent]:
     """The slot and the token's content, with the pair locked first: two people's slots of it may have changed hands."""
     lease = read_token(token, annotator_id)
-    pairs = Pair.objects.filter(project=project, slots=lease.slot_id).order_by()
-    pair = pairs.select_for_update(no_key=True, of=("self",)).first()
-    slot = Slot.objects.select_for_update().filter(pair=pair, pk=lease.slot_id).first() if pair else None
+    pair = rows.fetch(Pair, PAIR_OF_SLOT, [lease.slot_id, project.pk], lock="FOR NO KEY UPDATE")
+    slot = next(iter(rows.fetch(Slot, "id = %s", [lease.slot_id], lock="FOR UPDATE")), None) if pair else None
     if slot is None:
         raise LeaseGone(_("This pair is no longer part of the project. Reload the page to go on."))
     return slot, lease

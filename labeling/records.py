@@ -10,15 +10,23 @@ from datetime import datetime
 from django.db.models import F
 from django.utils import timezone
 
+from labeling import rows
 from labeling.answers import AnswerRejected, Details, is_same_text
 from labeling.claims import next_place
-from labeling.models import Choice, Pair, Preference, Project, Response, Rewrite, Seat, SentBack, Skip, Slot
+from labeling.models import Choice, Pair, Preference, Project, Response, Rewrite, SentBack, Skip, Slot
 from labeling.quality import has_majority, judgements_needed
 from labeling.tokens import TokenContent
 
 # Pairs that divide opinions come before everything that training finds uncertain, which is at most 0.
 CONFLICT_PRIORITY = 1.0
 SKIPS_TO_REVIEW = 3
+FILLED = (
+    *("state", "annotator", "lease_until", "is_ahead", "shown_left", "shown_to", "versions"),
+    *("lease_number", "leased_at"),
+)
+ONE_MORE_JUDGED = "UPDATE labeling_seat SET judged = judged + 1 WHERE project_id = %s AND annotator_id = %s"
+FORGET_SKIP = "DELETE FROM labeling_skip WHERE pair_id = %s AND annotator_id = %s"
+COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s WHERE id = %s"
 
 
 def record_preference(
@@ -31,7 +39,7 @@ def record_preference(
     if current:
         Preference.objects.filter(pk=current.pk).update(is_current=False)
         SentBack.objects.filter(preference__slot=slot, settled_at=None).update(settled_at=now)
-    preference = Preference.objects.create(
+    preference = Preference(
         project=project,
         pair_id=slot.pair_id,
         slot=slot,
@@ -48,10 +56,11 @@ def record_preference(
         lease_number=slot.lease_number,
         is_repeat=slot.kind == Slot.Kind.REPEAT,
     )
+    rows.insert(preference)
     if details.rewrite:
         _add_rewrite(preference, details.rewrite)
     if current is None:
-        Seat.objects.filter(project=project, annotator_id=annotator_id).update(judged=F("judged") + 1)
+        rows.execute(ONE_MORE_JUDGED, [project.pk, annotator_id])
     if slot.kind != Slot.Kind.REPEAT:
         forget_skip(slot.pair_id, annotator_id)
         _count(project, slot.pair_id, 1 if current is None else 0)
@@ -60,8 +69,9 @@ def record_preference(
 
 def current_preference(slot: Slot, annotator_id: int) -> Preference | None:
     """What this person says of the slot's pair now; a second look is apart from the first."""
-    mine = Preference.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id, is_current=True)
-    return mine.filter(is_repeat=slot.kind == Slot.Kind.REPEAT).select_related("slot").first()
+    mine = "pair_id = %s AND annotator_id = %s AND is_current AND is_repeat = %s"
+    values = [slot.pair_id, annotator_id, slot.kind == Slot.Kind.REPEAT]
+    return next(iter(rows.fetch(Preference, mine, values)), None)
 
 
 def withdraw(project: Project, preference: Preference) -> None:
@@ -87,8 +97,7 @@ def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None
 
 
 def forget_skip(pair_id: int, annotator_id: int) -> None:
-    gone, _ = Skip.objects.filter(pair_id=pair_id, annotator_id=annotator_id).delete()
-    if gone:
+    if rows.execute(FORGET_SKIP, [pair_id, annotator_id]):
         Pair.objects.filter(pk=pair_id).update(skips_count=F("skips_count") - 1)
 
 
@@ -99,7 +108,10 @@ def _fill(slot: Slot, lease: TokenContent, annotator_id: int) -> None:
     slot.is_ahead = False
     slot.shown_left, slot.shown_to = lease.shown_left, annotator_id
     slot.versions += 1
-    slot.save()
+    if slot.pk is None:
+        slot.save()
+    else:
+        rows.update(slot, FILLED)
 
 
 def _seconds(on_screen: float | None, leased_at: datetime | None, now: datetime) -> float:
@@ -119,8 +131,8 @@ def _add_rewrite(preference: Preference, text: str) -> None:
 
 def _count(project: Project, pair_id: int, more: int) -> None:
     if more:
-        Pair.objects.filter(pk=pair_id).update(judgements_count=F("judgements_count") + more)
-    pair = Pair.objects.get(pk=pair_id)
+        rows.execute(COUNT_JUDGEMENT, [more, pair_id])
+    (pair,) = rows.fetch(Pair, "id = %s", [pair_id])
     # One judgement contradicts nobody, unless another one has just been withdrawn.
     if (pair.judgements_count > 1 or more < 0) and not pair.is_retired:
         _look_for_conflict(project, pair)
@@ -149,6 +161,7 @@ def _add_places(pair: Pair, wanted: int, *, judged: int) -> None:
             pair=pair,
             place=first + number,
             is_control=pair.is_control,
+            is_shared=True,
             priority=CONFLICT_PRIORITY,
         )
         for number in range(wanted - judged - coming.count())

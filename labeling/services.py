@@ -110,7 +110,14 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         is_control=_falls(project.control_percent),
     )
     Slot.objects.bulk_create(
-        Slot(project=project, pair=pair, place=place, priority=priority, is_control=pair.is_control)
+        Slot(
+            project=project,
+            pair=pair,
+            place=place,
+            priority=priority,
+            is_control=pair.is_control,
+            is_shared=wanted > 1,
+        )
         for place in range(1, wanted + 1)
     )
     return pair

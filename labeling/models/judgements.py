@@ -53,6 +53,7 @@ class Slot(models.Model):
     kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.PLANNED)
     state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
     is_control = models.BooleanField(default=False)
+    is_shared = models.BooleanField(default=False, help_text="One of several places of its pair.")
     priority = models.FloatField(default=0.0)
     random_key = models.FloatField(default=new_random_key, editable=False)
     annotator = models.ForeignKey(

@@ -193,6 +193,7 @@ class Seat(models.Model):
     annotator = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="seats")
     a_left = models.IntegerField(default=0, help_text="Pairs shown with A on the left, less the others.")
     judged = models.PositiveIntegerField(default=0, help_text="Judgements given, second looks included.")
+    queue_position = models.JSONField(default=dict, help_text="Priority and random key of the last slot, by arm.")
     qualified_at = models.DateTimeField(null=True, blank=True)
     qualification_try = models.PositiveSmallIntegerField(default=1)
     reliability = models.FloatField(null=True, help_text="Probability of a vote for the better response.")
