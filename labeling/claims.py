@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import Exists, Max, OuterRef
 
 from labeling import rows
-from labeling.models import Pair, Preference, Project, Seat, Slot
+from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
 
 # How far a person's sides may be apart before the coin is no coin any more (Efron 1971, biased coin designs).
 MOST_APART = 3
@@ -131,7 +131,8 @@ def _claim_statement(vendor: str, is_control: bool, is_after: bool) -> str:
 def _claim_gold(terms: Terms) -> Slot | None:
     mine = Slot.objects.filter(pair=OuterRef("pk"), annotator_id=terms.seat.annotator_id)
     golden = Pair.objects.filter(project=terms.project, is_retired=False).exclude(gold_choice="")
-    unseen = golden.filter(~Exists(mine)).values_list("pk", flat=True)[:GOLD_SEEN_AT_ONCE]
+    skipped = Skip.objects.filter(pair=OuterRef("pk"), annotator_id=terms.seat.annotator_id)
+    unseen = golden.filter(~Exists(mine), ~Exists(skipped)).values_list("pk", flat=True)[:GOLD_SEEN_AT_ONCE]
     return _own_place(terms, Slot.Kind.GOLD, list(unseen))
 
 

@@ -336,7 +336,10 @@ def _renewed(slot: Slot, project: Project, now: datetime) -> Lease:
 def _renew(project: Project, slot: Slot, lease: TokenContent, annotator_id: int) -> Standing:
     now = timezone.now()
     until = _until(project, now)
+    others = [held for held in _held(project, annotator_id, now) if not held.is_ahead and held.pair_id != slot.pair_id]
     if mine := _own_slot(slot, annotator_id):
+        if others and mine.lease_until and mine.lease_until <= now:
+            return Standing.OPEN  # it ran out, and the next sweep opens it for the others
         # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
         Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=until)
         ahead = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, is_ahead=True)
@@ -344,7 +347,7 @@ def _renew(project: Project, slot: Slot, lease: TokenContent, annotator_id: int)
         return Standing.KEPT
     if slot.state != Slot.State.OPEN:
         return Standing.TAKEN
-    if any(not held.is_ahead for held in _held(project, annotator_id, now)):
+    if others:
         return Standing.OPEN
     slot.lease_number = max(slot.lease_number, lease.number)
     _take(slot, annotator_id, lease.shown_left, lease.began, until)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 from django.utils import timezone
 
 from labeling import rows
@@ -153,7 +153,9 @@ def _look_for_conflict(project: Project, pair: Pair) -> None:
 
 def _add_places(pair: Pair, wanted: int, *, judged: int) -> None:
     """Late answers fill places as well, so there may be fewer to add than the pair wants more."""
-    coming = Slot.objects.filter(pair=pair, kind=Slot.Kind.PLANNED, state__in=[Slot.State.OPEN, Slot.State.LEASED])
+    expected = Slot.objects.filter(pair=pair, kind=Slot.Kind.PLANNED, state__in=[Slot.State.OPEN, Slot.State.LEASED])
+    # Whoever looks at an answer again still gives it.
+    coming = expected.exclude(Exists(Preference.objects.filter(slot=OuterRef("pk"), is_current=True)))
     first = next_place(pair.pk)
     Slot.objects.bulk_create(
         Slot(
