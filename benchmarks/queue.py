@@ -130,9 +130,9 @@ def database_truth(project_id: int) -> dict[str, int]:
     from labeling.models import Preference, Project, Slot
 
     lease_seconds = Project.objects.values_list("lease_minutes", flat=True).get(pk=project_id) * 60
-    mine = Preference.objects.filter(pair__project=project_id)
+    mine = Preference.objects.filter(project=project_id)
     slots = Slot.objects.filter(project=project_id, annotator__isnull=False)
-    is_late = Q(slot__is_extra=True, seconds__gte=lease_seconds)
+    is_late = Q(slot__kind=Slot.Kind.EXTRA, seconds__gte=lease_seconds)
     timely = mine.filter(~is_late, is_current=True)
     collected = timely.values("pair").annotate(count=Count("pk"), wanted=F("pair__judgements_wanted"))
     return {

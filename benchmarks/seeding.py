@@ -53,7 +53,8 @@ def seed(slug: str, wanted: Wanted) -> Seeded:
     with transaction.atomic():
         _without_checks_of_what_is_right_by_construction()
         project = create_project(name=f"Load of {slug}", slug=slug)
-        Project.objects.filter(pk=project.pk).update(judgements_per_pair=wanted.judgements)
+        # A second look is a pair given twice, on purpose; here each one would be a fault.
+        Project.objects.filter(pk=project.pk).update(judgements_per_pair=wanted.judgements, repeat_percent=0)
         annotators = _add_annotators(project, wanted.annotators)
         _add_pairs(project, wanted, annotators)
     _reset_sequences()
@@ -96,8 +97,15 @@ def _add_pairs(project: Project, wanted: Wanted, annotators: list[int]) -> None:
         response_b_id=f"{base} + {b} + CASE WHEN {b} >= {a} THEN 1 ELSE 0 END",
         judgements_wanted=f"CASE WHEN {head} THEN {len(annotators) + open_at_the_head} ELSE {wanted.judgements} END",
         judgements_count=f"CASE WHEN {head} THEN {len(annotators)} ELSE 0 END",
+        is_control=f"(n %% 100 < {project.control_percent})",
     )
-    pairs = {"project_id": str(project.pk), "pair_id": f"{first} + n", "random_key": _random()}
+    pairs = {
+        "project_id": str(project.pk),
+        "pair_id": f"{first} + n",
+        "random_key": _random(),
+        "is_control": f"(n %% 100 < {project.control_percent})",
+        "is_shared": "TRUE" if wanted.judgements > 1 else "FALSE",
+    }
     places = f"{_numbers(total)} CROSS JOIN {_numbers(wanted.judgements, 'place')} WHERE NOT {head}"
     _insert(Slot, places, place="place + 1", **pairs)
     if wanted.done:
@@ -128,6 +136,7 @@ def _add_done(count: int, annotators: list[int], pairs: dict[str, str]) -> None:
         pair_id="pair_id",
         slot_id=f"{table}.id",
         annotator_id="annotator_id",
+        project_id="project_id",
         choice=choice,
         shown_left=side,
         seconds="9.0",

@@ -26,7 +26,7 @@ from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons,
 from labeling.claims import Terms, claim, next_place
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo, NotQualified
 from labeling.models import Pair, Preference, Project, QualificationItem, Seat, Skip, Slot
-from labeling.records import current_preference, forget_skip, record_preference, record_skip, withdraw
+from labeling.records import Judged, current_preference, forget_skip, record_preference, record_skip, withdraw
 from labeling.tokens import TokenContent, keyed_share, make_token, read_token
 
 ADVISORY_LOCK_NAMESPACE = 0x7B1E  # any constant of our own; the second key is the annotator's id
@@ -381,7 +381,7 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     if slot is None:
         raise NothingToUndo(_("That pair has gone to somebody else since you skipped it, so it needs you no more."))
     _make_room(project, annotator_id, now, besides=slot)
-    forget_skip(pair.pk, annotator_id)
+    forget_skip(pair, annotator_id)
     side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
     slot.lease_number += 1
     _take(slot, annotator_id, side, now, _until(project, now))
@@ -421,18 +421,19 @@ def _submit(project: Project, token: str, annotator_id: int, choice: str, detail
     if slot.lease_number != lease.number or slot.leased_at is None:
         slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
     slot.lease_number = max(slot.lease_number, lease.number)
-    preference = record_preference(project, slot, lease, annotator_id, choice, details)
+    preference = record_preference(slot, Judged(project, annotator_id, lease, choice, details, current))
     return Submission(preference, is_extra=slot.kind == Slot.Kind.EXTRA)
 
 
 def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slot, TokenContent]:
     """The slot and the token's content, with the pair locked first: two people's slots of it may have changed hands."""
     lease = read_token(token, annotator_id)
-    pair = rows.fetch(Pair, PAIR_OF_SLOT, [lease.slot_id, project.pk], lock="FOR NO KEY UPDATE")
-    slot = next(iter(rows.fetch(Slot, "id = %s", [lease.slot_id], lock="FOR UPDATE")), None) if pair else None
-    if slot is None:
+    pairs = rows.fetch(Pair, PAIR_OF_SLOT, [lease.slot_id, project.pk], lock="FOR NO KEY UPDATE")
+    slots = rows.fetch(Slot, "id = %s", [lease.slot_id], lock="FOR UPDATE") if pairs else []
+    if not slots:
         raise LeaseGone(_("This pair is no longer part of the project. Reload the page to go on."))
-    return slot, lease
+    slots[0].pair = pairs[0]
+    return slots[0], lease
 
 
 def _answer_after(lease: TokenContent, current: Preference | None) -> Preference | None:
@@ -449,8 +450,11 @@ def _own_slot(slot: Slot, annotator_id: int) -> Slot | None:
     """This person's slot of the pair: the one given or another one, for instance leased in another tab since."""
     if slot.annotator_id == annotator_id:
         return slot
-    mine = Slot.objects.select_for_update().filter(pair_id=slot.pair_id, annotator_id=annotator_id)
-    return mine.exclude(kind=Slot.Kind.REPEAT).first()
+    own = Slot.objects.select_for_update().filter(pair_id=slot.pair_id, annotator_id=annotator_id)
+    mine = own.exclude(kind=Slot.Kind.REPEAT).first()
+    if mine:
+        mine.pair = slot.pair
+    return mine
 
 
 def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
@@ -461,7 +465,7 @@ def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
         return slot
     return Slot(
         project_id=slot.project_id,
-        pair_id=slot.pair_id,
+        pair=slot.pair,
         place=next_place(slot.pair_id),
         kind=Slot.Kind.EXTRA,
         leased_at=slot.leased_at,

@@ -5,6 +5,7 @@ Part of the queue, which holds the locks: callers have locked the annotator, the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from django.db.models import Exists, F, OuterRef
@@ -25,46 +26,57 @@ FILLED = (
     *("lease_number", "leased_at"),
 )
 ONE_MORE_JUDGED = "UPDATE labeling_seat SET judged = judged + 1 WHERE project_id = %s AND annotator_id = %s"
-FORGET_SKIP = "DELETE FROM labeling_skip WHERE pair_id = %s AND annotator_id = %s"
 COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s WHERE id = %s"
 
 
-def record_preference(
-    project: Project, slot: Slot, lease: TokenContent, annotator_id: int, choice: str, details: Details
-) -> Preference:
-    """Fill the slot with a new version of this person's judgement, and count it."""
-    now = timezone.now()
-    current = current_preference(slot, annotator_id)
-    _fill(slot, lease, annotator_id)
-    if current:
-        Preference.objects.filter(pk=current.pk).update(is_current=False)
-        SentBack.objects.filter(preference__slot=slot, settled_at=None).update(settled_at=now)
-    preference = Preference(
+@dataclass(frozen=True)
+class Judged:
+    """What is about to be written: who says what, under which lease, in place of which former judgement."""
+
+    project: Project
+    annotator_id: int
+    lease: TokenContent
+    choice: str
+    details: Details
+    current: Preference | None
+
+
+def record_preference(slot: Slot, judged: Judged) -> Preference:
+    """Fill the slot, whose pair is loaded and locked, with a new version of this person's judgement, and count it."""
+    _fill(slot, judged.lease, judged.annotator_id)
+    if judged.current:
+        Preference.objects.filter(pk=judged.current.pk).update(is_current=False)
+        SentBack.objects.filter(preference__slot=slot, settled_at=None).update(settled_at=timezone.now())
+    else:
+        rows.execute(ONE_MORE_JUDGED, [judged.project.pk, judged.annotator_id])
+    preference = rows.insert(_preference(slot, judged))
+    if judged.details.rewrite:
+        _add_rewrite(preference, judged.details.rewrite)
+    if slot.kind != Slot.Kind.REPEAT:
+        forget_skip(slot.pair, judged.annotator_id)
+        _count(judged.project, slot.pair, 0 if judged.current else 1)
+    return preference
+
+
+def _preference(slot: Slot, judged: Judged) -> Preference:
+    project, details, lease = judged.project, judged.details, judged.lease
+    return Preference(
         project=project,
         pair_id=slot.pair_id,
         slot=slot,
-        annotator_id=annotator_id,
-        choice=choice,
+        annotator_id=judged.annotator_id,
+        choice=judged.choice,
         is_strong=details.is_strong,
         criteria=details.criteria,
         reasons=list(details.reasons),
         comment=details.comment,
         shown_left=lease.shown_left,
-        seconds=_seconds(details.seconds, slot.leased_at, now),
+        seconds=_seconds(details.seconds, slot.leased_at, timezone.now()),
         guidelines_version=project.guidelines_version,
         version=slot.versions,
         lease_number=slot.lease_number,
         is_repeat=slot.kind == Slot.Kind.REPEAT,
     )
-    rows.insert(preference)
-    if details.rewrite:
-        _add_rewrite(preference, details.rewrite)
-    if current is None:
-        rows.execute(ONE_MORE_JUDGED, [project.pk, annotator_id])
-    if slot.kind != Slot.Kind.REPEAT:
-        forget_skip(slot.pair_id, annotator_id)
-        _count(project, slot.pair_id, 1 if current is None else 0)
-    return preference
 
 
 def current_preference(slot: Slot, annotator_id: int) -> Preference | None:
@@ -78,7 +90,7 @@ def withdraw(project: Project, preference: Preference) -> None:
     """Let a judgement count no more; nothing takes its place."""
     Preference.objects.filter(pk=preference.pk).update(is_current=False)
     if not preference.is_repeat:
-        _count(project, preference.pair_id, -1)
+        _count(project, Pair.objects.get(pk=preference.pair_id), -1)
 
 
 def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None:
@@ -96,9 +108,9 @@ def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None
         unseen.filter(skips_count__gte=SKIPS_TO_REVIEW).update(review=Pair.Review.SKIPS)
 
 
-def forget_skip(pair_id: int, annotator_id: int) -> None:
-    if rows.execute(FORGET_SKIP, [pair_id, annotator_id]):
-        Pair.objects.filter(pk=pair_id).update(skips_count=F("skips_count") - 1)
+def forget_skip(pair: Pair, annotator_id: int) -> None:
+    if pair.skips_count and Skip.objects.filter(pair=pair, annotator_id=annotator_id).delete()[0]:
+        Pair.objects.filter(pk=pair.pk).update(skips_count=F("skips_count") - 1)
 
 
 def _fill(slot: Slot, lease: TokenContent, annotator_id: int) -> None:
@@ -129,10 +141,10 @@ def _add_rewrite(preference: Preference, text: str) -> None:
     Rewrite.objects.create(preference=preference, response=response)
 
 
-def _count(project: Project, pair_id: int, more: int) -> None:
+def _count(project: Project, pair: Pair, more: int) -> None:
     if more:
-        rows.execute(COUNT_JUDGEMENT, [more, pair_id])
-    (pair,) = rows.fetch(Pair, "id = %s", [pair_id])
+        rows.execute(COUNT_JUDGEMENT, [more, pair.pk])
+        pair.judgements_count += more
     # One judgement contradicts nobody, unless another one has just been withdrawn.
     if (pair.judgements_count > 1 or more < 0) and not pair.is_retired:
         _look_for_conflict(project, pair)
