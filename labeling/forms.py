@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from django import forms
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from labeling.models import Slot
 
@@ -24,16 +26,22 @@ class TokenForm(forms.Form):
 
 class PromptImportForm(forms.Form):
     file = forms.FileField(
-        label="Prompts (JSONL)",
-        help_text="One prompt a line: a text in quotes, a list of messages, or an object with “prompt” or “messages”.",
+        label=_("Prompts (JSONL)"),
+        help_text=_(
+            "One prompt a line: a text in quotes, a list of messages, or an object with “prompt” or “messages”."
+        ),
     )
 
     def clean_file(self) -> object:
         file = self.cleaned_data["file"]
         if file.size > MAX_UPLOAD_BYTES:
+            told = {"size": round(file.size / 2**20), "most": MAX_UPLOAD_BYTES // 2**20}
             raise forms.ValidationError(
-                f"The file has {file.size / 2**20:.0f} MiB; at most {MAX_UPLOAD_BYTES // 2**20} are read here. "
-                "Use manage.py import_prompts for larger ones."
+                gettext(
+                    "The file has %(size)d MiB; at most %(most)d are read here. "
+                    "Use manage.py import_prompts for larger ones."
+                )
+                % told
             )
         return file
 
