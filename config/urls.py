@@ -3,9 +3,12 @@
 from django.contrib import admin
 from django.contrib.auth.views import LogoutView
 from django.urls import include, path
+from django.views.i18n import set_language
 
 from config.health import livez, readyz
+from labeling.views.keys import keys
 from labeling.views.projects import SignIn, home
+from labeling.views.settings import new_project
 
 admin.site.site_header = admin.site.site_title = "Tiebreak operations"
 admin.site.index_title = "Every row"
@@ -14,6 +17,9 @@ urlpatterns = [
     path("", home, name="home"),
     path("sign-in/", SignIn.as_view(), name="login"),
     path("sign-out/", LogoutView.as_view(), name="logout"),
+    path("language/", set_language, name="set-language"),
+    path("keys/", keys, name="keys"),
+    path("new-project/", new_project, name="new-project"),
     # Answered by HealthMiddleware before they come here; this gives them names.
     path("livez", livez, name="livez"),
     path("readyz", readyz, name="readyz"),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
+from django.utils.translation import gettext
 
 from labeling.models import Membership, Project
 
@@ -45,5 +46,6 @@ def project_or_404(user: User, slug: str, roles: Iterable[Role] = ANYONE) -> Pro
     if project is None or role is None:
         raise Http404("No such project")
     if role not in roles:
-        raise PermissionDenied(f"This needs the role {' or '.join(role.label.lower() for role in roles)}.")
+        names = " / ".join(str(role.label) for role in roles)
+        raise PermissionDenied(gettext("This needs the role %(role)s.") % {"role": names})
     return project

@@ -8,6 +8,7 @@ from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
+from labeling.access import person
 from labeling.models import (
     Adjudication,
     Guidelines,
@@ -19,6 +20,7 @@ from labeling.models import (
     Prompt,
     QualificationAnswer,
     QualificationItem,
+    QualificationResult,
     QualityReport,
     Response,
     Rewrite,
@@ -28,6 +30,7 @@ from labeling.models import (
     Slot,
 )
 from labeling.paginator import EstimatingPaginator
+from labeling.services import set_guidelines
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -63,6 +66,13 @@ class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
         projects: QuerySet[Project] = super().get_queryset(request)
         return projects.annotate(members_count=Count("memberships"))
+
+    def save_model(self, request: HttpRequest, obj: Project, form: Any, change: bool) -> None:
+        """The guidelines go the way that every version goes."""
+        text = obj.guidelines
+        obj.guidelines = Project.objects.values_list("guidelines", flat=True).get(pk=obj.pk) if change else ""
+        super().save_model(request, obj, form, change)
+        set_guidelines(project=obj, text=text, author=person(request))
 
     @admin.display(ordering="members_count")
     def members(self, project: Any) -> int:
@@ -148,7 +158,7 @@ class KeyMapAdmin(ReadOnlyAdmin):
 
 @admin.register(QualificationItem)
 class QualificationItemAdmin(ReadOnlyAdmin):
-    list_display = ("__str__", "choice", "explanation")
+    list_display = ("__str__", "choice", "is_active", "explanation")
     list_select_related = ("project",)
 
 
@@ -156,6 +166,12 @@ class QualificationItemAdmin(ReadOnlyAdmin):
 class QualificationAnswerAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "item", "attempt", "is_right", "created_at")
     list_select_related = ("annotator", "item__project")
+
+
+@admin.register(QualificationResult)
+class QualificationResultAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", "attempt", "is_passed", "created_at")
+    list_select_related = ("annotator", "project")
 
 
 @admin.register(QualityReport)

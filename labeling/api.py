@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import transaction
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import generics, status
@@ -16,17 +17,20 @@ from rest_framework.views import APIView
 from labeling import queue
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.desk import choice_of, side_of
-from labeling.models import Project, Prompt
+from labeling.models import Membership, Project, Prompt
+from labeling.project_settings import change_settings
 from labeling.serializers import (
     ImportReportSerializer,
     LeaseSerializer,
+    MemberSerializer,
     NewPromptsSerializer,
     ProjectSerializer,
+    ProjectSettingsSerializer,
     PromptSerializer,
     SkipSerializer,
     SubmissionSerializer,
 )
-from labeling.services import add_prompts
+from labeling.services import add_prompts, set_guidelines
 
 MAX_POSITION_DIGITS = 18  # what any database's big integer can hold
 
@@ -51,6 +55,40 @@ class ProjectList(generics.ListAPIView[Project]):
 
     def get_queryset(self) -> QuerySet[Project]:
         return Project.objects.visible_to(person(self.request))
+
+
+class ProjectDetail(APIView):
+    """A project's settings and guidelines. PATCH changes those that are named, all or none."""
+
+    @extend_schema(responses={200: ProjectSettingsSerializer})
+    def get(self, request: Request, slug: str) -> Response:
+        return Response(ProjectSettingsSerializer(_project(request, slug, ADMINS)).data)
+
+    @extend_schema(request=ProjectSettingsSerializer, responses={200: ProjectSettingsSerializer})
+    def patch(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug, ADMINS)
+        form = ProjectSettingsSerializer(project, data=request.data, partial=True)
+        form.is_valid(raise_exception=True)
+        changes = dict(form.validated_data)
+        text, note = changes.pop("guidelines", None), changes.pop("guidelines_note", "")
+        based_on = changes.pop("guidelines_based_on", None)
+        with transaction.atomic():
+            change_settings(project=project, changes=changes)
+            if text is not None:
+                set_guidelines(project=project, text=text, author=person(request), note=note, based_on=based_on)
+        return Response(ProjectSettingsSerializer(project).data)
+
+
+class MemberList(generics.ListAPIView[Membership]):
+    """Who is in a project, and as what."""
+
+    serializer_class = MemberSerializer
+    pagination_class = NewestFirst
+    queryset = Membership.objects.none()
+
+    def get_queryset(self) -> QuerySet[Membership]:
+        project = _project(self.request, self.kwargs["slug"], ADMINS)
+        return Membership.objects.filter(project=project).select_related("user")
 
 
 class PromptList(generics.ListAPIView[Prompt]):

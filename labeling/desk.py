@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connection
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext, ngettext
 
 from labeling import queue, rows
 from labeling.models import Choice, Pair, Preference, Project, Prompt, Response, Slot
@@ -101,16 +100,16 @@ def _said(project: Project, previous: Preference | None, shown_left: str) -> dic
 def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
     """Why there is no pair for this person, and when there may be one."""
     if project.is_paused:
-        return Waiting(_("Paused"), _("An admin has paused this project. Your judgements are safe."))
+        return Waiting(gettext("Paused"), gettext("An admin has paused this project. Your judgements are safe."))
     if not project.prompts.exists():
-        return Waiting(_("No prompts yet"), _("Pairs appear here after an admin has imported prompts."))
+        return Waiting(gettext("No prompts yet"), gettext("Pairs appear here after an admin has imported prompts."))
     if not project.pairs.exists():
-        text = _("None has been written for this project's prompts so far. They appear here by themselves.")
-        return Waiting(_("No pairs yet"), text)
+        text = gettext("None has been written for this project's prompts so far. They appear here by themselves.")
+        return Waiting(gettext("No pairs yet"), text)
     count, until = queue.waiting_for(project, annotator_id)
     if until is None:
-        text = _("Thank you. New pairs appear here by themselves as soon as they are written.")
-        return Waiting(_("You have done every pair here"), text)
+        text = gettext("Thank you. New pairs appear here by themselves as soon as they are written.")
+        return Waiting(gettext("You have done every pair here"), text)
     minutes = max(1, round((until - now).total_seconds() / 60))
     with_others = ngettext("%(count)d pair is with other people.", "%(count)d pairs are with other people.", count) % {
         "count": count
@@ -120,7 +119,7 @@ def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
         "The first may come back in about %(minutes)d minutes.",
         minutes,
     ) % {"minutes": minutes}
-    return Waiting(_("Nothing for you right now"), f"{with_others} {back}")
+    return Waiting(gettext("Nothing for you right now"), f"{with_others} {back}")
 
 
 def choice_of(side_choice: str, shown_left: str) -> str:

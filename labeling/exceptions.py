@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.utils.translation import gettext
+
 
 class LabelingError(Exception):
     """A request that cannot be carried out; the message is for the person who made it."""
@@ -29,6 +31,17 @@ class NotQualified(LabelingError):
     """The person has still to pass the project's qualification set."""
 
 
+class GuidelinesChanged(LabelingError):
+    """Somebody else has written a version of the guidelines since this author began; theirs is not written."""
+
+    def __init__(self, newest: int) -> None:
+        self.newest = newest
+        super().__init__(
+            gettext("Somebody has saved version %(version)d meanwhile, so yours was not written over it.")
+            % {"version": newest}
+        )
+
+
 @dataclass(frozen=True)
 class LineProblem:
     """One thing wrong with one line of an import; ``line`` counts from 1."""
@@ -37,7 +50,7 @@ class LineProblem:
     message: str
 
     def __str__(self) -> str:
-        return f"Line {self.line}: {self.message}"
+        return gettext("Line %(line)d: %(message)s") % {"line": self.line, "message": self.message}
 
 
 class ImportRejected(LabelingError):
@@ -47,5 +60,6 @@ class ImportRejected(LabelingError):
         self.problems = problems
         self.more = more
         lines = "\n".join(str(problem) for problem in problems)
-        tail = "\n… and more; only the first problems are listed." if more else ""
-        super().__init__(f"Nothing was imported. Mend these lines and import the file again:\n{lines}{tail}")
+        tail = "\n" + gettext("… and more; only the first problems are listed.") if more else ""
+        told = gettext("Nothing was imported. Mend these lines and import the file again:")
+        super().__init__(f"{told}\n{lines}{tail}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from labeling.answers import MAX_COMMENT_CHARACTERS, MAX_REWRITE_CHARACTERS, Details
 from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE, choice_of
@@ -22,7 +22,7 @@ MAX_SECONDS = 24 * 3600
 class SayingForm(forms.Form):
     """A form of which a page says one sentence when it cannot be read."""
 
-    unreadable = gettext_lazy("The page did not say which pair this is about. Reload it, please.")
+    unreadable = _("The page did not say which pair this is about. Reload it, please.")
 
     def first_error(self) -> str:
         return str(self.non_field_errors()[0] if self.non_field_errors() else self.unreadable)
@@ -41,7 +41,7 @@ class ReasonsField(forms.MultipleChoiceField):
     def validate(self, value: Any) -> None:
         super().validate(value)
         if len(value) > MAX_REASON_CHIPS:
-            raise forms.ValidationError(_("Too many reasons."))
+            raise forms.ValidationError(gettext("Too many reasons."))
 
 
 class ReasonsForm(TokenForm):
@@ -52,7 +52,7 @@ class ReasonsForm(TokenForm):
 class VoteForm(ReasonsForm):
     """A vote as it was cast: by side. Which response that is only the server knows."""
 
-    unreadable = gettext_lazy("That was not a vote this page knows. Please choose again.")
+    unreadable = _("That was not a vote this page knows. Please choose again.")
     choice = forms.ChoiceField(choices=[(choice, choice) for choice in (LEFT, RIGHT, TIE, BOTH_BAD)])
     is_strong = forms.BooleanField(required=False)
     rewrite = forms.CharField(max_length=MAX_REWRITE_CHARACTERS, required=False, strip=False)
@@ -83,22 +83,28 @@ class VoteForm(ReasonsForm):
 
 
 class SkipForm(TokenForm):
-    unreadable = gettext_lazy("Nothing was skipped: the page did not say which pair. Please try again.")
+    unreadable = _("Nothing was skipped: the page did not say which pair. Please try again.")
     reason = forms.ChoiceField(choices=Skip.Reason.choices, required=False)
     note = forms.CharField(max_length=500, required=False)
 
 
 class PromptImportForm(forms.Form):
     file = forms.FileField(
-        label="Prompts (JSONL)",
-        help_text="One prompt a line: a text in quotes, a list of messages, or an object with “prompt” or “messages”.",
+        label=_("Prompts (JSONL)"),
+        help_text=_(
+            "One prompt a line: a text in quotes, a list of messages, or an object with “prompt” or “messages”."
+        ),
     )
 
     def clean_file(self) -> object:
         file = self.cleaned_data["file"]
         if file.size > MAX_UPLOAD_BYTES:
+            told = {"size": round(file.size / 2**20), "most": MAX_UPLOAD_BYTES // 2**20}
             raise forms.ValidationError(
-                f"The file has {file.size / 2**20:.0f} MiB; at most {MAX_UPLOAD_BYTES // 2**20} are read here. "
-                "Use manage.py import_prompts for larger ones."
+                gettext(
+                    "The file has %(size)d MiB; at most %(most)d are read here. "
+                    "Use manage.py import_prompts for larger ones."
+                )
+                % told
             )
         return file

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+from django.utils.translation import gettext
+
 from labeling.exceptions import ImportRejected, LineProblem
 from labeling.models import Project
 from labeling.prompts import InvalidPrompt, Message, parse_prompt
@@ -23,14 +25,14 @@ def import_prompts(*, project: Project, file: IO[bytes]) -> ImportReport:
     numbers if any line is bad; nothing is stored then.
     """
     problems: list[LineProblem] = []
-    deque(read_prompts(_bounded_lines(file), problems), maxlen=0)
+    deque(read_prompts(bounded_lines(file), problems), maxlen=0)
     if problems:
         raise ImportRejected(problems[:MAX_PROBLEMS], more=len(problems) > MAX_PROBLEMS)
     file.seek(0)
-    return add_prompts(project=project, prompts=read_prompts(_bounded_lines(file), []))
+    return add_prompts(project=project, prompts=read_prompts(bounded_lines(file), []))
 
 
-def _bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the lines; of one that is too long only the beginning, so that no file can fill the memory."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         rest = line
@@ -49,34 +51,37 @@ def read_prompts(lines: Iterable[bytes], problems: list[LineProblem]) -> Iterato
             continue
         empty = False
         try:
-            yield parse_prompt(_prompt_of(_decode(line)))
+            yield parse_prompt(prompt_of(decode_line(line)))
         except (InvalidPrompt, ValueError) as error:
             problems.append(LineProblem(number, str(error)))
             if len(problems) > MAX_PROBLEMS:
                 return
     if empty:
-        problems.append(LineProblem(1, "the file is empty."))
+        problems.append(LineProblem(1, gettext("the file is empty.")))
 
 
-def _decode(line: bytes) -> Any:
+def decode_line(line: bytes) -> Any:
+    """Return the JSON value of one line; ``InvalidPrompt`` says what is wrong with it."""
     if len(line) > MAX_LINE_BYTES:
-        raise InvalidPrompt(f"longer than {MAX_LINE_BYTES // 2**20} MiB.")
+        raise InvalidPrompt(gettext("longer than %(most)d MiB.") % {"most": MAX_LINE_BYTES // 2**20})
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidPrompt(f"not UTF-8 text (byte {error.start + 1}).") from None
+        raise InvalidPrompt(gettext("not UTF-8 text (byte %(byte)d).") % {"byte": error.start + 1}) from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InvalidPrompt(f"not JSON: {error.msg} at character {error.colno}.") from None
+        told = {"why": error.msg, "place": error.colno}
+        raise InvalidPrompt(gettext("not JSON: %(why)s at character %(place)d.") % told) from None
     except RecursionError:
-        raise InvalidPrompt("not a prompt: nested too deeply.") from None
+        raise InvalidPrompt(gettext("not a prompt: nested too deeply.")) from None
 
 
-def _prompt_of(value: Any) -> Any:
+def prompt_of(value: Any) -> Any:
+    """What stands under ``messages`` or ``prompt`` of an object; anything else as it is."""
     if not isinstance(value, dict):
         return value
     for key in ("messages", "prompt"):
         if key in value:
             return value[key]
-    raise InvalidPrompt("the object has neither “prompt” nor “messages”.")
+    raise InvalidPrompt(gettext("the object has neither “prompt” nor “messages”."))

@@ -8,6 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from django.utils.formats import number_format
+from django.utils.translation import gettext
+
 from labeling.exceptions import LabelingError
 
 Message = dict[str, str]
@@ -34,44 +37,52 @@ def parse_prompt(value: Any) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise InvalidPrompt("a prompt is a text or a list of messages with “role” and “content”.")
+        raise InvalidPrompt(gettext("a prompt is a text or a list of messages with “role” and “content”."))
     if len(value) > MAX_MESSAGES:
-        raise InvalidPrompt(f"{len(value)} messages; at most {MAX_MESSAGES} are allowed.")
+        told = {"count": len(value), "most": MAX_MESSAGES}
+        raise InvalidPrompt(gettext("%(count)d messages; at most %(most)d are allowed.") % told)
     messages = [_parse_message(number, item) for number, item in enumerate(value, 1)]
     _check_turns(messages)
     if (characters := sum(len(message["content"]) for message in messages)) > MAX_PROMPT_CHARACTERS:
-        raise InvalidPrompt(f"{characters:,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed.")
+        figures = {"count": _grouped(characters), "most": _grouped(MAX_PROMPT_CHARACTERS)}
+        raise InvalidPrompt(gettext("%(count)s characters; at most %(most)s are allowed.") % figures)
     return messages
 
 
 def _parse_message(number: int, item: Any) -> Message:
     if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
-        raise InvalidPrompt(f"message {number} needs a “role” and a “content”, both texts.")
+        told = {"number": number}
+        raise InvalidPrompt(gettext("message %(number)d needs a “role” and a “content”, both texts.") % told)
     if item["role"] not in ROLES:
-        raise InvalidPrompt(f"message {number} has the role “{item['role'][:40]}”; use {', '.join(ROLES)}.")
+        names = {"number": str(number), "role": item["role"][:40], "known": ", ".join(ROLES)}
+        raise InvalidPrompt(gettext("message %(number)s has the role “%(role)s”; use %(known)s.") % names)
     content = clean_text(item["content"])
     if not content:
-        raise InvalidPrompt(f"message {number} is empty.")
+        raise InvalidPrompt(gettext("message %(number)d is empty.") % {"number": number})
     return {"role": item["role"], "content": content}
+
+
+def _grouped(number: int) -> str:
+    return number_format(number, force_grouping=True)
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
     roles = [message["role"] for message in messages]
     if "system" in roles[1:]:
-        raise InvalidPrompt("a system message can only be the first message.")
+        raise InvalidPrompt(gettext("a system message can only be the first message."))
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or turns[-1] != "user":
-        raise InvalidPrompt("the last message must be the user's, because the model writes the next one.")
+        raise InvalidPrompt(gettext("the last message must be the user's, because the model writes the next one."))
     if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(turns)):
-        raise InvalidPrompt("user and assistant must take turns, the user first.")
+        raise InvalidPrompt(gettext("user and assistant must take turns, the user first."))
 
 
 def clean_text(text: str) -> str:
     """Return ``text`` in NFC with Unix line ends and without blank edges; refuse what no database or model can hold."""
     if "\x00" in text:
-        raise InvalidPrompt("the text contains a NUL character; remove it.")
+        raise InvalidPrompt(gettext("the text contains a NUL character; remove it."))
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise InvalidPrompt("the text contains half of a surrogate pair; save it as valid UTF-8.")
+        raise InvalidPrompt(gettext("the text contains half of a surrogate pair; save it as valid UTF-8."))
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 

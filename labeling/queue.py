@@ -18,8 +18,8 @@ from django.db import connection, models, transaction
 from django.db.models import Exists, OuterRef
 from django.utils import timezone
 from django.utils.formats import date_format
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from labeling import rows
 from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons, clean_comment
@@ -69,19 +69,19 @@ class Standing(models.TextChoices):
     KEPT = "kept", ""
     OPEN = (
         "open",
-        gettext_lazy(
+        _(
             "Another tab of yours holds another pair, so this one may go to somebody else. An answer will still be "
             "saved."
         ),
     )
-    TAKEN = "taken", gettext_lazy("Somebody else has this pair now. An answer will still be saved, as an extra vote.")
+    TAKEN = "taken", _("Somebody else has this pair now. An answer will still be saved, as an extra vote.")
     ANSWERED = (
         "answered",
-        gettext_lazy("You have answered this pair in another tab; that answer counts. Reload the page to go on."),
+        _("You have answered this pair in another tab; that answer counts. Reload the page to go on."),
     )
     SKIPPED = (
         "skipped",
-        gettext_lazy("You have skipped this pair in another tab. Reload the page to go on, or answer it after all."),
+        _("You have skipped this pair in another tab. Reload the page to go on, or answer it after all."),
     )
 
 
@@ -167,7 +167,7 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
         current = current_preference(slot, annotator_id)
         if _answer_after(lease, current):
             raise AlreadyAnswered(
-                _("You have answered that pair already, so it is not skipped. Use Undo to change the answer.")
+                gettext("You have answered that pair already, so it is not skipped. Use Undo to change the answer.")
             )
         if current:
             _check_not_frozen(current)
@@ -192,7 +192,7 @@ def undo(project: Project, annotator_id: int) -> Lease:
         if skipped and (judged is None or skipped.created_at > judged.created_at):
             return _reopen_skipped(project, skipped)
         if judged is None:
-            raise NothingToUndo(_("You have no judgement here that could be undone."))
+            raise NothingToUndo(gettext("You have no judgement here that could be undone."))
         return _reopen(project, judged)
 
 
@@ -202,7 +202,9 @@ def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         preference = mine.select_related("slot").filter(pk=preference_id).first()
         if preference is None:
-            raise NothingToUndo(_("That judgement has a newer version, or is not yours. Reload the page to see it."))
+            raise NothingToUndo(
+                gettext("That judgement has a newer version, or is not yours. Reload the page to see it.")
+            )
         return _reopen(project, preference)
 
 
@@ -213,7 +215,7 @@ def add_reasons(project: Project, token: str, annotator_id: int, reasons: tuple[
         slot, lease = _slot_of_token(project, token, annotator_id)
         current = _answer_after(lease, current_preference(slot, annotator_id))
         if current is None:
-            raise LeaseGone(_("That judgement is no longer the one that counts, so nothing was added to it."))
+            raise LeaseGone(gettext("That judgement is no longer the one that counts, so nothing was added to it."))
         _check_not_frozen(current)
         current.reasons, current.comment = list(reasons), clean_comment(comment) or current.comment
         current.save(update_fields=["reasons", "comment"])
@@ -249,7 +251,7 @@ def read_lease(project: Project, token: str, annotator_id: int) -> TokenContent:
     """What the token of one of this project's pages says, such as which response stood on the left."""
     lease = read_token(token, annotator_id)
     if not Slot.objects.filter(project=project, pk=lease.slot_id).exists():
-        raise LeaseGone(_("This pair is no longer part of the project. Reload the page to go on."))
+        raise LeaseGone(gettext("This pair is no longer part of the project. Reload the page to go on."))
     return lease
 
 
@@ -309,7 +311,7 @@ def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
     """Whoever comes while there is no qualification set has no need of the one that is made later."""
     if seat.qualified_at is None:
         if QualificationItem.objects.filter(project=project).exists():
-            raise NotQualified(_("Take the qualification set of this project first; the Label page leads there."))
+            raise NotQualified(gettext("Take the qualification set of this project first; the Label page leads there."))
         Seat.objects.filter(pk=seat.pk).update(qualified_at=now)
 
 
@@ -379,7 +381,9 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
     slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
     if slot is None:
-        raise NothingToUndo(_("That pair has gone to somebody else since you skipped it, so it needs you no more."))
+        raise NothingToUndo(
+            gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
+        )
     _make_room(project, annotator_id, now, besides=slot)
     forget_skip(pair, annotator_id)
     side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
@@ -401,7 +405,7 @@ def _make_room(project: Project, annotator_id: int, now: datetime, *, besides: S
 def _check_not_frozen(preference: Preference) -> None:
     if preference.frozen_at:
         day = date_format(timezone.localtime(preference.frozen_at))
-        raise Frozen(_("That judgement went into a dataset on %(day)s, so it stays as it is.") % {"day": day})
+        raise Frozen(gettext("That judgement went into a dataset on %(day)s, so it stays as it is.") % {"day": day})
 
 
 # Answers: the steps.
@@ -416,7 +420,7 @@ def _submit(project: Project, token: str, annotator_id: int, choice: str, detail
     if current:
         _check_not_frozen(current)
     if asks_for_reason(project, slot, annotator_id) and not (details.reasons or details.comment):
-        raise LabelingError(_("This judgement needs a reason: choose at least one, or write a comment."))
+        raise LabelingError(gettext("This judgement needs a reason: choose at least one, or write a comment."))
     slot = _slot_to_fill(slot, annotator_id)
     if slot.lease_number != lease.number or slot.leased_at is None:
         slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
@@ -431,7 +435,7 @@ def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slo
     pairs = rows.fetch(Pair, PAIR_OF_SLOT, [lease.slot_id, project.pk], lock="FOR NO KEY UPDATE")
     slots = rows.fetch(Slot, "id = %s", [lease.slot_id], lock="FOR UPDATE") if pairs else []
     if not slots:
-        raise LeaseGone(_("This pair is no longer part of the project. Reload the page to go on."))
+        raise LeaseGone(gettext("This pair is no longer part of the project. Reload the page to go on."))
     slots[0].pair = pairs[0]
     return slots[0], lease
 

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from django.db.models import Exists, F, OuterRef
 from django.utils import timezone
+from django.utils.translation import gettext
 
 from labeling import rows
 from labeling.answers import AnswerRejected, Details, is_same_text
@@ -136,7 +137,7 @@ def _add_rewrite(preference: Preference, text: str) -> None:
     pair = Pair.objects.select_related("response_a", "response_b").get(pk=preference.pair_id)
     better = pair.response_a if preference.choice == Choice.A else pair.response_b
     if is_same_text(text, better.text):
-        raise AnswerRejected("The rewrite is the same as the response. Change it, or answer without it.")
+        raise AnswerRejected(gettext("The rewrite is the same as the response. Change it, or answer without it."))
     response = Response.objects.create(prompt_id=pair.prompt_id, text=text)
     Rewrite.objects.create(preference=preference, response=response)
 

@@ -7,7 +7,8 @@ from typing import Any
 from rest_framework import serializers
 
 from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE
-from labeling.models import Project, Prompt
+from labeling.models import Membership, Project, Prompt
+from labeling.project_settings import SETTINGS
 from labeling.prompts import parse_prompt
 
 
@@ -15,6 +16,35 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
     class Meta:
         model = Project
         fields = ("slug", "name", "guidelines", "is_paused", "judgements_per_pair", "created_at")
+
+
+class ProjectSettingsSerializer(serializers.ModelSerializer[Project]):
+    """All that the admins of a project decide. Pairs that exist keep what was decided when they were made."""
+
+    guidelines_note = serializers.CharField(max_length=200, required=False, write_only=True, allow_blank=True)
+    guidelines_based_on = serializers.IntegerField(
+        required=False,
+        write_only=True,
+        min_value=0,
+        help_text="The version that the new guidelines were written from; refused if there is a newer one.",
+    )
+
+    class Meta:
+        model = Project
+        fields = (
+            *("slug", "guidelines", "guidelines_version", "guidelines_note", "guidelines_based_on", "created_at"),
+            *SETTINGS,
+        )
+        read_only_fields = ("slug", "guidelines_version", "created_at")
+
+
+class MemberSerializer(serializers.ModelSerializer[Membership]):
+    username = serializers.CharField(source="user.username", read_only=True)
+
+    class Meta:
+        model = Membership
+        fields = ("username", "role")
+        read_only_fields = ("role",)
 
 
 class MessageSerializer(serializers.Serializer[Any]):

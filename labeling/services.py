@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils import timezone
+from django.utils.translation import gettext
 
-from labeling.exceptions import LabelingError
+from labeling.exceptions import GuidelinesChanged, LabelingError
 from labeling.models import Guidelines, Membership, Pair, Preference, Project, Prompt, Response, Slot
-from labeling.prompts import Message, content_hash, is_held_out, normalise
+from labeling.models.projects import MAX_GUIDELINES_CHARACTERS
+from labeling.prompts import Message, clean_text, content_hash, is_held_out, normalise
 from labeling.records import CONFLICT_PRIORITY
 
 BATCH_SIZE = 500
@@ -90,7 +92,7 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
     """
     first, second = responses
     if normalise(first.text) == normalise(second.text):
-        raise LabelingError("The two responses are the same; there is nothing to compare.")
+        raise LabelingError(gettext("The two responses are the same; there is nothing to compare."))
     a, b = (
         Response.objects.create(
             prompt=prompt, text=new.text, token_ids=list(new.token_ids), finish_reason=new.finish_reason
@@ -157,14 +159,30 @@ def freeze_preferences(preference_ids: Iterable[int]) -> None:
 
 
 @transaction.atomic
-def set_guidelines(*, project: Project, text: str, author: User | None) -> Guidelines:
-    """Write a new version of the guidelines; the same text again is the version that there is."""
+def set_guidelines(
+    *, project: Project, text: str, author: User | None, note: str = "", based_on: int | None = None
+) -> Guidelines:
+    """Write a new version of the guidelines; the same text again is the version that there is.
+
+    ``based_on`` is the version that the author had before them. If there is a newer one by now, nothing is written,
+    for the text would undo what somebody else has just saved: ``GuidelinesChanged``.
+    """
+    text = _checked_guidelines(text)
     locked = Project.objects.select_for_update(no_key=True).get(pk=project.pk)
     newest = Guidelines.objects.filter(project=project).first()
     if newest and newest.text == text:
         return newest
+    if newest and based_on is not None and newest.version != based_on:
+        raise GuidelinesChanged(newest.version)
     version = (newest.version if newest else 0) + 1
     locked.guidelines, locked.guidelines_version = text, version
     locked.save(update_fields=["guidelines", "guidelines_version"])
     project.guidelines, project.guidelines_version = text, version
-    return Guidelines.objects.create(project=project, version=version, text=text, author=author)
+    return Guidelines.objects.create(project=project, version=version, text=text, author=author, note=note.strip())
+
+
+def _checked_guidelines(text: str) -> str:
+    if len(text) > MAX_GUIDELINES_CHARACTERS:
+        told = {"count": len(text), "most": MAX_GUIDELINES_CHARACTERS}
+        raise LabelingError(gettext("The guidelines have %(count)d characters; at most %(most)d are kept.") % told)
+    return clean_text(text)

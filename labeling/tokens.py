@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from django.conf import settings
 from django.core import signing
-from django.utils.translation import gettext as _
+from django.utils.translation import gettext
 
 from labeling.exceptions import LeaseGone
 from labeling.models import Slot
@@ -49,9 +49,9 @@ def read_token(token: str, annotator_id: int) -> TokenContent:
     try:
         slot_id, number, holder_id, began, side = signing.loads(token, salt=TOKEN_SALT)
     except (signing.BadSignature, ValueError, TypeError):
-        raise LeaseGone(_("This pair could not be recognised. Reload the page to go on.")) from None
+        raise LeaseGone(gettext("This pair could not be recognised. Reload the page to go on.")) from None
     if holder_id != annotator_id:
-        raise LeaseGone(_("This pair was given to another account. Reload the page to go on."))
+        raise LeaseGone(gettext("This pair was given to another account. Reload the page to go on."))
     is_b = side ^ _mask(slot_id, number, annotator_id)
     return TokenContent(slot_id, number, datetime.fromtimestamp(began, tz=UTC), Slot.Side.B if is_b else Slot.Side.A)
 

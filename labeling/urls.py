@@ -1,12 +1,30 @@
 from django.urls import path
 
-from labeling.views import desk, history, projects, prompts
+from labeling.views import desk, guidelines, history, onboarding, projects, prompts, settings
 
 app_name = "labeling"
 
 urlpatterns = [
     path("", projects.project, name="project"),
     path("prompts/", prompts.prompts, name="prompts"),
+    # The guidelines
+    path("guidelines/", guidelines.guidelines, name="guidelines"),
+    path("guidelines/edit/", guidelines.edit_guidelines, name="edit-guidelines"),
+    path("guidelines/preview/", guidelines.preview_guidelines, name="preview-guidelines"),
+    path("guidelines/<int:version>/", guidelines.guidelines_version, name="guidelines-version"),
+    # The qualification set: taken, and written
+    path("qualify/", onboarding.qualify, name="qualify"),
+    path("qualify/answer/", onboarding.answer_item, name="answer-item"),
+    path("qualification/", onboarding.qualification, name="qualification"),
+    path("qualification/import/", onboarding.import_qualification, name="import-qualification"),
+    path("qualification/new/", onboarding.add_item, name="add-item"),
+    path("qualification/<int:pk>/", onboarding.edit_item, name="edit-item"),
+    path("qualification/<int:pk>/order/", onboarding.order_item, name="order-item"),
+    path("qualification/people/<int:user_id>/", onboarding.admit_person, name="admit-person"),
+    # Settings and members
+    path("settings/", settings.project_settings, name="settings"),
+    path("settings/members/", settings.add_project_member, name="add-member"),
+    path("settings/members/<int:user_id>/", settings.change_member, name="change-member"),
     # The annotate page and what its keys do
     path("annotate/", desk.annotate, name="annotate"),
     path("annotate/submit/", desk.submit_preference, name="submit"),

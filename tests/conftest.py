@@ -15,6 +15,7 @@ from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.test import Client
 
+from config.catalogue import compile_newer
 from labeling.models import Membership, Pair, Project, Prompt
 from labeling.prompts import parse_prompt
 from labeling.services import NewResponse, add_member, add_pair, add_prompts, create_project
@@ -27,6 +28,10 @@ hypothesis.settings.load_profile("patient")
 
 MakePair = Callable[..., Pair]
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    compile_newer()  # pages are tested in each language of theirs
 
 
 @pytest.hookimpl(trylast=True)

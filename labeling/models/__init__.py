@@ -1,7 +1,7 @@
 """The rows of labeling. Which model wrote a response is not known here, so annotators are blind by construction."""
 
 from labeling.models.judgements import Adjudication, Preference, Rewrite, SentBack, Skip, Slot, SlotQuerySet
-from labeling.models.onboarding import QualificationAnswer, QualificationItem
+from labeling.models.onboarding import QualificationAnswer, QualificationItem, QualificationResult
 from labeling.models.pairs import Choice, Pair, Prompt, Response
 from labeling.models.projects import Guidelines, KeyMap, Membership, Project, Seat
 from labeling.models.reports import QualityReport
@@ -18,6 +18,7 @@ __all__ = [
     "Prompt",
     "QualificationAnswer",
     "QualificationItem",
+    "QualificationResult",
     "QualityReport",
     "Response",
     "Rewrite",

@@ -7,6 +7,7 @@ from typing import Self
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
+from django.utils.translation import gettext_lazy as _
 
 from labeling.models.pairs import Choice, Pair, Response, new_random_key
 from labeling.models.projects import Project
@@ -182,13 +183,13 @@ class Skip(models.Model):
     """Somebody passed on a pair and will not be given it again. Not a preference."""
 
     class Reason(models.TextChoices):
-        NONE = "", "No reason given"
-        UNSURE = "unsure", "I cannot judge this"
-        LONG = "long", "Too long to read"
-        LANGUAGE = "language", "Not a language I know"
-        BROKEN = "broken", "Broken or empty text"
-        HARMFUL = "harmful", "Harmful or upsetting"
-        PRIVATE = "private", "Somebody's private data"
+        NONE = "", _("No reason given")
+        UNSURE = "unsure", _("I cannot judge this")
+        LONG = "long", _("Too long to read")
+        LANGUAGE = "language", _("Not a language I know")
+        BROKEN = "broken", _("Broken or empty text")
+        HARMFUL = "harmful", _("Harmful or upsetting")
+        PRIVATE = "private", _("Somebody's private data")
 
     FLAGS = (Reason.BROKEN, Reason.HARMFUL, Reason.PRIVATE)
 
@@ -209,12 +210,12 @@ class Adjudication(models.Model):
     """A reviewer's decision on a pair: what it counts as from now on, or that it was taken out. Append-only."""
 
     class Verdict(models.TextChoices):
-        A = "a", "A is better"
-        B = "b", "B is better"
-        TIE = "tie", "Equally good"
-        BOTH_BAD = "both_bad", "Both bad"
-        RETIRE = "retire", "Taken out"
-        LEAVE = "leave", "Left as the annotators have it"
+        A = "a", _("A is better")
+        B = "b", _("B is better")
+        TIE = "tie", _("Equally good")
+        BOTH_BAD = "both_bad", _("Both bad")
+        RETIRE = "retire", _("Taken out")
+        LEAVE = "leave", _("Left as the annotators have it")
 
     pair = models.ForeignKey(Pair, on_delete=models.CASCADE, related_name="adjudications")
     reviewer = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="adjudications")

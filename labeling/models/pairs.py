@@ -6,6 +6,7 @@ import random
 
 from django.db import models
 from django.db.models import F, Q
+from django.utils.translation import gettext_lazy as _
 
 from labeling.models.projects import Project
 from labeling.prompts import Message
@@ -55,10 +56,10 @@ class Response(models.Model):
 
 
 class Choice(models.TextChoices):
-    A = "a", "A is better"
-    B = "b", "B is better"
-    TIE = "tie", "Equally good"
-    BOTH_BAD = "both_bad", "Both bad"
+    A = "a", _("A is better")
+    B = "b", _("B is better")
+    TIE = "tie", _("Equally good")
+    BOTH_BAD = "both_bad", _("Both bad")
 
 
 class Pair(models.Model):
@@ -68,9 +69,9 @@ class Pair(models.Model):
     """
 
     class Review(models.TextChoices):
-        CONFLICT = "conflict", "Judgements conflict"
-        FLAG = "flag", "Flagged by an annotator"
-        SKIPS = "skips", "Skipped by several people"
+        CONFLICT = "conflict", _("Judgements conflict")
+        FLAG = "flag", _("Flagged by an annotator")
+        SKIPS = "skips", _("Skipped by several people")
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="pairs")
     prompt = models.ForeignKey(Prompt, on_delete=models.CASCADE, related_name="pairs")

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from django import template
 from django.utils import timezone
+from django.utils.translation import gettext, ngettext
 
 register = template.Library()
 
@@ -33,11 +34,15 @@ def ago(moment: datetime | None) -> str:
     if moment is None:
         return ""
     seconds = (timezone.now() - moment).total_seconds()
-    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "min")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'' if count == 1 or unit == 'min' else 's'} ago"
-    return "just now"
+    if seconds < 60:
+        return gettext("just now")
+    if seconds < 3600:
+        return gettext("%(count)d min ago") % {"count": seconds // 60}
+    if seconds < 86_400:
+        hours = int(seconds // 3600)
+        return ngettext("%(count)d hour ago", "%(count)d hours ago", hours) % {"count": hours}
+    days = int(seconds // 86_400)
+    return ngettext("%(count)d day ago", "%(count)d days ago", days) % {"count": days}
 
 
 @register.filter

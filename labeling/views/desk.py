@@ -13,7 +13,7 @@ from django.contrib.auth.decorators import login_required
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
-from django.utils.translation import gettext as _
+from django.utils.translation import gettext
 from django.views.decorators.http import require_GET, require_POST
 
 from labeling import queue
@@ -55,9 +55,9 @@ def submit_preference(request: SignedInRequest, slug: str) -> HttpResponse:
 
 def _said_of(submission: queue.Submission | None) -> str:
     if submission and submission.is_repeat:
-        return _("That pair was answered already; it counts once. Use Undo to change your answer.")
+        return gettext("That pair was answered already; it counts once. Use Undo to change your answer.")
     if submission and submission.is_extra:
-        return _("Somebody else had taken over that pair; your answer is saved as an extra vote.")
+        return gettext("Somebody else had taken over that pair; your answer is saved as an extra vote.")
     return ""
 
 

@@ -7,6 +7,8 @@ from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.formats import number_format
+from django.utils.translation import gettext
 from django.views.decorators.http import require_http_methods
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
@@ -32,7 +34,11 @@ def prompts(request: SignedInRequest, slug: str) -> HttpResponse:
         except ImportRejected as error:
             problems = [str(problem) for problem in error.problems]
         else:
-            messages.success(request, f"{report.added:,} prompts imported, {report.duplicates:,} were here already.")
+            told = {
+                name: number_format(count, force_grouping=True)
+                for name, count in (("added", report.added), ("known", report.duplicates))
+            }
+            messages.success(request, gettext("%(added)s prompts imported, %(known)s were here already.") % told)
             return redirect("labeling:prompts", slug=slug)
     page = Paginator(Prompt.objects.filter(project=project).order_by("-pk"), PROMPTS_PER_PAGE).get_page(
         request.GET.get("page")

@@ -8,7 +8,7 @@
   const POLL_MS = 5_000;
   const SIDES = ["left", "right"];
   const CHOICES = [...SIDES, "tie", "both_bad"];
-  const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Space: "␣" };
+  const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", space: "␣" };
 
   const root = document.getElementById("annotate");
   if (!root) return;
@@ -365,7 +365,7 @@
   function nameOf(event) {
     // Digits by their place on the keyboard, so that they work on every layout; letters by what they say.
     if (/^(Digit|Numpad)\d$/.test(event.code)) return event.code.slice(-1);
-    if (event.key === " ") return "Space";
+    if (event.key === " ") return "space";
     return event.key.length === 1 ? event.key.toLowerCase() : event.key;
   }
 
@@ -403,7 +403,7 @@
 
   // Space presses a button, arrows move in a group of choices or scroll a wide table: those stay what they are.
   function isInUse(event, name) {
-    if (name === "Space") return event.target.closest?.("button, summary, a, input");
+    if (name === "space") return event.target.closest?.("button, summary, a, input");
     if (!name.startsWith("Arrow")) return false;
     return event.target.closest?.("input[type=radio], pre[tabindex='0'], table[tabindex='0']");
   }

@@ -21,9 +21,10 @@
 
   function label(button, theme) {
     const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    const said = (text) => text.replace("THEME", button.dataset[theme]).replace("NEXT", button.dataset[next]);
     button.dataset.current = theme;
-    button.setAttribute("aria-label", `Theme: ${theme}. Switch to ${next}.`);
-    button.title = `Theme: ${theme}`;
+    button.setAttribute("aria-label", said(button.dataset.label));
+    button.title = said(button.dataset.title);
   }
 
   let current = saved();

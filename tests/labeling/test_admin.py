@@ -17,6 +17,7 @@ from labeling.models import (
     Project,
     QualificationAnswer,
     QualificationItem,
+    QualificationResult,
     QualityReport,
     SentBack,
     Skip,
@@ -40,6 +41,9 @@ def rows(project, annotator, other_annotator, make_pair):
     item = QualificationItem.objects.create(project=project, messages=pair.prompt.messages, choice="a")
     QualificationAnswer.objects.create(
         item=item, annotator=annotator, attempt=1, choice="a", shown_left="a", is_right=True
+    )
+    QualificationResult.objects.create(
+        project=project, annotator=annotator, attempt=1, right=1, asked=1, is_passed=True
     )
 
 
