@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from labeling.forms import BOTH_BAD, LEFT, RIGHT, TIE
+from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE
 from labeling.models import Choice, QualificationItem
 from labeling.prompts import InvalidPrompt, Message, parse_prompt
 from labeling.qualification_items import MAX_EXPLANATION_CHARACTERS, InvalidItem, ItemContent, check_item

@@ -202,9 +202,8 @@ def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         preference = mine.select_related("slot").filter(pk=preference_id).first()
         if preference is None:
-            raise NothingToUndo(
-                gettext("That judgement has a newer version, or is not yours. Reload the page to see it.")
-            )
+            said = gettext("That judgement has a newer version, or is not yours. Reload the page to see it.")
+            raise NothingToUndo(said)
         return _reopen(project, preference)
 
 
@@ -310,7 +309,7 @@ def _seat(project: Project, annotator_id: int) -> Seat:
 def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
     """Whoever comes while there is no qualification set has no need of the one that is made later."""
     if seat.qualified_at is None:
-        if QualificationItem.objects.filter(project=project).exists():
+        if QualificationItem.objects.filter(project=project, is_active=True).exists():
             raise NotQualified(gettext("Take the qualification set of this project first; the Label page leads there."))
         Seat.objects.filter(pk=seat.pk).update(qualified_at=now)
 
@@ -381,9 +380,8 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
     slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
     if slot is None:
-        raise NothingToUndo(
-            gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
-        )
+        said = gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
+        raise NothingToUndo(said)
     _make_room(project, annotator_id, now, besides=slot)
     forget_skip(pair, annotator_id)
     side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A

@@ -15,8 +15,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from labeling import onboarding
 from labeling.access import ADMINS, SignedInRequest, project_or_404
+from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE, choice_of, side_of
 from labeling.exceptions import ImportRejected, LabelingError
-from labeling.forms import BOTH_BAD, LEFT, RIGHT, TIE, choice_of, side_of
 from labeling.keys import keys_of, name_of
 from labeling.models import Choice, Membership, Project, QualificationAnswer, QualificationItem, Slot
 from labeling.qualification_forms import MAX_ID, AnswerForm, ItemForm, ItemsFileForm

@@ -11,8 +11,8 @@ import pytest
 from django.urls import reverse
 
 from labeling import onboarding, queue
+from labeling.desk import side_of
 from labeling.exceptions import ImportRejected, LabelingError, NotQualified
-from labeling.forms import side_of
 from labeling.models import Preference, QualificationAnswer, QualificationItem, QualificationResult, Seat
 from labeling.qualification_items import (
     InvalidItem,
