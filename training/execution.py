@@ -184,7 +184,8 @@ def _checkpoint_uuid(run: TrainingRun, fence: int) -> UUID:
 
 def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
     snapshot = run.snapshot
-    counted = ("sha256", "train_triples", "held_out_triples", "tie_triples", "ties", "both_bad", "split_votes")
+    of_triples = ("train_triples", "held_out_triples", "tie_triples", "rewrite_triples")
+    counted = ("sha256", *of_triples, "ties", "both_bad", "split_votes")
     return {
         "reference": {"name": run.reference.name, "content_hash": run.reference.content_hash},
         "snapshot": {name: getattr(snapshot, name) for name in counted},

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 Message = dict[str, str]
 FinishReason = Literal["stop", "length", ""]
 Split = Literal["train", "held_out"]
+Source = Literal["pair", "rewrite"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LossName = Literal["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
@@ -189,6 +190,7 @@ class TripleLine(JsonRecord):
     ``weight`` w and ``label_noise`` epsilon, the probability that the label is the wrong way round, enter the loss as
     -w [(1 - epsilon) log sigma(z) + epsilon log sigma(-z)]. A tie has epsilon 1/2; which of its responses is called
     chosen does not matter then. ``prompt_token_ids`` are those that both responses were sampled from, if they were.
+    ``source``: the judgements of a pair, or a "rewrite", where a person improved the rejected response into the chosen.
     """
 
     pair_id: str
@@ -201,6 +203,14 @@ class TripleLine(JsonRecord):
     weight: float = 1.0
     label_noise: float = 0.0
     prompt_token_ids: list[int] = field(default_factory=list)
+    source: Source = "pair"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the usual ``source``: triples of pairs alone give the bytes, and the hash, that they always gave."""
+        data = super().to_dict()
+        if self.source == "pair":
+            del data["source"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

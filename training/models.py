@@ -95,10 +95,13 @@ class DatasetSnapshot(models.Model):
     tie_triples = models.PositiveIntegerField(
         default=0, help_text="Of those to train on: pairs without a better response, with label noise 1/2."
     )
+    rewrite_triples = models.PositiveIntegerField(
+        default=0, help_text="Of either split: a rewrite and the response that it improves."
+    )
     ties = models.PositiveIntegerField(help_text="Kept and counted, but no triple.")
     both_bad = models.PositiveIntegerField(help_text="Kept and counted, but no triple.")
     split_votes = models.PositiveIntegerField(
-        default=0, help_text="Pairs with as many votes for A as for B: no triple."
+        default=0, help_text="Pairs with votes for both sides and no majority: no triple."
     )
     last_preference_id = models.BigIntegerField(help_text="The newest preference that was looked at.")
     preferences = models.ManyToManyField(Preference, related_name="snapshots")

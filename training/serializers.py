@@ -29,6 +29,10 @@ class TripleSerializer(serializers.Serializer[Any]):
     preference_ids = serializers.ListField(child=serializers.IntegerField())
     weight = serializers.FloatField()
     label_noise = serializers.FloatField()
+    source = serializers.ChoiceField(  # type: ignore[assignment]
+        choices=["pair", "rewrite"],
+        help_text="The judgements of a pair, or a person's rewrite of the rejected response.",
+    )
 
 
 class TriplePageSerializer(serializers.Serializer[Any]):
