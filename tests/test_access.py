@@ -55,6 +55,7 @@ API = {
     "api:preferences": ("post", MEMBER),
     "api:skips": ("post", MEMBER),
     "api:triples": ("get", REVIEWER),
+    "api:demonstrations": ("get", REVIEWER),
     "api:batches": ("get", REVIEWER),
     "api:runs": ("get", REVIEWER),
     "api:run": ("get", REVIEWER),
@@ -184,7 +185,16 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
 
 
 LISTS = ["training:overview", "training:checkpoints", "labeling:prompts"]
-LISTS += ["api:projects", "api:prompts", "api:triples", "api:batches", "api:runs", "api:checkpoints", "api:promotions"]
+LISTS += [
+    "api:projects",
+    "api:prompts",
+    "api:triples",
+    "api:demonstrations",
+    "api:batches",
+    "api:runs",
+    "api:checkpoints",
+    "api:promotions",
+]
 
 
 @pytest.fixture

@@ -40,6 +40,21 @@ class TriplePageSerializer(serializers.Serializer[Any]):
     next_after = serializers.IntegerField(allow_null=True, help_text="Pass as ``after`` to go on; null at the end.")
 
 
+class DemonstrationSerializer(serializers.Serializer[Any]):
+    """A chat that ends with a person's rewrite, in the form that TRL's SFTTrainer reads."""
+
+    messages = MessageSerializer(many=True)
+    split = serializers.ChoiceField(choices=["train", "held_out"])
+    prompt_id = serializers.CharField()
+    pair_id = serializers.CharField()
+    preference_id = serializers.IntegerField()
+
+
+class DemonstrationPageSerializer(serializers.Serializer[Any]):
+    results = DemonstrationSerializer(many=True)
+    next_after = serializers.IntegerField(allow_null=True, help_text="Pass as ``after`` to go on; null at the end.")
+
+
 class CheckpointSerializer(serializers.ModelSerializer[Checkpoint]):
     base = serializers.CharField(source="base.content_hash", default=None)
     parent = serializers.CharField(source="parent.content_hash", default=None)  # type: ignore[assignment]
