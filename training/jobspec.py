@@ -102,6 +102,7 @@ class SampleJob(JsonRecord):
     backend: Literal["local", "server"] = "local"
     server_url: str = ""  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
     server_model: str = ""  # the name under which that server knows the base weights
+    beta: float = 0.0  # of the implicit reward; above 0 the pairs of an adapter carry the margin between theirs
 
 
 @dataclass(frozen=True)
@@ -225,17 +226,24 @@ class SampledResponse(JsonRecord):
     finish_reason: FinishReason
     seed: int
     logps: list[float] = field(default_factory=list)  # see Completion; empty when the backend's are another arithmetic
+    reference_logps: list[float] = field(default_factory=list)  # of what lies below the adapter, where it was scored
 
 
 @dataclass(frozen=True)
 class SampledPair(JsonRecord):
-    """Two different responses to a prompt, or the reason why there are none (``refused``)."""
+    """Two different responses to a prompt, or the reason why there are none (``refused``).
+
+    ``margin``: the policy's implicit reward of the first response less that of the second, beta times nats (Rafailov et
+    al. 2023, eq. 5; ``SampleJob.beta``); ``None`` where it was not asked for, or the policy is no adapter over its
+    reference, or a server wrote the responses.
+    """
 
     prompt_id: str
     responses: list[SampledResponse] = field(default_factory=list)
     attempts: int = 1
     refused: str = ""
     prompt_token_ids: list[int] = field(default_factory=list)
+    margin: float | None = None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
