@@ -63,7 +63,11 @@ def usable_checkpoints(project: Project) -> Any:
 def promote_checkpoint(
     *, project: Project, checkpoint: Checkpoint, by: Requester = None, reason: str = "", is_rollback: bool = False
 ) -> Promotion:
-    """Make the checkpoint the project's policy and ask it for new pairs; they come before older open pairs."""
+    """Make the checkpoint the project's policy and ask it for new pairs.
+
+    Open pairs of the former policy keep the place in the queue that its own margins gave them: how uncertain a pair is
+    is not asked of the new policy again.
+    """
     if checkpoint.project_id not in (None, project.pk):
         raise Rejected(f"{checkpoint} belongs to another project.")
     registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
@@ -139,7 +143,6 @@ def request_samples(
         prompt_ids=prompt_ids,
         decoding=decoding.to_dict(),
         seed=new_seed() if seed is None else seed,
-        priority=float(Promotion.objects.filter(project=project).count()),
         requested_by=by,
     )
     hint_on_commit(batch)

@@ -30,8 +30,8 @@ def judgements(
 ) -> Iterator[Judgement]:
     """The project's preferences that count, or those of some pairs, sorted by pair, in a stream.
 
-    ``reference_hash``: also the tokens of the prompt as sampled, and of the pairs that the policy of this content hash
-    wrote the log-probabilities of their tokens.
+    ``reference_hash``: also the tokens of the prompt as sampled, and the log-probabilities of their tokens under the
+    policy of this content hash, of the pairs that it wrote itself or that an adapter over it wrote and scored.
     """
     current = Preference.objects.counted().filter(project=project)
     rows = (
@@ -58,9 +58,12 @@ class _Origin:
 
 def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int, _Origin]:
     pair_ids = {preference.pair_id for preference in preferences}
-    is_reference = Q(policy__content_hash=reference_hash)
+    itself, below = Q(policy__content_hash=reference_hash), Q(policy__base__content_hash=reference_hash)
     # Those of other policies, which are most of what is stored, are not read at all.
-    kept = [Case(When(is_reference, then=name), output_field=JSONField()) for name in ("logps_a", "logps_b")]
+    kept = [
+        Case(When(itself, then=name), When(below, then=f"reference_{name}"), output_field=JSONField())
+        for name in ("logps_a", "logps_b")
+    ]
     rows = PairOrigin.objects.filter(pair_id__in=pair_ids).values_list("pair_id", "prompt_token_ids", *kept)
     return {
         pair_id: _Origin(reference_hash, prompt_token_ids, logps_a or [], logps_b or [])
@@ -138,7 +141,7 @@ def freeze_snapshot(
     """Write the triples of now into an immutable file named by its sha256, and record the preferences behind it.
 
     The same triples give the same file, hence the same snapshot. ``rule``: how labels come of preferences.
-    ``reference_hash``: of the policy whose log-probabilities go along where its sampler kept them. From the moment in
+    ``reference_hash``: of the policy whose log-probabilities go along where a sampler kept them. From the moment in
     which they are recorded, the preferences are frozen: their authors change them no more. What ``check`` raises comes
     before that, so that a run that is refused takes nobody's second thoughts away.
     """
