@@ -13,13 +13,13 @@ from peft import LoraConfig, get_peft_model
 
 from tests.engine import architectures
 from tests.engine.prepared import CPU
-from tests.engine.runs import do, read_lines, succeed
+from tests.engine.runs import do, question, read_lines, succeed, triple
 from tests.engine.test_sampling import assert_logps, forced_logps, make_adapter, written
 from training.engine import loading, margins, sampling_backends
 from training.engine.compute import Compute
 from training.engine.margins import Margins, taken_out, updates_of
 from training.engine.scoring import add_scoring_head
-from training.jobspec import ModelRef, SampledPair, SampledResponse
+from training.jobspec import Completion, ModelRef, SampledPair, SampledResponse
 
 MakeRun = Callable[..., Path]
 BETA = 10.0
@@ -84,6 +84,25 @@ def test_what_the_reference_says_is_kept_for_runs_against_it(
     for pair in sampled(run_dir):
         for response in pair.responses:
             assert_logps(reference, pair.prompt_token_ids, response.token_ids, response.reference_logps)
+
+
+def test_a_run_against_the_reference_takes_its_values_from_the_sampler(
+    sample_run: MakeRun, train_run: MakeRun, adapted: ModelRef, reference: ModelRef
+) -> None:
+    """One of them is computed again and held against it."""
+    run_dir = sample_run(6, model=adapted, beta=BETA)
+    succeed("sample", run_dir)
+    triples = []
+    for number, pair in enumerate(sampled(run_dir)):
+        a, b = (
+            Completion(each.text, each.token_ids, each.finish_reason, each.reference_logps, reference.base_hash)
+            for each in pair.responses
+        )
+        messages = question(int(pair.prompt_id.rpartition("-")[2])).messages
+        triples.append(triple(number, chosen=a, rejected=b, messages=messages, prompt_token_ids=pair.prompt_token_ids))
+    details = succeed("train_dpo", train_run(triples, epochs=1.0))
+    found = details["reference_logps"]
+    assert (found["sampled"], found["checked"], found["forwards"]) == (6, 1, 0)
 
 
 def test_in_bfloat16_the_margin_is_all_that_is_kept(adapted: ModelRef) -> None:
