@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from labeling import queue
@@ -20,7 +20,7 @@ from training.exceptions import Rejected
 from training.models import DatasetSnapshot
 from training.preflight import count_triples, longest_pair
 from training.recipe import Recipe
-from training.triples import TripleCounts, derive_triples
+from training.triples import UNDECIDED, TripleCounts, derive_triples
 
 _numbers = itertools.count(1)
 
@@ -127,6 +127,7 @@ RECIPES = st.sampled_from(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JUDGED, max_size=8), RECIPES)
+@example([Judged(0, [Vote("a")], p_a=p_a) for p_a in (*UNDECIDED, 0.4799, 0.5201)], Recipe(label_noise="posterior"))
 def test_the_database_counts_what_a_run_would_derive(project, write, pairs, recipe):
     with transaction.atomic():
         for judged in pairs:
