@@ -16,6 +16,7 @@ urlpatterns = [
     path("projects/<slug:slug>/preferences/", labeling_api.SubmitPreference.as_view(), name="preferences"),
     path("projects/<slug:slug>/skips/", labeling_api.SkipPair.as_view(), name="skips"),
     path("projects/<slug:slug>/triples/", training_api.TripleList.as_view(), name="triples"),
+    path("projects/<slug:slug>/demonstrations/", training_api.DemonstrationList.as_view(), name="demonstrations"),
     path("projects/<slug:slug>/batches/", training_api.BatchList.as_view(), name="batches"),
     path("projects/<slug:slug>/runs/", training_api.RunList.as_view(), name="runs"),
     path("projects/<slug:slug>/runs/<int:number>/", training_api.RunDetail.as_view(), name="run"),

@@ -88,7 +88,8 @@ def _store_new(project: Project, batch: dict[str, Prompt]) -> int:
 def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], priority: float = 0.0) -> Pair:
     """Store two responses as a pair and open its slots. Slots of higher ``priority`` are served first.
 
-    Raises ``LabelingError`` for two texts that a reader could not tell apart.
+    A pair of the control is served in random order, whatever its priority. Raises ``LabelingError`` for two texts that
+    a reader could not tell apart.
     """
     first, second = responses
     if normalise(first.text) == normalise(second.text):
@@ -111,12 +112,13 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         is_calibration=is_calibration,
         is_control=_falls(project.control_percent),
     )
+    place_in_order = 0.0 if pair.is_control else priority
     Slot.objects.bulk_create(
         Slot(
             project=project,
             pair=pair,
             place=place,
-            priority=priority,
+            priority=place_in_order,
             is_control=pair.is_control,
             is_shared=wanted > 1,
         )

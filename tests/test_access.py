@@ -73,6 +73,7 @@ API = {
     "api:preferences": ("post", MEMBER),
     "api:skips": ("post", MEMBER),
     "api:triples": ("get", REVIEWER),
+    "api:demonstrations": ("get", REVIEWER),
     "api:batches": ("get", REVIEWER),
     "api:runs": ("get", REVIEWER),
     "api:run": ("get", REVIEWER),
@@ -240,7 +241,16 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
 
 LISTS = ["training:overview", "training:checkpoints", "labeling:prompts"]
 LISTS += ["labeling:guidelines", "labeling:qualification", "labeling:settings", "api:members"]
-LISTS += ["api:projects", "api:prompts", "api:triples", "api:batches", "api:runs", "api:checkpoints", "api:promotions"]
+LISTS += [
+    "api:projects",
+    "api:prompts",
+    "api:triples",
+    "api:demonstrations",
+    "api:batches",
+    "api:runs",
+    "api:checkpoints",
+    "api:promotions",
+]
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from training.models import Promotion, TrainingRun
 
 # As the schema has them; what the engine alone reads stays inside.
 TRIPLE_FIELDS = {
-    *("pair_id", "prompt_id", "split", "messages", "chosen", "rejected", "preference_ids", "weight", "label_noise")
+    *("pair_id", "prompt_id", "split", "messages", "chosen", "rejected", "preference_ids", "weight", "label_noise"),
+    "source",
 }
 
 

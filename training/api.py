@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from django.db.models import QuerySet
@@ -16,12 +17,13 @@ from rest_framework.views import APIView
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.api import NewestFirst
 from labeling.models import Project
-from training import services, snapshots
+from training import demonstrations, services, snapshots
 from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
 from training.recipe import LEARNING_RATES, Recipe
 from training.serializers import (
     BatchSerializer,
     CheckpointSerializer,
+    DemonstrationPageSerializer,
     NewRunSerializer,
     PromotionSerializer,
     RunSerializer,
@@ -30,6 +32,7 @@ from training.serializers import (
 from training.triples import without_engine_fields
 
 TRIPLES_PER_PAGE = 500
+DEMONSTRATIONS_PER_PAGE = 500
 
 
 class TripleList(APIView):
@@ -38,12 +41,19 @@ class TripleList(APIView):
     @extend_schema(parameters=[OpenApiParameter("after", int)], responses=TriplePageSerializer)
     def get(self, request: Request, slug: str) -> Response:
         project = _project(request, slug, REVIEWERS)
-        after = request.query_params.get("after", "0")
-        page = snapshots.triple_page(
-            project, int(after) if after.isdecimal() and len(after) < 19 else 0, TRIPLES_PER_PAGE
-        )
+        page = snapshots.triple_page(project, _after(request), TRIPLES_PER_PAGE)
         results = [without_engine_fields(triple) for triple in page.triples]
         return Response({"results": results, "next_after": page.next_after})
+
+
+class DemonstrationList(APIView):
+    """The rewrites of now as chats for supervised fine-tuning. ``manage.py export_demonstrations`` writes them all."""
+
+    @extend_schema(parameters=[OpenApiParameter("after", int)], responses=DemonstrationPageSerializer)
+    def get(self, request: Request, slug: str) -> Response:
+        project = _project(request, slug, REVIEWERS)
+        page = demonstrations.page(project, _after(request), DEMONSTRATIONS_PER_PAGE)
+        return Response({"results": [asdict(each) for each in page.demonstrations], "next_after": page.next_after})
 
 
 class _CreatedByAdmins(CreateModelMixin):
@@ -164,6 +174,12 @@ class PromotionList(_CreatedByAdmins, generics.ListCreateAPIView[Promotion]):
             by=person(self.request),
             reason=data.get("reason", ""),
         )
+
+
+def _after(request: Request) -> int:
+    """The number of the row to go on after; what is none begins at the beginning."""
+    after = request.query_params.get("after", "0")
+    return int(after) if after.isdecimal() and len(after) < 19 else 0
 
 
 def _project(request: Request, slug: str, roles: tuple[Role, ...]) -> Project:

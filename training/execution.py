@@ -184,7 +184,8 @@ def _checkpoint_uuid(run: TrainingRun, fence: int) -> UUID:
 
 def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
     snapshot = run.snapshot
-    counted = ("sha256", "train_triples", "held_out_triples", "tie_triples", "ties", "both_bad", "split_votes")
+    of_triples = ("train_triples", "held_out_triples", "tie_triples", "rewrite_triples")
+    counted = ("sha256", *of_triples, "ties", "both_bad", "split_votes")
     return {
         "reference": {"name": run.reference.name, "content_hash": run.reference.content_hash},
         "snapshot": {name: getattr(snapshot, name) for name in counted},
@@ -196,7 +197,11 @@ def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
 
 
 class Sampling(Work[SampleBatch]):
-    """Two responses a prompt; each pair is published as soon as the engine has written it."""
+    """Two responses a prompt; each pair is published as soon as the engine has written it.
+
+    Its place in the queue is -abs(margin): the less the policy knows which response is better, the sooner people are
+    asked. What has no margin is as uncertain as can be, and among equals chance decides.
+    """
 
     module = "sample"
 
@@ -218,6 +223,7 @@ class Sampling(Work[SampleBatch]):
             seed=self.job.seed,
             threads=settings.ENGINE_THREADS,
             device=settings.ENGINE_DEVICE,
+            beta=_implicit_beta(self.job.policy),
             **_backend(self.job.policy),
             **self.job.decoding,
         )
@@ -252,11 +258,12 @@ class Sampling(Work[SampleBatch]):
 
     def _add(self, prompt: Prompt, sampled: SampledPair) -> SampledPair:
         first, second = sampled.responses
+        margin = sampled.margin if sampled.margin is not None and math.isfinite(sampled.margin) else None
         try:
             pair = add_pair(
                 prompt=prompt,
                 responses=(_new_response(first), _new_response(second)),
-                priority=self.job.priority,
+                priority=-abs(margin or 0.0),
             )
         except LabelingError as error:
             return SampledPair(sampled.prompt_id, refused=str(error))
@@ -269,8 +276,11 @@ class Sampling(Work[SampleBatch]):
             seed_b=second.seed,
             attempts=sampled.attempts,
             prompt_token_ids=sampled.prompt_token_ids,
-            logps_a=_usable_logps(first),
-            logps_b=_usable_logps(second),
+            logps_a=_usable_logps(first, first.logps),
+            logps_b=_usable_logps(second, second.logps),
+            reference_logps_a=_usable_logps(first, first.reference_logps),
+            reference_logps_b=_usable_logps(second, second.reference_logps),
+            margin=margin,
         )
         return sampled
 
@@ -296,10 +306,19 @@ def _is_on_server(root: Checkpoint) -> bool:
     return named == root.name or (len(named) >= MIN_HASH and root.content_hash.startswith(named))
 
 
-def _usable_logps(sampled: SampledResponse) -> list[float]:
+def _implicit_beta(policy: Checkpoint) -> float:
+    """Beta of the run that made an adapter, the usual one where no run is known; 0 for full weights, which nothing here
+    could measure from their reference. Within one policy only the order of margins matters, so any beta serves."""
+    if not policy.is_adapter:
+        return 0.0
+    run = TrainingRun.objects.filter(checkpoint=policy).first()
+    return run.beta if run else TrainJob.beta
+
+
+def _usable_logps(sampled: SampledResponse, logps: list[float]) -> list[float]:
     """One finite value a token, or none: what cannot be a reference is better computed than trusted."""
-    fits = len(sampled.logps) == len(sampled.token_ids) and all(map(math.isfinite, sampled.logps))
-    return sampled.logps if fits else []
+    fits = len(logps) == len(sampled.token_ids) and all(map(math.isfinite, logps))
+    return logps if fits else []
 
 
 def _new_response(sampled: SampledResponse) -> NewResponse:

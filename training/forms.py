@@ -89,14 +89,19 @@ class TrainForm(forms.Form):
         initial=Recipe.label_noise,
         help_text="How likely a label is the wrong way round: with votes, the share of a pair’s judgements against its "
         "majority, ties being half a vote, and 0.45 at most. The loss is then the expected one (Mitchell 2023, the "
-        "note on conservative DPO). A single judgement stays certain: with one a pair, votes change nothing.",
+        "note on conservative DPO). A single judgement stays certain: with one a pair, votes change nothing. The "
+        "posterior knows how reliable each annotator is, and which side they lean to, so that one judgement can be "
+        "doubted too; a pair within 0.02 of one half is a tie, and one without a posterior takes its votes. A "
+        "reviewer’s verdict is certain.",
     )
     pair_weight = forms.ChoiceField(
         choices=list(CHOICES["pair_weight"].items()),
         initial=Recipe.pair_weight,
         help_text="How much a pair counts in the loss. With every judgement the same, a pair that three people judged "
         "counts three times: with label noise from votes, DPO’s loss is then the likelihood of every judgement "
-        "behind a triple (Bradley and Terry 1952), and starts at 0.69 for each. With one a pair it changes nothing.",
+        "behind a triple (Bradley and Terry 1952), and starts at 0.69 for each. With one a pair it changes nothing. "
+        "The posterior weighs by |2p − 1|: at the start of training each label pulls as hard as one with label noise "
+        "from the posterior would. Not together with label noise, which would count the same doubt twice.",
     )
     learning_rate = forms.FloatField(
         required=False,

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 Message = dict[str, str]
 FinishReason = Literal["stop", "length", ""]
 Split = Literal["train", "held_out"]
+Source = Literal["pair", "rewrite"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LossName = Literal["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
@@ -101,6 +102,7 @@ class SampleJob(JsonRecord):
     backend: Literal["local", "server"] = "local"
     server_url: str = ""  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
     server_model: str = ""  # the name under which that server knows the base weights
+    beta: float = 0.0  # of the implicit reward; above 0 the pairs of an adapter carry the margin between theirs
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class TripleLine(JsonRecord):
     ``weight`` w and ``label_noise`` epsilon, the probability that the label is the wrong way round, enter the loss as
     -w [(1 - epsilon) log sigma(z) + epsilon log sigma(-z)]. A tie has epsilon 1/2; which of its responses is called
     chosen does not matter then. ``prompt_token_ids`` are those that both responses were sampled from, if they were.
+    ``source``: the judgements of a pair, or a "rewrite", where a person improved the rejected response into the chosen.
     """
 
     pair_id: str
@@ -201,6 +204,14 @@ class TripleLine(JsonRecord):
     weight: float = 1.0
     label_noise: float = 0.0
     prompt_token_ids: list[int] = field(default_factory=list)
+    source: Source = "pair"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the usual ``source``: triples of pairs alone give the bytes, and the hash, that they always gave."""
+        data = super().to_dict()
+        if self.source == "pair":
+            del data["source"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -215,17 +226,24 @@ class SampledResponse(JsonRecord):
     finish_reason: FinishReason
     seed: int
     logps: list[float] = field(default_factory=list)  # see Completion; empty when the backend's are another arithmetic
+    reference_logps: list[float] = field(default_factory=list)  # of what lies below the adapter, where it was scored
 
 
 @dataclass(frozen=True)
 class SampledPair(JsonRecord):
-    """Two different responses to a prompt, or the reason why there are none (``refused``)."""
+    """Two different responses to a prompt, or the reason why there are none (``refused``).
+
+    ``margin``: the policy's implicit reward of the first response less that of the second, beta times nats (Rafailov et
+    al. 2023, eq. 5; ``SampleJob.beta``); ``None`` where it was not asked for, or the policy is no adapter over its
+    reference, or a server wrote the responses.
+    """
 
     prompt_id: str
     responses: list[SampledResponse] = field(default_factory=list)
     attempts: int = 1
     refused: str = ""
     prompt_token_ids: list[int] = field(default_factory=list)
+    margin: float | None = None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

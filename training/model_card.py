@@ -91,6 +91,7 @@ def _lineage(manifest: dict[str, Any]) -> str:
         ("Snapshot of triples", f"`{snapshot['sha256']}`"),
         ("Triples", f"{snapshot['train_triples']} for training, {snapshot['held_out_triples']} held out"),
         *_ties(manifest),
+        *_rewrites(manifest),
         *_unused(manifest),
         ("Left out", f"{snapshot['ties']} ties and {snapshot['both_bad']} both-bad judgements gave no triple"),
         ("Seed", str(manifest["seed"])),
@@ -103,6 +104,11 @@ def _lineage(manifest: dict[str, Any]) -> str:
 def _ties(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if ties := manifest["snapshot"].get("tie_triples"):
         yield "Of those for training, ties", f"{ties}, with label noise 1/2"
+
+
+def _rewrites(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if rewrites := manifest["snapshot"].get("rewrite_triples"):
+        yield "Of all triples, rewrites", f"{rewrites}: a person's better version and the response that it improves"
 
 
 def _unused(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:

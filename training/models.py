@@ -95,10 +95,13 @@ class DatasetSnapshot(models.Model):
     tie_triples = models.PositiveIntegerField(
         default=0, help_text="Of those to train on: pairs without a better response, with label noise 1/2."
     )
+    rewrite_triples = models.PositiveIntegerField(
+        default=0, help_text="Of either split: a rewrite and the response that it improves."
+    )
     ties = models.PositiveIntegerField(help_text="Kept and counted, but no triple.")
     both_bad = models.PositiveIntegerField(help_text="Kept and counted, but no triple.")
     split_votes = models.PositiveIntegerField(
-        default=0, help_text="Pairs with as many votes for A as for B: no triple."
+        default=0, help_text="Pairs with votes for both sides and no majority: no triple."
     )
     last_preference_id = models.BigIntegerField(help_text="The newest preference that was looked at.")
     preferences = models.ManyToManyField(Preference, related_name="snapshots")
@@ -326,7 +329,6 @@ class SampleBatch(Job):
     prompt_ids = models.JSONField(help_text="The prompts to answer, in order.")
     decoding = models.JSONField(help_text="Temperature, top-p and token limits, resolved when the batch was asked for.")
     seed = models.PositiveIntegerField(default=new_seed)
-    priority = models.FloatField(default=0.0, help_text="Of the slots of its pairs.")
     pairs_made = models.PositiveIntegerField(default=0)
     prompts_refused = models.PositiveIntegerField(default=0)
 
@@ -363,6 +365,13 @@ class PairOrigin(models.Model):
         default=list, blank=True, help_text="The policy's log-probability of each token, in nats; empty if not known."
     )
     logps_b = models.JSONField(default=list, blank=True, help_text="The same of the second response.")
+    reference_logps_a = models.JSONField(
+        default=list, blank=True, help_text="Those of the policy's base, where the policy is an adapter."
+    )
+    reference_logps_b = models.JSONField(default=list, blank=True, help_text="The same of the second response.")
+    margin = models.FloatField(
+        null=True, blank=True, help_text="The policy's implicit reward of A less that of B; empty if not known."
+    )
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["batch", "prompt"], name="pair_once_per_batch_and_prompt")]

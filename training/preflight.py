@@ -8,11 +8,11 @@ from typing import Any, TypeVar, cast
 
 from django.conf import settings
 from django.core.cache import cache
-from django.db.models import Case, Count, F, Func, IntegerField, Max, OuterRef, Q, Subquery, Sum, TextField, Value, When
-from django.db.models.functions import Cast, Coalesce, Greatest, Least, Length, NullIf
+from django.db.models import Count, F, Func, IntegerField, Max, OuterRef, Q, Subquery, Sum, TextField, Value
+from django.db.models.functions import Cast, Coalesce, Greatest, Least, Length, NullIf, Sign
 
-from labeling.models import Choice, Preference, Project
-from training import footprint, registry
+from labeling.models import Preference, Project, Rewrite
+from training import footprint, registry, tallies
 from training.exceptions import Rejected
 from training.footprint import Footprint, Method, Mode
 from training.models import Checkpoint, Job, PairOrigin, Promotion, TrainingRun
@@ -33,12 +33,14 @@ _Counted = TypeVar("_Counted")
 class Triples:
     """How many triples the recipe's rule would give now. ``ties`` are among those to train on.
 
-    ``train_prompts`` are the prompts of the others. ``pairs`` are all that were judged, whatever becomes of them.
+    ``rewrites`` are among either split's. ``train_prompts`` are the prompts of those to train on that are no ties.
+    ``pairs`` are all that were judged, whatever becomes of them.
     """
 
     train: int
     held_out: int
     ties: int
+    rewrites: int
     train_prompts: int
     pairs: int
 
@@ -97,7 +99,9 @@ class Preflight:
 
 def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -> Preflight:
     """Of a project with many pairs the counts may be as old as ``KEPT_SECONDS``."""
-    triples = _kept(f"triples:{project.pk}:{recipe.ties}", lambda: count_triples(project, recipe), _is_large)
+    rule = recipe.label_rule
+    key = f"triples:{project.pk}:{rule.ties}:{rule.uses_posterior}"
+    triples = _kept(key, lambda: count_triples(project, recipe), _is_large)
     longest = _kept(
         f"longest:{project.pk}:{recipe.max_length}",
         lambda: longest_pair(project, recipe.max_length),
@@ -139,7 +143,14 @@ def _refusal(recipe: Recipe, reference: Checkpoint) -> str:
 
 
 def _note(project: Project, recipe: Recipe) -> str:
-    if "votes" not in (recipe.label_noise, recipe.pair_weight) or project.judgements_per_pair > 1:
+    if recipe.label_rule.uses_posterior and not project.pairs.filter(p_a__isnull=False).exists():
+        return (
+            "No pair has a posterior probability yet, so the votes are taken. The background job that finds out how "
+            "reliable each annotator is writes them once there are enough judgements."
+        )
+    if "votes" not in (recipe.label_noise, recipe.pair_weight):
+        return ""
+    if project.judgements_per_pair > 1 or project.calibration_percent:
         return ""
     return (
         "The project asks for one judgement a pair, and one vote leaves a label certain and its weight 1: votes change "
@@ -149,23 +160,27 @@ def _note(project: Project, recipe: Recipe) -> str:
 
 def count_triples(project: Project, recipe: Recipe) -> Triples:
     """What ``derive_triples`` would count, by one query."""
-    vote = Case(When(choice=Choice.A, then=1), When(choice=Choice.B, then=-1), default=0)
-    pairs = (
-        Preference.objects.filter(pair__project=project, is_current=True)
-        .exclude(choice=Choice.BOTH_BAD)
-        .values("pair_id")
-        .annotate(lead=Sum(vote), is_held_out=F("pair__prompt__is_held_out"), prompt=F("pair__prompt_id"))
-    )
-    decided = ~Q(lead=0)
+    pairs = tallies.by_pair(Preference.objects.counted().filter(project=project))
+    held_out, judged, rewritten = Q(is_held_out=True), tallies.is_judged(), Q(rewrites__gt=0)
+    decided = judged & tallies.is_decided(recipe.label_rule)
     counts = pairs.aggregate(
-        train=Count("pair_id", filter=decided & Q(is_held_out=False)),
-        held_out=Count("pair_id", filter=decided & Q(is_held_out=True)),
-        ties=Count("pair_id", filter=~decided & Q(is_held_out=False)),
-        train_prompts=Count("prompt", filter=decided & Q(is_held_out=False), distinct=True),
-        pairs=Count("pair_id"),
+        train=Count("pair_id", filter=decided & ~held_out),
+        held_out=Count("pair_id", filter=decided & held_out),
+        ties=Count("pair_id", filter=judged & ~decided & ~held_out),
+        train_rewrites=Sum("rewrites", filter=~held_out, default=0),
+        held_out_rewrites=Sum("rewrites", filter=held_out, default=0),
+        train_prompts=Count("prompt", filter=(decided | rewritten) & ~held_out, distinct=True),
+        pairs=Count("pair_id", filter=judged),
     )
     ties = counts["ties"] if recipe.ties == "half" else 0
-    return Triples(counts["train"] + ties, counts["held_out"], ties, counts["train_prompts"], counts["pairs"])
+    return Triples(
+        train=counts["train"] + ties + counts["train_rewrites"],
+        held_out=counts["held_out"] + counts["held_out_rewrites"],
+        ties=ties,
+        rewrites=counts["train_rewrites"] + counts["held_out_rewrites"],
+        train_prompts=counts["train_prompts"],
+        pairs=counts["pairs"],
+    )
 
 
 class ArrayLength(Func):
@@ -179,12 +194,14 @@ class ArrayLength(Func):
 
 
 def longest_pair(project: Project, max_length: int) -> Longest | None:
-    """The most tokens of a judged pair, as training would cut it; ``None`` without one."""
-    pairs = project.pairs.filter(judgements_count__gt=0).order_by("-pk")[:PAIRS_LOOKED_AT]
+    """The most tokens of a judged pair, as training would cut it, or of a rewrite and the longer of its pair's
+    responses; ``None`` without a judged pair."""
+    pairs = project.pairs.filter(judgements_count__gt=0, is_retired=False).order_by("-pk")[:PAIRS_LOOKED_AT]
     sampled = PairOrigin.objects.filter(pair=OuterRef("pk")).values(tokens=ArrayLength("prompt_token_ids"))
     prompt = Coalesce(NullIf(Subquery(sampled), 0), _guess(Cast("prompt__messages", TextField())))
     room = Greatest(Value(max_length) - F("prompt_tokens"), 0)
-    completions = Least(_tokens("response_a"), room) + Least(_tokens("response_b"), room)
+    a, b = Least(_tokens("response_a"), room), Least(_tokens("response_b"), room)
+    completions = Greatest(a + b, Least(_rewrite_tokens(), room) + Greatest(a, b) * Sign(_rewrite_tokens()))
     found = (
         pairs.annotate(prompt_tokens=prompt)
         .annotate(completions=completions)
@@ -195,6 +212,14 @@ def longest_pair(project: Project, max_length: int) -> Longest | None:
 
 def _tokens(response: str) -> Coalesce:
     return Coalesce(NullIf(ArrayLength(f"{response}__token_ids"), 0), _guess(f"{response}__text"))
+
+
+def _rewrite_tokens() -> Coalesce:
+    """Of the longest rewrite of a pair's responses; 0 without one."""
+    counted = Preference.objects.counted().filter(pair=OuterRef(OuterRef("pk")))
+    written = Rewrite.objects.filter(preference__in=counted).order_by()
+    longest = written.values("preference__pair").annotate(tokens=Max(_guess("response__text"))).values("tokens")
+    return Coalesce(Subquery(longest), 0)
 
 
 def _guess(text: Any) -> Any:

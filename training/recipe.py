@@ -51,8 +51,16 @@ CHOICES: dict[str, dict[str, str]] = {
         "apo_down": "APO-down",
     },
     "ties": {"drop": "Left out", "half": "Triples with label noise ½"},
-    "label_noise": {"none": "None: a majority is certain", "votes": "From the votes of each pair"},
-    "pair_weight": {"equal": "Every pair the same", "votes": "Every judgement the same"},
+    "label_noise": {
+        "none": "None: a majority is certain",
+        "votes": "From the votes of each pair",
+        "posterior": "From the posterior of each pair",
+    },
+    "pair_weight": {
+        "equal": "Every pair the same",
+        "votes": "Every judgement the same",
+        "posterior": "As sure as the posterior is",
+    },
     "precision": {"auto": "As the machine does best", "float32": "float32", "bfloat16": "bfloat16"},
     "sharding": {"ddp": "DDP: the whole model on each", "fsdp": "FSDP: the model shared out"},
 }
@@ -170,15 +178,28 @@ class Recipe(_Bounded):
                 raise Rejected(f"There is no {called} “{str(value)[:40]}”; use {_either(values)}.")
         if self.ties == "half" and (reason := WITHOUT_TIES.get(self.loss)):
             raise Rejected(f"{reason} Leave ties out, or choose another loss.")
-        if self.pair_weight == "votes" and self.label_noise == "none":
+        self._check_weights()
+        if self.loss == "robust" and self.label_noise == "none":
+            raise Rejected(
+                "The robust loss corrects for label noise, and without any it is plain DPO. Take label noise from the "
+                "votes or the posterior, or choose DPO."
+            )
+
+    def _check_weights(self) -> None:
+        if (self.pair_weight, self.label_noise) == ("votes", "none"):
             raise Rejected(
                 "Weights from the votes without label noise from them would weigh a pair most on which people disagree "
                 "most. Take label noise from the votes as well, or weigh every pair the same."
             )
-        if self.loss == "robust" and self.label_noise == "none":
+        if (self.pair_weight, self.label_noise) == ("votes", "posterior"):
             raise Rejected(
-                "The robust loss corrects for label noise, and without any it is plain DPO. Take label noise from the "
-                "votes, or choose DPO."
+                "The posterior becomes surer with every judgement of a pair, so weighing by their number as well would "
+                "count each twice. Take label noise from the votes, or weigh every pair the same."
+            )
+        if self.pair_weight == "posterior" and self.label_noise != "none":
+            raise Rejected(
+                f"Weights from the posterior and label noise from the {self.label_noise} say the same doubt, which "
+                "would count twice. Take label noise none with these weights, or weigh every pair the same."
             )
 
     @property

@@ -29,10 +29,29 @@ class TripleSerializer(serializers.Serializer[Any]):
     preference_ids = serializers.ListField(child=serializers.IntegerField())
     weight = serializers.FloatField()
     label_noise = serializers.FloatField()
+    source = serializers.ChoiceField(  # type: ignore[assignment]
+        choices=["pair", "rewrite"],
+        help_text="The judgements of a pair, or a person's rewrite of the rejected response.",
+    )
 
 
 class TriplePageSerializer(serializers.Serializer[Any]):
     results = TripleSerializer(many=True)
+    next_after = serializers.IntegerField(allow_null=True, help_text="Pass as ``after`` to go on; null at the end.")
+
+
+class DemonstrationSerializer(serializers.Serializer[Any]):
+    """A chat that ends with a person's rewrite, in the form that TRL's SFTTrainer reads."""
+
+    messages = MessageSerializer(many=True)
+    split = serializers.ChoiceField(choices=["train", "held_out"])
+    prompt_id = serializers.CharField()
+    pair_id = serializers.CharField()
+    preference_id = serializers.IntegerField()
+
+
+class DemonstrationPageSerializer(serializers.Serializer[Any]):
+    results = DemonstrationSerializer(many=True)
     next_after = serializers.IntegerField(allow_null=True, help_text="Pass as ``after`` to go on; null at the end.")
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import Case, Count, Max, OuterRef, Q, Subquery, Sum, When
+from django.db.models import Count, Max, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import registry, store
+from training import registry, store, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
@@ -33,7 +33,7 @@ from training.models import (
 from training.recipe import Decoding, Recipe
 from training.snapshots import freeze_snapshot
 from training.tasks import hint_on_commit
-from training.triples import TripleCounts
+from training.triples import LabelRule, TripleCounts
 
 MIN_TRAIN_TRIPLES = 8
 MIN_TRAIN_PROMPTS = 2
@@ -63,7 +63,11 @@ def usable_checkpoints(project: Project) -> Any:
 def promote_checkpoint(
     *, project: Project, checkpoint: Checkpoint, by: Requester = None, reason: str = "", is_rollback: bool = False
 ) -> Promotion:
-    """Make the checkpoint the project's policy and ask it for new pairs; they come before older open pairs."""
+    """Make the checkpoint the project's policy and ask it for new pairs.
+
+    Open pairs of the former policy keep the place in the queue that its own margins gave them: how uncertain a pair is
+    is not asked of the new policy again.
+    """
     if checkpoint.project_id not in (None, project.pk):
         raise Rejected(f"{checkpoint} belongs to another project.")
     registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
@@ -139,7 +143,6 @@ def request_samples(
         prompt_ids=prompt_ids,
         decoding=decoding.to_dict(),
         seed=new_seed() if seed is None else seed,
-        priority=float(Promotion.objects.filter(project=project).count()),
         requested_by=by,
     )
     hint_on_commit(batch)
@@ -191,8 +194,7 @@ def request_run(
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
-    snapshot, counts = _freeze(project, recipe, reference)
-    _refuse_too_little(counts)
+    snapshot = _freeze(project, recipe, reference)
     try:
         with transaction.atomic():
             _lock(project)
@@ -219,14 +221,20 @@ def request_run(
     return run
 
 
-def _freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> tuple[DatasetSnapshot, TripleCounts]:
+def _freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:
     try:
-        return freeze_snapshot(project=project, rule=recipe.label_rule, reference_hash=reference.content_hash)
+        snapshot, _ = freeze_snapshot(
+            project=project,
+            rule=recipe.label_rule,
+            reference_hash=reference.content_hash,
+            check=_refuse_too_little,
+        )
     except OSError as error:
         raise Rejected(
             f"The snapshot of the labels could not be written: {error.strerror or error}. Nothing was queued and no "
             "label is lost. See to the disk that holds the data directory, and train again."
         ) from error
+    return snapshot
 
 
 def continued(recipe: Recipe, reference: Checkpoint) -> Recipe:
@@ -367,12 +375,13 @@ def change_rule(*, project: Project, **values: Any) -> None:
 
 
 def count_new_triples(project: Project, after_preference_id: int) -> int:
-    """Triples of pairs with a preference newer than the watermark. Costs in the number of new preferences alone."""
-    decided = Preference.objects.filter(is_current=True, choice__in=[Choice.A, Choice.B])
-    new = decided.filter(pair__project=project, pk__gt=after_preference_id, pair__prompt__is_held_out=False)
-    votes = decided.filter(pair__in=new.values("pair")).values("pair").order_by()
-    lead = Sum(Case(When(choice=Choice.A, then=1), default=-1))
-    return votes.annotate(lead=lead).exclude(lead=0).count()
+    """Triples of pairs with a preference newer than the watermark, and of rewrites that are. Costs in the number of new
+    preferences alone; a verdict on an older pair makes nothing new."""
+    counted = Preference.objects.counted()
+    new = counted.filter(project=project, pk__gt=after_preference_id, pair__prompt__is_held_out=False)
+    decided = new.filter(tallies.counts_as(Choice.A) | tallies.counts_as(Choice.B))
+    pairs = tallies.by_pair(counted.filter(pair__in=decided.values("pair")))
+    return pairs.filter(tallies.is_decided(LabelRule())).count() + new.filter(rewrite__isnull=False).count()
 
 
 def _lock(project: Project) -> None:

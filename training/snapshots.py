@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from django.db import transaction
 from django.db.models import Case, JSONField, Max, Q, When
 
 from labeling.models import Preference, Project
+from labeling.services import freeze_preferences
 from training import store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
@@ -27,15 +28,15 @@ CHUNK = 1000  # preferences in memory at once
 def judgements(
     project: Project, pair_ids: Sequence[int] | None = None, *, reference_hash: str | None = None
 ) -> Iterator[Judgement]:
-    """The project's current preferences, or those of some pairs, sorted by pair, in a stream.
+    """The project's preferences that count, or those of some pairs, sorted by pair, in a stream.
 
-    ``reference_hash``: also the tokens of the prompt as sampled, and of the pairs that the policy of this content hash
-    wrote the log-probabilities of their tokens.
+    ``reference_hash``: also the tokens of the prompt as sampled, and the log-probabilities of their tokens under the
+    policy of this content hash, of the pairs that it wrote itself or that an adapter over it wrote and scored.
     """
     current = Preference.objects.counted().filter(project=project)
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
-        .select_related("pair__prompt", "pair__response_a", "pair__response_b")
+        .select_related("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")
         .order_by("pair_id", "pk")
     )
     stream = rows.iterator(chunk_size=CHUNK)
@@ -57,9 +58,12 @@ class _Origin:
 
 def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int, _Origin]:
     pair_ids = {preference.pair_id for preference in preferences}
-    is_reference = Q(policy__content_hash=reference_hash)
+    itself, below = Q(policy__content_hash=reference_hash), Q(policy__base__content_hash=reference_hash)
     # Those of other policies, which are most of what is stored, are not read at all.
-    kept = [Case(When(is_reference, then=name), output_field=JSONField()) for name in ("logps_a", "logps_b")]
+    kept = [
+        Case(When(itself, then=name), When(below, then=f"reference_{name}"), output_field=JSONField())
+        for name in ("logps_a", "logps_b")
+    ]
     rows = PairOrigin.objects.filter(pair_id__in=pair_ids).values_list("pair_id", "prompt_token_ids", *kept)
     return {
         pair_id: _Origin(reference_hash, prompt_token_ids, logps_a or [], logps_b or [])
@@ -68,7 +72,7 @@ def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int
 
 
 def _judgement(preference: Preference, origin: _Origin) -> Judgement:
-    pair = preference.pair
+    pair, rewrite = preference.pair, getattr(preference, "rewrite", None)
     return Judgement(
         preference_id=preference.pk,
         pair_id=pair.pk,
@@ -79,6 +83,9 @@ def _judgement(preference: Preference, origin: _Origin) -> Judgement:
         response_a=_completion(pair.response_a, origin.logps_a, origin.policy_hash),
         response_b=_completion(pair.response_b, origin.logps_b, origin.policy_hash),
         prompt_token_ids=origin.prompt_token_ids,
+        verdict=pair.adjudicated_choice,
+        p_a=pair.p_a,
+        rewrite=Completion(rewrite.response.text) if rewrite else None,
     )
 
 
@@ -90,11 +97,11 @@ def write_triples(*, project: Project, path: Path) -> TripleCounts:
     """Write the project's triples as JSONL, one a line, for people: without what only the engine reads."""
     counts = TripleCounts()
     triples = derive_triples(judgements(project), counts)
-    _write_lines(path, (json.dumps(without_engine_fields(triple), **AS_JSON) for triple in triples))
+    write_lines(path, (json.dumps(without_engine_fields(triple), **AS_JSON) for triple in triples))
     return counts
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines through a neighbouring file and a rename, so that nobody sees half of them."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -118,45 +125,60 @@ class TriplePage:
 
 def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
     """Triples of the next ``size`` judged pairs after a pair."""
-    judged = project.pairs.filter(pk__gt=after_pair_id, judgements_count__gt=0).order_by("pk")
+    judged = project.pairs.filter(pk__gt=after_pair_id, judgements_count__gt=0, is_retired=False).order_by("pk")
     pair_ids = list(judged.values_list("pk", flat=True)[:size])
     triples = list(derive_triples(judgements(project, pair_ids), TripleCounts()))
     return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
 
 
 def freeze_snapshot(
-    *, project: Project, rule: LabelRule | None = None, reference_hash: str = ""
+    *,
+    project: Project,
+    rule: LabelRule | None = None,
+    reference_hash: str = "",
+    check: Callable[[TripleCounts], None] | None = None,
 ) -> tuple[DatasetSnapshot, TripleCounts]:
     """Write the triples of now into an immutable file named by its sha256, and record the preferences behind it.
 
     The same triples give the same file, hence the same snapshot. ``rule``: how labels come of preferences.
-    ``reference_hash``: of the policy whose log-probabilities go along where its sampler kept them.
+    ``reference_hash``: of the policy whose log-probabilities go along where a sampler kept them. From the moment in
+    which they are recorded, the preferences are frozen: their authors change them no more. What ``check`` raises comes
+    before that, so that a run that is refused takes nobody's second thoughts away.
     """
     newest = Preference.objects.filter(project=project).aggregate(newest=Max("pk"))["newest"] or 0
     draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
     counts = TripleCounts()
-    triples = derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)
-    _write_lines(draft, map(as_line, triples))
-    sha256 = store.hash_file(draft)
-    draft.replace(store.snapshot_path(sha256))
-    with transaction.atomic():
-        snapshot, created = DatasetSnapshot.objects.get_or_create(
-            project=project,
-            sha256=sha256,
-            defaults={
-                "train_triples": counts.train,
-                "held_out_triples": counts.held_out,
-                "tie_triples": counts.tie_triples,
-                "ties": counts.ties,
-                "both_bad": counts.both_bad,
-                "split_votes": counts.split_votes,
-                "last_preference_id": newest,
-            },
-        )
-        if created:
-            snapshot.preferences.set(counts.preference_ids)
-        elif snapshot.last_preference_id < newest:  # the same triples; only what gives no triple has become more
-            snapshot.last_preference_id = newest
-            snapshot.ties, snapshot.both_bad, snapshot.split_votes = counts.ties, counts.both_bad, counts.split_votes
-            snapshot.save(update_fields=["last_preference_id", "ties", "both_bad", "split_votes"])
-    return snapshot, counts
+    write_lines(draft, map(as_line, derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)))
+    try:
+        if check:
+            check(counts)
+        sha256 = store.hash_file(draft)
+        draft.replace(store.snapshot_path(sha256))
+    finally:
+        draft.unlink(missing_ok=True)
+    return _record(project, sha256, counts, newest), counts
+
+
+@transaction.atomic
+def _record(project: Project, sha256: str, counts: TripleCounts, newest: int) -> DatasetSnapshot:
+    without_triple = {"ties": counts.ties, "both_bad": counts.both_bad, "split_votes": counts.split_votes}
+    snapshot, created = DatasetSnapshot.objects.get_or_create(
+        project=project,
+        sha256=sha256,
+        defaults={
+            "train_triples": counts.train,
+            "held_out_triples": counts.held_out,
+            "tie_triples": counts.tie_triples,
+            "rewrite_triples": counts.rewrites,
+            "last_preference_id": newest,
+            **without_triple,
+        },
+    )
+    if created:
+        snapshot.preferences.set(counts.preference_ids)
+    elif snapshot.last_preference_id < newest:  # the same triples; only what gives no triple has become more
+        for name, value in (without_triple | {"last_preference_id": newest}).items():
+            setattr(snapshot, name, value)
+        snapshot.save(update_fields=["last_preference_id", *without_triple])
+    freeze_preferences(counts.preference_ids)
+    return snapshot

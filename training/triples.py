@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal
@@ -13,11 +13,13 @@ from labeling.models import Choice
 from training.jobspec import Completion, Message, Split, TripleLine
 
 Ties = Literal["drop", "half"]
-Noise = Literal["none", "votes"]
-Weight = Literal["equal", "votes"]
+Noise = Literal["none", "votes", "posterior"]
+Weight = Literal["equal", "votes", "posterior"]
 TIE_NOISE = 0.5
 # A loss that divides by 1 - 2 epsilon would give a pair of 51 against 49 votes fifty times its weight.
 MOST_NOISE = 0.45
+# A posterior probability from here to there says that neither response is better.
+UNDECIDED = (0.48, 0.52)
 # Of a triple's fields those that only the engine reads; they are several times the size of the rest.
 ENGINE_FIELDS = ("prompt_token_ids",)
 ENGINE_COMPLETION_FIELDS = ("logps", "policy_hash")
@@ -28,24 +30,49 @@ AS_JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 class LabelRule:
     """How the judgements of a pair become a label.
 
+    A reviewer's verdict stands in the place of each of the pair's judgements, whatever they were: with a verdict for
+    one response the label is certain. A pair that nobody has judged gives no triple, with a verdict or without.
+
     ``ties``: a pair without a majority for one response, with a tie or a split vote among its judgements, gives no
     triple ("drop"), or one with label noise 1/2 ("half"; Mitchell 2023, a note on DPO with noisy preferences). Only on
     prompts that are trained on: a held-out pair without a better response says nothing about who finds it.
     ``noise``: a majority is certain ("none"), or wrong with the probability of the share of votes against it, a tie
     being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
+    Or it is 1 - max(p, 1 - p), at most ``MOST_NOISE``, for p the probability that A is better given all votes and what
+    is known of those who cast them, and the label is the side of p ("posterior"). A p within ``UNDECIDED`` is no
+    majority. Where no p was estimated yet the votes decide, as with "votes".
     ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
     noise, DPO's loss is then the likelihood of these judgements, each by itself, under Bradley and Terry's model, but
-    for pairs at ``MOST_NOISE``.
+    for pairs at ``MOST_NOISE``. Or a pair counts as much as its p is sure of the side ("posterior"): w = abs(2 p - 1),
+    with the fall-back of "posterior" above. At margin z = 0, where training starts, a hard label of that weight has the
+    gradient of the soft label of Mitchell's note, -(1 - epsilon) sigma(-z) + epsilon sigma(z) = -(1 - 2 epsilon) / 2
+    = -w / 2. Further on they part: the soft label has its optimum at z = log((1 - epsilon) / epsilon), and the weighted
+    hard label goes on pulling. The weights are not made to average 1: that would let each pair's depend on all others,
+    so that one more label changed every triple, and would undo the equality; a factor common to all pairs changes next
+    to nothing under Adam. With any label noise besides, the same doubt would be counted twice. A tie weighs 1.
     """
 
     ties: Ties = "drop"
     noise: Noise = "none"
     weight: Weight = "equal"
 
+    @property
+    def uses_posterior(self) -> bool:
+        return "posterior" in (self.noise, self.weight)
+
+    @property
+    def reads_ties(self) -> bool:
+        """Whether the ties beside a majority have a say in its label."""
+        return self.noise != "none" or self.uses_posterior
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """One current preference with everything its triple needs."""
+    """One counted preference with everything its triples need.
+
+    ``verdict`` is a reviewer's decision on the pair and ``p_a`` the posterior probability that A is better, where there
+    is one. ``rewrite`` is what the annotator made of the response they chose.
+    """
 
     preference_id: int
     pair_id: int
@@ -56,19 +83,28 @@ class Judgement:
     response_a: Completion
     response_b: Completion
     prompt_token_ids: list[int] = field(default_factory=list)
+    verdict: str = ""
+    p_a: float | None = None
+    rewrite: Completion | None = None
+
+    @property
+    def counts_as(self) -> str:
+        return self.verdict or self.choice
 
 
 @dataclass
 class TripleCounts:
     """What became of the judgements. What gave no triple is kept in the database all the same.
 
-    ``tie_triples`` are those of label noise 1/2, which ``train`` counts as well. ``ties`` are tie judgements behind no
-    triple, ``ties_used`` those behind one; ``split_votes`` are pairs. ``train_prompts`` are those with a majority.
+    ``tie_triples`` are those of label noise 1/2 and ``rewrites`` those of rewrites; ``train`` and ``held_out`` count
+    them as well. ``ties`` are tie judgements behind no triple, ``ties_used`` those behind one; ``split_votes`` are
+    pairs. A judgement counts as what the reviewer says of its pair. ``train_prompts`` are those with a better response.
     """
 
     train: int = 0
     held_out: int = 0
     tie_triples: int = 0
+    rewrites: int = 0
     ties: int = 0
     ties_used: int = 0
     both_bad: int = 0
@@ -85,29 +121,39 @@ class TripleCounts:
         """Triples to train on that say which response is better."""
         return self.train - self.tie_triples
 
+    def add(self, triple: TripleLine) -> None:
+        self.rewrites += triple.source == "rewrite"
+        if triple.split == "held_out":
+            self.held_out += 1
+            return
+        self.train += 1
+        if triple.label_noise < TIE_NOISE:
+            self.train_prompts.add(int(triple.prompt_id))
+
 
 def derive_triples(
     judgements: Iterable[Judgement], counts: TripleCounts, rule: LabelRule | None = None
 ) -> Iterator[TripleLine]:
-    """Yield at most one triple a pair; ``judgements`` come sorted by pair. By default ties give none."""
+    """Yield at most one triple a pair, then one for each rewrite of its responses. By default ties give none.
+
+    ``judgements`` come sorted by pair.
+    """
     rule = rule or LabelRule()
     for _, group in groupby(judgements, key=attrgetter("pair_id")):
-        triple = _triple_of(list(group), counts, rule)
-        if triple is None:
-            continue
-        counts.preference_ids.extend(triple.preference_ids)
-        if triple.split == "held_out":
-            counts.held_out += 1
-        else:
-            counts.train += 1
-            if triple.label_noise < TIE_NOISE:
-                counts.train_prompts.add(int(triple.prompt_id))
-        yield triple
+        pair = list(group)
+        triples = [*_triples_of(pair, counts, rule), *_triples_of_rewrites(pair)]
+        counts.preference_ids.extend(sorted({number for triple in triples for number in triple.preference_ids}))
+        for triple in triples:
+            counts.add(triple)
+            yield triple
 
 
 def as_line(triple: TripleLine) -> str:
     """The bytes of ``TripleLine.to_json``, which copies every token on its way and takes several times as long."""
-    return json.dumps(vars(triple) | {side: vars(getattr(triple, side)) for side in ("chosen", "rejected")}, **AS_JSON)
+    data = vars(triple) | {side: vars(getattr(triple, side)) for side in ("chosen", "rejected")}
+    if triple.source == "pair":
+        del data["source"]
+    return json.dumps(data, **AS_JSON)
 
 
 def without_engine_fields(triple: TripleLine) -> dict[str, Any]:
@@ -119,50 +165,103 @@ def without_engine_fields(triple: TripleLine) -> dict[str, Any]:
     return data
 
 
-def _triple_of(judgements: Sequence[Judgement], counts: TripleCounts, rule: LabelRule) -> TripleLine | None:
-    ties = [judgement for judgement in judgements if judgement.choice == Choice.TIE]
-    decided = [judgement for judgement in judgements if judgement.choice in (Choice.A, Choice.B)]
+@dataclass(frozen=True)
+class _Label:
+    """What the judgements of a pair come to. ``lead``: above 0 for A, below for B, 0 for neither; ``doubt``: the
+    probability that the other side is the better one."""
+
+    lead: float
+    doubt: float
+
+
+def _triples_of(judgements: Sequence[Judgement], counts: TripleCounts, rule: LabelRule) -> list[TripleLine]:
+    """The triple of the pair, or none."""
+    ties = [judgement for judgement in judgements if judgement.counts_as == Choice.TIE]
+    decided = [judgement for judgement in judgements if judgement.counts_as in (Choice.A, Choice.B)]
     counts.both_bad += len(judgements) - len(ties) - len(decided)
-    lead = sum(1 if judgement.choice == Choice.A else -1 for judgement in decided)
-    if lead:
-        behind = [*decided, *ties] if rule.noise == "votes" else decided
-        noise = _noise(len(decided), abs(lead), len(ties)) if rule.noise == "votes" else 0.0
+    label = _label(decided, ties, rule)
+    if label.lead:
+        behind = [*decided, *ties] if rule.reads_ties else decided
     elif rule.ties == "half" and not judgements[0].is_held_out:
-        behind, noise = [*decided, *ties], TIE_NOISE
+        behind = [*decided, *ties]
     else:
-        behind, noise = [], 0.0
+        behind = []
         counts.split_votes += bool(decided)
-    used = sum(judgement.choice == Choice.TIE for judgement in behind)
+    used = sum(judgement.counts_as == Choice.TIE for judgement in behind)
     counts.ties_used += used
     counts.ties += len(ties) - used
     if not behind:
-        return None
-    counts.tie_triples += not lead
-    weight = float(len(behind)) if rule.weight == "votes" else 1.0
-    return _triple(behind, noise, weight, swapped=lead < 0)
+        return []
+    counts.tie_triples += not label.lead
+    return [_triple(behind, label, rule)]
 
 
-def _noise(decided: int, lead: int, ties: int) -> float:
-    """The share of votes against the majority; always below 1/2, since the majority leads."""
+def _label(decided: Sequence[Judgement], ties: Sequence[Judgement], rule: LabelRule) -> _Label:
+    p_a = next((item.p_a for item in (*decided, *ties) if not item.verdict), None) if rule.uses_posterior else None
+    if p_a is not None:
+        low, high = UNDECIDED
+        return _Label(0.0 if low <= p_a <= high else p_a - 0.5, 1 - max(p_a, 1 - p_a))
+    lead = sum(1 if judgement.counts_as == Choice.A else -1 for judgement in decided)
+    return _Label(lead, _share_against(len(decided), abs(lead), len(ties)))
+
+
+def _share_against(decided: int, lead: int, ties: int) -> float:
+    """The share of votes against the majority, a tie being half a vote; below 1/2 wherever there is a majority."""
     against = (decided - lead) / 2 + ties / 2
-    return min(against / (decided + ties), MOST_NOISE)
+    return against / (decided + ties) if decided + ties else TIE_NOISE
 
 
-def _triple(behind: Sequence[Judgement], noise: float, weight: float, *, swapped: bool) -> TripleLine:
+def _noise(label: _Label, rule: LabelRule) -> float:
+    if not label.lead:
+        return TIE_NOISE
+    return 0.0 if rule.noise == "none" else min(label.doubt, MOST_NOISE)
+
+
+def _weight(behind: Sequence[Judgement], label: _Label, rule: LabelRule) -> float:
+    if rule.weight == "votes":
+        return float(len(behind))
+    return 1 - 2 * label.doubt if rule.weight == "posterior" and label.lead else 1.0
+
+
+def _triple(behind: Sequence[Judgement], label: _Label, rule: LabelRule) -> TripleLine:
     first = behind[0]
-    split: Split = "held_out" if first.is_held_out else "train"
     chosen, rejected = first.response_a, first.response_b
-    if swapped:
+    if label.lead < 0:
         chosen, rejected = rejected, chosen
     return TripleLine(
         pair_id=str(first.pair_id),
         prompt_id=str(first.prompt_id),
-        split=split,
+        split=_split(first),
         messages=first.messages,
         chosen=chosen,
         rejected=rejected,
         preference_ids=sorted(judgement.preference_id for judgement in behind),
-        weight=weight,
-        label_noise=noise,
+        weight=_weight(behind, label, rule),
+        label_noise=_noise(label, rule),
         prompt_token_ids=first.prompt_token_ids,
     )
+
+
+def _triples_of_rewrites(judgements: Sequence[Judgement]) -> Iterator[TripleLine]:
+    """(x, rewrite, the response that it improves): what its author says by writing it, so of weight 1 and certain.
+
+    It holds whatever became of the pair itself. The text has no tokens of a sampler's, so the other response's
+    log-probabilities, which the engine takes for both or for neither, are left out.
+    """
+    for judgement in judgements:
+        if judgement.rewrite is not None and judgement.choice in (Choice.A, Choice.B):
+            improved = judgement.response_a if judgement.choice == Choice.A else judgement.response_b
+            yield TripleLine(
+                pair_id=str(judgement.pair_id),
+                prompt_id=str(judgement.prompt_id),
+                split=_split(judgement),
+                messages=judgement.messages,
+                chosen=judgement.rewrite,
+                rejected=replace(improved, logps=[], policy_hash=""),
+                preference_ids=[judgement.preference_id],
+                source="rewrite",
+            )
+
+
+def _split(judgement: Judgement) -> Split:
+    return "held_out" if judgement.is_held_out else "train"

@@ -21,6 +21,7 @@ from training import services, store
 from training.exceptions import Rejected
 from training.forms import LoopRuleForm, PromoteForm, SampleForm, TrainForm
 from training.models import Checkpoint, CheckpointExport, Job, Promotion, SampleBatch, TrainingRun
+from training.ordering import order_report
 from training.outcome import read_outcome
 from training.preflight import look_ahead
 from training.recipe import Recipe
@@ -40,6 +41,7 @@ def overview(request: SignedInRequest, slug: str) -> HttpResponse:
         "rule": rule,
         "rule_form": LoopRuleForm(instance=rule),
         "sample_form": SampleForm(),
+        "ordering": order_report(project),
         "page": Paginator(runs, RUNS_PER_PAGE).get_page(request.GET.get("page")),
         **_sampling(project),
     }

@@ -303,6 +303,8 @@ def test_responses_equal_within_what_training_reads_are_no_pair() -> None:
         ({"top_p": 1.5}, "top_p"),
         ({"max_attempts": 0}, "max_attempts"),
         ({"rows": 0}, "rows"),
+        ({"beta": -0.1}, "beta"),
+        ({"beta": float("nan")}, "beta"),
         ({"backend": "cloud"}, "cloud"),
         ({"backend": "server", "server_model": "tiny"}, "URL"),
         ({"backend": "server", "server_model": "tiny", "server_url": "ftp://example.org/v1"}, "URL"),

@@ -182,8 +182,28 @@ def test_votes_that_change_nothing_are_told(project, sized):
     assert look_ahead(project, Recipe(), sized).note == ""
     assert "votes change nothing" in look_ahead(project, Recipe(label_noise="votes"), sized).note
     assert "votes change nothing" in look_ahead(project, Recipe(label_noise="votes", pair_weight="votes"), sized).note
-    project.judgements_per_pair = 3
+    project.calibration_percent = 15
+    assert look_ahead(project, Recipe(label_noise="votes"), sized).note == "", "some pairs are judged twice"
+    project.judgements_per_pair, project.calibration_percent = 3, 0
     assert look_ahead(project, Recipe(label_noise="votes"), sized).note == ""
+
+
+@pytest.mark.parametrize("recipe", [Recipe(label_noise="posterior"), Recipe(pair_weight="posterior")])
+def test_a_posterior_that_no_pair_has_yet_is_told(project, sized, label, recipe):
+    pair, *_ = label(2)
+    assert "No pair has a posterior probability yet" in look_ahead(project, recipe, sized).note
+    pair.p_a = 0.7
+    pair.save()
+    assert look_ahead(project, recipe, sized).note == ""
+
+
+def test_counts_by_votes_are_not_taken_for_those_by_the_posterior(project, sized, label, monkeypatch):
+    monkeypatch.setattr(preflight, "LARGE", 1)
+    pair, *_ = label(3)
+    pair.p_a = 0.5
+    pair.save()
+    assert look_ahead(project, Recipe(), sized).triples.train == 3
+    assert look_ahead(project, Recipe(label_noise="posterior"), sized).triples.train == 2
 
 
 def test_one_prompt_is_too_little_however_many_pairs_it_has(project, data_dir, label, make_prompt):

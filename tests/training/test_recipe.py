@@ -43,8 +43,11 @@ EARLIER = {
         ({"sharding": "zero"}, "no sharding “zero”"),
         ({"ties": "win"}, "no ties “win”; use drop or half"),
         ({"pair_weight": "votes"}, "would weigh a pair most on which people disagree most"),
+        ({"pair_weight": "votes", "label_noise": "posterior"}, "count each twice. Take label noise from the votes"),
+        ({"pair_weight": "posterior", "label_noise": "posterior"}, "label noise from the posterior say the same doubt"),
+        ({"pair_weight": "posterior", "label_noise": "votes"}, "label noise from the votes say the same doubt"),
         ({"label_noise": ["votes"]}, "no label noise"),
-        ({"pair_weight": "people"}, "no pair weight “people”; use equal or votes"),
+        ({"pair_weight": "people"}, "no pair weight “people”; use equal, votes or posterior"),
         ({"speed": 1}, "no field “speed”"),
         ({"beta": "high"}, "beta must be a number"),
         ({"lora_rank": True}, "lora_rank must be a number"),
@@ -69,6 +72,13 @@ def test_the_robust_loss_takes_its_noise_from_the_votes():
     assert Recipe.from_dict({"loss": "robust", "label_noise": "votes"}).label_rule == LabelRule(noise="votes")
     both = Recipe.from_dict({"pair_weight": "votes", "label_noise": "votes", "ties": "half"})
     assert both.label_rule == LabelRule("half", "votes", "votes")
+
+
+def test_the_posterior_is_taken_for_noise_or_for_weights():
+    noise = Recipe.from_dict({"label_noise": "posterior", "loss": "robust"})
+    assert noise.label_rule == LabelRule(noise="posterior")
+    assert Recipe.from_dict({"pair_weight": "posterior", "ties": "half"}).label_rule.uses_posterior
+    assert not Recipe.from_dict({"label_noise": "votes"}).label_rule.uses_posterior
 
 
 def test_the_engine_splits_a_step_freely():

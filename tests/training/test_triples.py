@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import threading
@@ -16,7 +18,16 @@ from training import services, snapshots, store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
 from training.recipe import Recipe
-from training.triples import MOST_NOISE, Judgement, LabelRule, TripleCounts, as_line, derive_triples
+from training.triples import (
+    MOST_NOISE,
+    UNDECIDED,
+    Judgement,
+    LabelRule,
+    TripleCounts,
+    as_line,
+    derive_triples,
+    without_engine_fields,
+)
 
 A, B = Completion("A", [1], "stop"), Completion("B", [2], "stop")
 
@@ -163,6 +174,175 @@ def test_swapping_the_responses_swaps_the_triple(choices):
     plain, _ = _derive(*[_judgement(n, choice) for n, choice in enumerate(choices)])
     swapped, _ = _derive(*[_judgement(n, mirror.get(choice, choice)) for n, choice in enumerate(choices)])
     assert [(t.chosen, t.rejected) for t in plain] == [(t.rejected, t.chosen) for t in swapped]
+
+
+# A reviewer's verdict
+
+
+def _with(judgements: list[Judgement], **values) -> list[Judgement]:
+    return [dataclasses.replace(judgement, **values) for judgement in judgements]
+
+
+@pytest.mark.parametrize("choices", ["b", "bba", "t", "x", "abtx"])
+@pytest.mark.parametrize("noise", ["none", "votes", "posterior"])
+def test_a_verdict_for_one_side_is_the_label_and_certain_whatever_the_votes(choices, noise):
+    judged = _with(_votes(choices), verdict="a", p_a=0.1)
+    (triple,), counts = _derive(*judged, noise=noise)
+    assert (triple.chosen, triple.rejected, triple.label_noise, triple.weight) == (A, B, 0.0, 1.0)
+    assert triple.preference_ids == counts.preference_ids == list(range(1, len(choices) + 1))
+    assert (counts.ties, counts.ties_used, counts.both_bad, counts.split_votes) == (0, 0, 0, 0)
+
+
+def test_a_verdict_weighs_as_if_everybody_had_said_so():
+    judged = _with(_votes("abb"), verdict="a", p_a=0.2)
+    assert _derive(*judged, noise="votes", weight="votes")[0][0].weight == 3
+    assert _derive(*judged, weight="posterior")[0][0].weight == 1.0
+
+
+@pytest.mark.parametrize(("verdict", "counted"), [("tie", (3, 0)), ("both_bad", (0, 3))])
+def test_a_verdict_for_neither_gives_no_triple_and_counts_as_such(verdict, counted):
+    triples, counts = _derive(*_with(_votes("aab"), verdict=verdict))
+    assert not triples
+    assert (counts.ties, counts.both_bad) == counted
+    half, _ = _derive(*_with(_votes("aab"), verdict=verdict), ties="half")
+    assert [triple.label_noise for triple in half] == ([0.5] if verdict == "tie" else [])
+
+
+# The posterior
+
+
+@pytest.mark.parametrize(
+    ("choices", "p_a", "chosen", "noise"),
+    [
+        ("a", 0.8, A, 0.2),
+        ("a", 0.3, B, 0.3),
+        ("aab", 0.53, A, MOST_NOISE),
+        ("ab", 0.1, B, 0.1),
+        ("t", 0.9, A, 0.1),
+        ("a", 1.0, A, 0.0),
+        ("bx", 0.0, B, 0.0),
+    ],
+)
+def test_with_the_posterior_its_side_is_the_label_and_its_doubt_the_noise(choices, p_a, chosen, noise):
+    (triple,), counts = _derive(*_with(_votes(choices), p_a=p_a), noise="posterior")
+    assert (triple.chosen, triple.weight) == (chosen, 1.0)
+    assert triple.label_noise == pytest.approx(noise)
+    assert triple.preference_ids == [n for n, choice in enumerate(choices, start=1) if choice != "x"]
+    assert counts.decided == 1
+    (plain,), _ = _derive(*_with(_votes("a"), p_a=p_a))
+    assert (plain.chosen, plain.label_noise) == (A, 0.0), "other rules do not look at it"
+
+
+@pytest.mark.parametrize("p_a", [*UNDECIDED, 0.5])
+@pytest.mark.parametrize("rule", [{"noise": "posterior"}, {"weight": "posterior"}])
+def test_a_posterior_near_one_half_is_no_majority(p_a, rule):
+    triples, counts = _derive(*_with(_votes("aa"), p_a=p_a), **rule)
+    assert (triples, counts.split_votes) == ([], 1)
+    (tie,), counts = _derive(*_with(_votes("aa"), p_a=p_a), **rule, ties="half")
+    assert (tie.label_noise, tie.weight, counts.tie_triples) == (0.5, 1.0, 1)
+    assert not _derive(*_with(_votes("aa", held_out=True), p_a=p_a), **rule, ties="half")[0]
+
+
+@given(st.text("abtx", max_size=9), st.sampled_from(["drop", "half"]))
+def test_without_a_posterior_the_votes_decide(choices, ties):
+    assert _derive(*_votes(choices), noise="posterior", ties=ties) == _derive(
+        *_votes(choices), noise="votes", ties=ties
+    )
+    by_votes, _ = _derive(*_votes(choices), noise="votes")
+    weighted, _ = _derive(*_votes(choices), weight="posterior")
+    for one, other in zip(by_votes, weighted, strict=True):
+        assert one.chosen == other.chosen
+        assert other.label_noise == 0.0
+        assert other.weight > 0
+        if one.label_noise < MOST_NOISE:
+            assert other.weight == pytest.approx(1 - 2 * one.label_noise)
+
+
+@given(st.floats(0, 1))
+def test_at_the_start_a_weighted_label_pulls_as_hard_as_the_soft_one(p_a):
+    """The gradients in z = 0 of both losses for A, and the same for B."""
+    judged = _with(_votes("a"), p_a=p_a)
+    gradients = []
+    for rule in ({"noise": "posterior"}, {"weight": "posterior"}):
+        triples, _ = _derive(*judged, **rule)
+        gradients.append(sum((1 if t.chosen == A else -1) * -t.weight * (1 - 2 * t.label_noise) / 2 for t in triples))
+    soft, weighted = gradients
+    if UNDECIDED[0] <= p_a <= UNDECIDED[1]:
+        assert soft == weighted == 0
+    elif max(p_a, 1 - p_a) >= 1 - MOST_NOISE:
+        assert weighted == pytest.approx(soft) == pytest.approx((1 - 2 * p_a) / 2)
+    else:
+        assert weighted == pytest.approx((1 - 2 * p_a) / 2), "the bound is the noise's alone"
+
+
+# Rewrites
+
+BETTER = Completion("A, but better")
+
+
+def _rewritten(number: int, choice: str, **values) -> Judgement:
+    return dataclasses.replace(_judgement(number, choice), rewrite=BETTER, **values)
+
+
+@pytest.mark.parametrize(("choice", "improved"), [("a", A), ("b", B)])
+def test_a_rewrite_is_better_than_what_it_improves(choice, improved):
+    triples, counts = _derive(_rewritten(1, choice))
+    pair, rewrite = triples
+    assert (pair.source, pair.chosen) == ("pair", improved)
+    assert (rewrite.source, rewrite.chosen, rewrite.rejected) == ("rewrite", BETTER, improved)
+    assert (rewrite.split, rewrite.weight, rewrite.label_noise, rewrite.preference_ids) == ("train", 1.0, 0.0, [1])
+    assert (counts.train, counts.rewrites, counts.decided, counts.preference_ids) == (2, 1, 2, [1])
+
+
+def test_a_rewrite_counts_whatever_becomes_of_its_pair():
+    triples, counts = _derive(_rewritten(1, "a"), _judgement(2, "b"))
+    assert [triple.source for triple in triples] == ["rewrite"]
+    assert (counts.split_votes, counts.train, counts.train_prompts) == (1, 1, {10})
+    overruled, _ = _derive(*_with([_rewritten(1, "a")], verdict="b", p_a=0.1), noise="posterior", ties="half")
+    assert [(triple.chosen, triple.rejected) for triple in overruled] == [(B, A), (BETTER, A)]
+    held_out, counts = _derive(_rewritten(1, "a", is_held_out=True))
+    assert [triple.split for triple in held_out] == ["held_out", "held_out"]
+    assert (counts.held_out, counts.train, counts.rewrites) == (2, 0, 1)
+
+
+def test_a_rewrite_carries_no_log_probabilities_because_its_own_are_not_known():
+    sampled = Completion("A", [1], "stop", [-0.5], "hash")
+    (pair, rewrite), _ = _derive(_rewritten(1, "a", response_a=sampled, prompt_token_ids=[4]))
+    assert (pair.chosen.logps, pair.prompt_token_ids) == ([-0.5], [4])
+    assert (rewrite.rejected, rewrite.prompt_token_ids) == (Completion("A", [1], "stop"), [])
+
+
+def test_triples_without_rewrites_keep_the_bytes_that_they_always_had():
+    """Made by the version before there were rewrites. Another hash would be another snapshot of the same labels."""
+    first = Completion("Ein é", [1, 2], "stop", [-0.5, -0.25], "hash")
+    second = Completion("B", [2], "length")
+    choices = "aba t b. x attbbb ab".replace(" ", "/").split("/")
+    judged, number = [], 0
+    for pair, said in enumerate(choices, start=1):
+        for choice in said.rstrip("."):
+            number += 1
+            chosen = {"t": "tie", "x": "both_bad"}.get(choice, choice)
+            messages = [{"role": "user", "content": "x"}]
+            judged.append(
+                Judgement(number, pair, pair * 10, chosen, said.endswith("."), messages, first, second, [9, 8])
+            )
+    for rule, expected in (
+        (LabelRule(), "d27bfe5c504efcb70f436936843233f021c1d844108fac76d575f2c7cd32dfa2"),
+        (LabelRule("half", "votes", "votes"), "bae1199355ea082fb9cdbd6e4eeea6e1134f3935fe1924f628c2e36d2fb4458e"),
+    ):
+        lines = "".join(as_line(triple) + "\n" for triple in derive_triples(judged, TripleCounts(), rule))
+        assert hashlib.sha256(lines.encode()).hexdigest() == expected
+
+
+@pytest.mark.parametrize("source", ["pair", "rewrite"])
+def test_a_line_says_its_source_where_it_is_not_the_usual_one(source):
+    (triple, _), _ = _derive(_rewritten(1, "a"))
+    triple = dataclasses.replace(triple, source=source)
+    line = json.loads(as_line(triple))
+    assert as_line(triple) == triple.to_json()
+    assert line.get("source") == (None if source == "pair" else source)
+    assert TripleLine.from_dict(line) == triple
+    assert without_engine_fields(triple)["source"] == source, "people are told either way"
 
 
 def test_a_triple_goes_to_json_and_back():

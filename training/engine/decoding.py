@@ -67,11 +67,20 @@ class Row:
 
     def add(self, token: int, logp: float, stop_ids: frozenset[int]) -> None:
         self.token_ids.append(token)
-        self.logps.append(float(f"{logp:.{SIGNIFICANT_DIGITS}g}"))
+        self.logps.append(rounded_value(logp))
         if token in stop_ids:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_new_tokens:
             self.finish_reason = "length"
+
+
+def rounded_value(logp: float) -> float:
+    return float(f"{logp:.{SIGNIFICANT_DIGITS}g}")
+
+
+def rounded(logps: torch.Tensor) -> list[float]:
+    """``logps`` (tokens,) float32 as they are written down."""
+    return list(map(rounded_value, logps.tolist()))
 
 
 @torch.inference_mode()

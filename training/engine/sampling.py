@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 import time
 import unicodedata
@@ -48,6 +49,8 @@ class Counts:
     refused: int = 0
     resampled: int = 0
     tokens: int = 0
+    scored: int = 0
+    scoring_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -87,6 +90,8 @@ def check(job: SampleJob) -> None:
         raise EngineError("bad_job", f"top_p is {job.top_p}.", "Choose a value above 0 and up to 1.")
     if min(job.max_new_tokens, job.rows, job.max_attempts) < 1:
         raise EngineError("bad_job", "max_new_tokens, rows and max_attempts must be at least 1.")
+    if not 0 <= job.beta < math.inf:
+        raise EngineError("bad_job", f"beta is {job.beta}.", "Choose a number above 0, or 0 to score no pair.")
     if job.backend not in {"local", "server"}:
         raise EngineError("bad_job", f"There is no sampling backend {job.backend!r}.", "Choose local or server.")
     if job.backend == "server":
@@ -182,7 +187,8 @@ class Sampler:
         problem = unusable(responses, self.job.max_length - len(task.prompt_ids))
         if not problem:
             self.counts.pairs += 1
-            pair = SampledPair(task.prompt_id, responses, task.attempt, prompt_token_ids=task.prompt_ids)
+            responses, margin = self.scored(task, responses)
+            pair = SampledPair(task.prompt_id, responses, task.attempt, prompt_token_ids=task.prompt_ids, margin=margin)
             self.samples.append(pair, durable=True)
             return None
         if task.attempt < self.job.max_attempts:
@@ -190,6 +196,18 @@ class Sampler:
             return dataclasses.replace(task, attempt=task.attempt + 1)
         self.refuse(task.prompt_id, task.attempt, f"{problem} in each of {task.attempt} attempts.")
         return None
+
+    def scored(self, task: Task, responses: list[SampledResponse]) -> tuple[list[SampledResponse], float | None]:
+        """The responses with what the reference says of them, and the margin between them, where there is one."""
+        started = time.monotonic()
+        scored = self.backend.score(task.prompt_ids, responses)
+        # A policy that gives no numbers is told by the sampling itself; a reference that gives none costs the order.
+        if scored is None or not math.isfinite(scored.margin):
+            return responses, None
+        self.counts.scored += 1
+        self.counts.scoring_seconds += time.monotonic() - started
+        both = zip(responses, scored.reference_logps, strict=True)
+        return [dataclasses.replace(response, reference_logps=logps) for response, logps in both], scored.margin
 
     def refuse(self, prompt_id: str, attempts: int, reason: str) -> None:
         self.counts.refused += 1
@@ -205,6 +223,8 @@ class Sampler:
             "refused": counts.refused,
             "resampled": counts.resampled,
             "from_earlier_attempts": prompts - counts.finished,
+            "scored": counts.scored,
+            "scoring_seconds": round(counts.scoring_seconds, 3),
             "tokens": counts.tokens,
             "seconds": round(seconds, 3),
             "tokens_per_s": round(counts.tokens / seconds, 1),

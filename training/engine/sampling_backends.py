@@ -21,6 +21,8 @@ from training.engine.completion_server import Completed, CompletionServer, Promp
 from training.engine.compute import Compute
 from training.engine.decoding import Decoding, Request, Row, write_responses
 from training.engine.errors import EngineError
+from training.engine.margins import Margins, Scored, updates_of
+from training.engine.scoring import add_scoring_head
 from training.jobspec import ModelRef, SampledResponse, SampleJob
 
 
@@ -44,6 +46,9 @@ class Backend(Protocol):
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
         """Yield (number of the request, its responses in the order of its seeds) as they are done."""
 
+    def score(self, prompt_ids: list[int], responses: Sequence[SampledResponse]) -> Scored | None:
+        """How sure the policy is which of two responses is better, where that can be known and was asked for."""
+
     def describe(self) -> dict[str, Any]:
         """Details for the result."""
 
@@ -63,20 +68,34 @@ class LocalPolicy:
         self.compute = compute_module.choose(job.device, job.threads)
         self.tokenizer = loading.load_tokenizer(job.model.base_dir)
         self.merged = folds_exactly(job.model, self.compute)
-        self.model = self.load(job.model)
+        self.margins: Margins | None = None
+        self.model = self.load(job.model, job.beta)
         self.context = context_length(self.model.config)
         self.stop_ids = stop_token_ids(self.tokenizer, self.model.generation_config)
         self.decoding = Decoding(job.temperature, job.top_p, frozenset(self.stop_ids), self.tokenizer.pad_token_id)
 
-    def load(self, reference: ModelRef) -> PreTrainedModel | PeftModel:
+    def load(self, reference: ModelRef, beta: float) -> PreTrainedModel | PeftModel:
         """The policy, with its adapter folded into the weights where that changes no more than rounding."""
-        if self.merged:
-            return loading.load_full_weights(reference, self.compute.dtype).eval().requires_grad_(False)
-        return loading.load_policy(reference, self.compute)
+        if reference.adapter_dir is None:
+            return loading.load_policy(reference, self.compute)
+        base = loading.load_base(reference, self.compute.dtype)
+        add_scoring_head(base)
+        beside = loading.load_adapter(base, reference.adapter_dir, trainable=False)
+        if not self.merged:
+            beside = beside.to(self.compute.device).eval().requires_grad_(False)
+            self.margins = Margins.beside(beside, self.compute, beta) if beta else None
+            return beside
+        updates = updates_of(beside) if beta else None
+        model: PreTrainedModel = beside.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
+        self.margins = Margins.folded(model, updates, self.compute, beta) if updates else None
+        return model
 
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
         for number, rows in write_responses(self.model, requests, self.decoding, self.rows):
             yield number, [self.response(row) for row in rows]
+
+    def score(self, prompt_ids: list[int], responses: Sequence[SampledResponse]) -> Scored | None:
+        return self.margins.of(prompt_ids, responses) if self.margins else None
 
     def response(self, row: Row) -> SampledResponse:
         # In bfloat16 a token read alone and the same token read within its text differ by hundredths of a nat.
@@ -145,6 +164,9 @@ class ServerPolicy:
                     yield number, answers[number]
         finally:
             done.stop()
+
+    def score(self, prompt_ids: list[int], responses: Sequence[SampledResponse]) -> None:
+        return None  # the weights are elsewhere
 
     def response(self, completed: Completed, seed: int) -> SampledResponse:
         ids = completed.token_ids
