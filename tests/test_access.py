@@ -9,6 +9,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
+from labeling.models import Preference
+
 ANYBODY, MEMBER, REVIEWER, ADMIN, OPERATOR = "anybody", "member", "reviewer", "admin", "operator"
 
 # What each role may do, in the order anonymous, stranger, annotator, reviewer, admin. 302 leads to the sign-in page.
@@ -30,6 +32,11 @@ PAGES = {
     "labeling:skip": ("post", MEMBER),
     "labeling:undo": ("post", MEMBER),
     "labeling:renew": ("post", MEMBER),
+    "labeling:reasons": ("post", MEMBER),
+    "labeling:difference": ("get", MEMBER),
+    "labeling:give-back": ("post", MEMBER),
+    "labeling:history": ("get", MEMBER),
+    "labeling:reopen": ("post", MEMBER),
     "labeling:prompts": ("get", REVIEWER),
     "labeling:guidelines": ("get", MEMBER),
     "labeling:guidelines-version": ("get", MEMBER),
@@ -143,6 +150,7 @@ def address(project, policy, label, make_prompt):
     run = request_run(project=project, recipe=Recipe())
     batch = request_samples(project=project, pairs=1)
     values = {"slug": project.slug, "number": run.number, "pk": batch.pk, "uuid": policy.uuid, "version": 1}
+    values["preference_id"] = Preference.objects.latest("pk").pk
     values["user_id"] = User.objects.create_user("nobody").pk
 
     def address(name: str) -> str:
@@ -155,6 +163,7 @@ def address(project, policy, label, make_prompt):
             ["slug"],
             ["slug", "version"],
             ["slug", "user_id"],
+            ["slug", "preference_id"],
             ["slug", "number"],
             ["slug", "pk"],
             ["slug", "uuid"],
@@ -239,7 +248,7 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
     assert set(lease.json()) == {"token", "expires_at", "prompt", "left", "right", "previous"}
 
 
-LISTS = ["training:overview", "training:checkpoints", "labeling:prompts"]
+LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "labeling:history"]
 LISTS += ["labeling:guidelines", "labeling:qualification", "labeling:settings", "api:members"]
 LISTS += [
     "api:projects",
