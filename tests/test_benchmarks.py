@@ -55,3 +55,15 @@ def test_sampling_is_measured_against_generate(tiny_model: Path) -> None:
     report = run("sampling", "--model", str(tiny_model), "--prompts", "4", "--max-new-tokens", "12")
     assert set(report["tokens_per_s"]) == {"pair_by_pair", "ours"}
     assert report["ratio"] > 0
+
+
+def test_the_label_model_is_measured_against_majority() -> None:
+    report = run("label_model", "--pairs", "300", "--annotators", "10", "--seeds", "3", "--votes", "2000")
+    rows = {(row["crowd"], row["judgements"]): row for row in report["rows"]}
+    assert {crowd for crowd, _ in rows} == {"careful", "mixed", "spam", "misread", "hard pairs"}
+    once, thrice = rows["mixed", "1"], rows["misread", "3"]
+    assert once["posterior"] == pytest.approx(once["majority"]), "one vote decides alone"
+    assert thrice["difference"] + thrice["half_width"] < 0
+    assert all(row["brier"] < row["majority_brier"] for row in rows.values())
+    assert sum(line["pairs"] for line in report["calibration"]["mixed"]) == pytest.approx(3 * 300, abs=10)
+    assert report["times"][0]["fit_s"] > 0
