@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from labeling import agreement
-from labeling.agreement import Agreement, SelfAgreement
+from labeling.agreement import Agreement, Estimate, SelfAgreement
 from labeling.posterior import Annotator, Fit
 from labeling.quality import (
     LEAST_VOTES,
@@ -74,7 +74,7 @@ def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str
         "pairs": len(np.unique(counted.votes.pair_id)),
         "shared_pairs": fitted.shared_pairs,
         "median_seconds": _median(counted.seconds),
-        "agreement": asdict(together),
+        "agreement": {name: _estimate(one) for name, one in vars(together).items()},
         "self_agreement": asdict(_sum(one.overall for one in again.values())),
         "followed_side": asdict(_sum(one.followed_side for one in again.values())),
         **_shares(counted),
@@ -90,6 +90,10 @@ def longer_won(counted: JudgementColumns) -> Share:
     compared = counted.votes.decided & (counted.a_longer != 0)
     won = (counted.votes.choice == A) == (counted.a_longer > 0)
     return wilson(int((won & compared).sum()), int(compared.sum()))
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    return asdict(estimate) | {"figures": estimate.figures}
 
 
 def _shares(counted: JudgementColumns) -> dict[str, Any]:
@@ -165,7 +169,7 @@ def _annotators(
         found[str(who)] = {
             "judgements": len(own),
             "median_seconds": _median(own.seconds),
-            "agreement": asdict(agrees),
+            "agreement": _estimate(agrees),
             "band": agreement.band(agrees, mean),
             "self_agreement": _self(again.get(who)),
             **_model(fitted.annotator(who)),
