@@ -1,4 +1,4 @@
-"""Figures with their interval, and signals as sentences, as pages show them: read from a stored report, computed no more.
+"""Figures with their interval, and signals as sentences, as pages show them. Read from a report, computed no more.
 
 Every figure says of how many judgements or pairs it is, and one that could not be computed says why.
 """
@@ -96,7 +96,7 @@ def _reason(stored: Mapping[str, Any] | None) -> str:
     template = (stored or {}).get("template")
     if not template:
         return gettext("nothing to count yet")
-    return gettext(template) % (stored or {})["figures"]
+    return str(gettext(template) % (stored or {})["figures"])
 
 
 def _on_strip(share: float | None) -> float:

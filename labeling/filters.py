@@ -21,7 +21,6 @@ from labeling.models import Choice, Pair, Preference, Project
 
 ROWS_PER_PAGE = 50
 SEARCHED, TEXTS_SEARCHED = 5_000, 2_000
-MOST_PEOPLE = 500
 Row = TypeVar("Row", bound=Model)
 NOT_RETIRED = Q(is_retired=False)
 STATES = {
@@ -64,7 +63,7 @@ class JudgementFilter(forms.Form):
     def __init__(self, project: Project, *given: Any) -> None:
         super().__init__(*given)
         people = User.objects.filter(seats__project=project).order_by("username")
-        self.fields["person"].queryset = people[:MOST_PEOPLE]  # type: ignore[attr-defined]
+        self.fields["person"].queryset = people  # type: ignore[attr-defined]
 
     def clean_person(self) -> User | None:
         person: User | None = self.cleaned_data["person"]

@@ -55,9 +55,9 @@ def csv_lines(judgements: Iterable[Preference]) -> Iterator[str]:
     for judgement in judgements:
         row = as_dict(judgement) | {"prompt": judgement.pair.prompt.last_message["content"]}
         if is_first:
-            yield writer.writerow(row)  # type: ignore[misc]
+            yield writer.writerow(row)
             is_first = False
-        yield writer.writerow(_cell(value) for value in row.values())  # type: ignore[misc]
+        yield writer.writerow(_cell(value) for value in row.values())
 
 
 def _cell(value: Any) -> Any:

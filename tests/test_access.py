@@ -30,6 +30,20 @@ PAGES = {
     "labeling:undo": ("post", MEMBER),
     "labeling:renew": ("post", MEMBER),
     "labeling:prompts": ("get", REVIEWER),
+    "labeling:review": ("get", REVIEWER),
+    "labeling:send-back": ("post", REVIEWER),
+    "labeling:judgements": ("get", REVIEWER),
+    "labeling:export-csv": ("get", REVIEWER),
+    "labeling:export-jsonl": ("get", REVIEWER),
+    "labeling:pairs": ("get", REVIEWER),
+    "labeling:pair": ("get", REVIEWER),
+    "labeling:decide": ("post", REVIEWER),
+    "labeling:gold": ("post", REVIEWER),
+    "labeling:people": ("get", REVIEWER),
+    "labeling:person": ("get", REVIEWER),
+    "labeling:dashboard": ("get", REVIEWER),
+    "labeling:me": ("get", MEMBER),
+    "labeling:look-again": ("post", MEMBER),
     "training:overview": ("get", REVIEWER),
     "training:sampling-status": ("get", REVIEWER),
     "training:sample": ("post", ADMIN),
@@ -51,6 +65,8 @@ PAGES = {
 }
 API = {
     "api:prompts": ("get", REVIEWER),
+    "api:judgements": ("get", REVIEWER),
+    "api:quality": ("get", REVIEWER),
     "api:lease": ("post", MEMBER),
     "api:preferences": ("post", MEMBER),
     "api:skips": ("post", MEMBER),
@@ -101,16 +117,20 @@ def people(annotator, reviewer, project_admin, stranger) -> list[User | None]:
 @pytest.fixture
 def address(project, policy, label, make_prompt):
     """The URL of a route with rows behind every placeholder."""
+    from labeling.models import Preference, Seat
     from training.recipe import Recipe
     from training.services import request_run, request_samples
 
     label(10)
     run = request_run(project=project, recipe=Recipe())
     batch = request_samples(project=project, pairs=1)
+    judged = Preference.objects.filter(project=project).latest("pk")
+    Seat.objects.get_or_create(project=project, annotator=judged.annotator)
     values = {"slug": project.slug, "number": run.number, "pk": batch.pk, "uuid": policy.uuid}
+    values |= {"pair_id": judged.pair_id, "preference_id": judged.pk, "user_id": judged.annotator_id}
 
     def address(name: str) -> str:
-        for keys in ([], ["slug"], ["slug", "number"], ["slug", "pk"], ["slug", "uuid"]):
+        for keys in ([], ["slug"], *(["slug", key] for key in values if key != "slug")):
             try:
                 return reverse(name, kwargs={key: values[key] for key in keys})
             except Exception:
@@ -183,7 +203,8 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
     assert set(lease.json()) == {"token", "expires_at", "prompt", "left", "right", "previous"}
 
 
-LISTS = ["training:overview", "training:checkpoints", "labeling:prompts"]
+LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "labeling:judgements", "labeling:pairs"]
+LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "api:judgements"]
 LISTS += ["api:projects", "api:prompts", "api:triples", "api:batches", "api:runs", "api:checkpoints", "api:promotions"]
 
 

@@ -13,8 +13,8 @@ from labeling.services import add_member
 OTHER = {"a": "b", "b": "a"}
 
 
-def people(project: Project, count: int) -> list[User]:
-    users = [User.objects.create_user(f"person-{number:02}") for number in range(count)]
+def people(project: Project, count: int, *, name: str = "person") -> list[User]:
+    users = [User.objects.create_user(f"{name}-{number:02}") for number in range(count)]
     for user in users:
         add_member(project=project, user=user, role="annotator")
         Seat.objects.create(project=project, annotator=user)
