@@ -34,6 +34,11 @@ STATES = {
     "decided": (_("Decided by a reviewer"), ~Q(adjudicated_choice="")),
     "retired": (_("Taken out"), Q(is_retired=True)),
 }
+# What tables and exports show of a judgement itself; of pair and person they show a field or two.
+OWN_FIELDS = (
+    *("project", "created_at", "choice", "shown_left", "is_strong", "seconds", "criteria", "reasons", "comment"),
+    *("version", "is_repeat", "guidelines_version"),
+)
 # These have an index of their own, so that nothing else is read.
 INDEXED = {"review", "gold"}
 
@@ -155,6 +160,7 @@ def pairs_search(project: Project, wanted: dict[str, Any]) -> Search[Pair]:
 def judgements_search(project: Project, wanted: dict[str, Any]) -> Search[Preference]:
     """``wanted``: what ``JudgementFilter`` has cleaned."""
     rows = Preference.objects.filter(project=project, is_current=True).select_related("annotator", "pair__prompt")
+    rows = rows.only(*OWN_FIELDS, "annotator__username", "pair__gold_choice", "pair__prompt__messages")
     if wanted.get("person"):
         rows = rows.filter(annotator=wanted["person"])
     if wanted.get("since"):
