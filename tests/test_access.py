@@ -203,6 +203,21 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
     assert set(lease.json()) == {"token", "expires_at", "prompt", "left", "right", "previous"}
 
 
+def test_reviewers_decide_without_seeing_a_model_name_either(project, policy, label, reviewer, sign_in):
+    policy.name = policy.public_name = "Zebra-7B"
+    policy.save()
+    (pair,) = label(1)
+    pair.review = "conflict"
+    pair.save()
+    client = sign_in(reviewer)
+    for url in ("review", "judgements", "judgements/export.jsonl", "pairs", f"pairs/{pair.pk}", "people", "dashboard"):
+        response = client.get(f"/p/{project.slug}/{url}" + ("" if "." in url else "/"))
+        assert response.status_code == 200, url
+        assert b"Zebra" not in (b"".join(response) if response.streaming else response.content), url
+    for url in ("judgements", "quality"):
+        assert b"Zebra" not in client.get(f"/api/v1/projects/{project.slug}/{url}/").content
+
+
 LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "labeling:judgements", "labeling:pairs"]
 LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "api:judgements"]
 LISTS += ["api:projects", "api:prompts", "api:triples", "api:batches", "api:runs", "api:checkpoints", "api:promotions"]
