@@ -17,16 +17,19 @@ from rest_framework.views import APIView
 from labeling import queue
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.desk import choice_of, side_of
-from labeling.models import Membership, Project, Prompt
+from labeling.figures import newest_report
+from labeling.models import Membership, Preference, Project, Prompt
 from labeling.project_settings import change_settings
 from labeling.serializers import (
     ImportReportSerializer,
+    JudgementSerializer,
     LeaseSerializer,
     MemberSerializer,
     NewPromptsSerializer,
     ProjectSerializer,
     ProjectSettingsSerializer,
     PromptSerializer,
+    QualitySerializer,
     SkipSerializer,
     SubmissionSerializer,
 )
@@ -108,6 +111,30 @@ class PromptList(generics.ListAPIView[Prompt]):
         new.is_valid(raise_exception=True)
         report = add_prompts(project=project, prompts=new.validated_data["prompts"])
         return Response(ImportReportSerializer(report).data, status=status.HTTP_201_CREATED)
+
+
+class JudgementList(generics.ListAPIView[Preference]):
+    """Current judgements of a project, newest first."""
+
+    serializer_class = JudgementSerializer
+    pagination_class = NewestFirst
+    queryset = Preference.objects.none()
+
+    def get_queryset(self) -> QuerySet[Preference]:
+        project = _project(self.request, self.kwargs["slug"], REVIEWERS)
+        rows = Preference.objects.filter(project=project, is_current=True)
+        return rows.select_related("annotator", "pair__prompt")
+
+
+class QualityNow(APIView):
+    """What was last measured of the judgements: agreement, biases, people. 204 before there is anything."""
+
+    @extend_schema(responses={200: QualitySerializer, 204: OpenApiResponse(description="Nothing is measured yet")})
+    def get(self, request: Request, slug: str) -> Response:
+        report = newest_report(_project(request, slug, REVIEWERS))
+        if report is None:
+            return Response(status=status.HTTP_204_NO_CONTENT)
+        return Response(QualitySerializer(report).data)
 
 
 class LeaseNext(APIView):

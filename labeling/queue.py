@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, models, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Case, Exists, OuterRef, Value, When
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext
@@ -232,6 +232,37 @@ def sweep_expired(limit: int = SWEEP_LIMIT) -> int:
     """End leases that ran out, oldest first; returns how many. Run now and then: no slot should wait for a visitor."""
     with transaction.atomic():
         return _reopen_expired(Slot.objects.all(), timezone.now(), limit)
+
+
+def retire(pair_id: int) -> int:
+    """Take a pair out: its open places close, and nobody is given it any more. Returns how many closed.
+
+    Whoever reads it may finish: a late answer is kept, and counted nowhere. Harmless to do twice.
+    """
+    with _of_pair(pair_id) as slots:
+        Pair.objects.filter(pk=pair_id).update(is_retired=True)
+        opened = [slot.pk for slot in slots if slot.state == Slot.State.OPEN]
+        return Slot.objects.filter(pk__in=opened).update(state=Slot.State.CLOSED)
+
+
+def bring_back(pair_id: int) -> int:
+    """Undo ``retire``: as many places open again as the pair still wants. Returns how many opened."""
+    with _of_pair(pair_id) as slots:
+        Pair.objects.filter(pk=pair_id).update(is_retired=False)
+        pair = Pair.objects.get(pk=pair_id)
+        planned = [slot for slot in slots if slot.kind == Slot.Kind.PLANNED]
+        coming = sum(slot.state in (Slot.State.OPEN, Slot.State.LEASED) for slot in planned)
+        closed = [slot.pk for slot in planned if slot.state == Slot.State.CLOSED]
+        wanted = max(0, pair.judgements_wanted - pair.judgements_count - coming)
+        return Slot.objects.filter(pk__in=closed[:wanted]).update(state=Slot.State.OPEN)
+
+
+@contextmanager
+def _of_pair(pair_id: int) -> Iterator[list[Slot]]:
+    """A transaction with a pair and all its slots locked, in the order of every other lock of them."""
+    with transaction.atomic():
+        Pair.objects.select_for_update(no_key=True).get(pk=pair_id)
+        yield list(Slot.objects.filter(pair_id=pair_id).select_for_update().order_by("place"))
 
 
 def open_slots_for(project: Project, annotator_id: int) -> int:
@@ -501,7 +532,10 @@ def _give_back(slot: Slot) -> None:
 
 
 def _open(slot_ids: list[int]) -> None:
-    Slot.objects.filter(pk__in=slot_ids).update(state=Slot.State.OPEN, annotator=None, lease_until=None, is_ahead=False)
+    """What a pair wants is open to everybody again; a pair that was taken out meanwhile wants nothing."""
+    retired = Exists(Pair.objects.filter(pk=OuterRef("pair_id"), is_retired=True))
+    state = Case(When(retired, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
+    Slot.objects.filter(pk__in=slot_ids).update(state=state, annotator=None, lease_until=None, is_ahead=False)
 
 
 def _close_lease(slot_ids: list[int]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from rest_framework import serializers
 
-from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE
-from labeling.models import Membership, Project, Prompt
+from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE, side_of
+from labeling.models import Membership, Preference, Project, Prompt, QualityReport
 from labeling.project_settings import SETTINGS
 from labeling.prompts import parse_prompt
 
@@ -73,6 +73,37 @@ class NewPromptsSerializer(serializers.Serializer[Any]):
 class ImportReportSerializer(serializers.Serializer[Any]):
     added = serializers.IntegerField()
     duplicates = serializers.IntegerField()
+
+
+class JudgementSerializer(serializers.ModelSerializer[Preference]):
+    """A judgement for reviewers. ``side``: where the chosen response stood."""
+
+    person = serializers.CharField(source="annotator.username")
+    side = serializers.SerializerMethodField()
+    prompt = MessageSerializer(source="pair.prompt.messages", many=True)
+
+    class Meta:
+        model = Preference
+        fields = (
+            *("id", "created_at", "person", "pair", "prompt", "choice", "side", "is_strong", "shown_left", "seconds"),
+            *("criteria", "reasons", "comment", "version", "is_repeat", "guidelines_version", "frozen_at"),
+        )
+
+    def get_side(self, judgement: Preference) -> str:
+        return side_of(judgement.choice, judgement.shown_left)
+
+
+class QualitySerializer(serializers.ModelSerializer[QualityReport]):
+    """``quality`` is as it was measured; ``annotators`` in it are by user id. Intervals are 95 %."""
+
+    quality = serializers.SerializerMethodField()
+
+    class Meta:
+        model = QualityReport
+        fields = ("day", "computed_at", "quality")
+
+    def get_quality(self, report: QualityReport) -> dict[str, Any]:
+        return {name: value for name, value in report.data.items() if name not in ("reach", "parameters")}
 
 
 class LeaseSerializer(serializers.Serializer[Any]):

@@ -1,6 +1,18 @@
 from django.urls import path
 
-from labeling.views import desk, guidelines, history, onboarding, projects, prompts, settings
+from labeling.views import (
+    dashboard,
+    desk,
+    guidelines,
+    history,
+    onboarding,
+    people,
+    projects,
+    prompts,
+    review,
+    settings,
+    tables,
+)
 
 app_name = "labeling"
 
@@ -25,6 +37,22 @@ urlpatterns = [
     path("settings/", settings.project_settings, name="settings"),
     path("settings/members/", settings.add_project_member, name="add-member"),
     path("settings/members/<int:user_id>/", settings.change_member, name="change-member"),
+    # What reviewers look at and decide
+    path("review/", review.desk, name="review"),
+    path("review/send-back/<int:preference_id>/", review.return_judgement, name="send-back"),
+    path("judgements/", tables.judgements, name="judgements"),
+    path("judgements/export.csv", tables.export, {"suffix": "csv"}, name="export-csv"),
+    path("judgements/export.jsonl", tables.export, {"suffix": "jsonl"}, name="export-jsonl"),
+    path("pairs/", tables.pairs, name="pairs"),
+    path("pairs/<int:pair_id>/", review.pair, name="pair"),
+    path("pairs/<int:pair_id>/decide/", review.decide, name="decide"),
+    path("pairs/<int:pair_id>/gold/", review.gold, name="gold"),
+    path("people/", people.people, name="people"),
+    path("people/<int:user_id>/", people.person, name="person"),
+    path("dashboard/", dashboard.dashboard, name="dashboard"),
+    # What everybody sees of themselves
+    path("me/", people.me, name="me"),
+    path("me/look-again/<int:preference_id>/", people.look_again, name="look-again"),
     # The annotate page and what its keys do
     path("annotate/", desk.annotate, name="annotate"),
     path("annotate/submit/", desk.submit_preference, name="submit"),

@@ -53,6 +53,20 @@ PAGES = {
     "labeling:settings": ("get", ADMIN),
     "labeling:add-member": ("post", ADMIN),
     "labeling:change-member": ("post", ADMIN),
+    "labeling:review": ("get", REVIEWER),
+    "labeling:send-back": ("post", REVIEWER),
+    "labeling:judgements": ("get", REVIEWER),
+    "labeling:export-csv": ("get", REVIEWER),
+    "labeling:export-jsonl": ("get", REVIEWER),
+    "labeling:pairs": ("get", REVIEWER),
+    "labeling:pair": ("get", REVIEWER),
+    "labeling:decide": ("post", REVIEWER),
+    "labeling:gold": ("post", REVIEWER),
+    "labeling:people": ("get", REVIEWER),
+    "labeling:person": ("get", REVIEWER),
+    "labeling:dashboard": ("get", REVIEWER),
+    "labeling:me": ("get", MEMBER),
+    "labeling:look-again": ("post", MEMBER),
     "training:overview": ("get", REVIEWER),
     "training:sampling-status": ("get", REVIEWER),
     "training:sample": ("post", ADMIN),
@@ -76,6 +90,8 @@ API = {
     "api:project": ("get", ADMIN),
     "api:members": ("get", ADMIN),
     "api:prompts": ("get", REVIEWER),
+    "api:judgements": ("get", REVIEWER),
+    "api:quality": ("get", REVIEWER),
     "api:lease": ("post", MEMBER),
     "api:preferences": ("post", MEMBER),
     "api:skips": ("post", MEMBER),
@@ -142,6 +158,7 @@ def people(annotator, reviewer, project_admin, stranger) -> list[User | None]:
 @pytest.fixture
 def address(project, policy, label, make_prompt):
     """The URL of a route with rows behind every placeholder."""
+    from labeling.models import Seat
     from labeling.qualification_items import ItemContent, add_items
     from training.recipe import Recipe
     from training.services import request_run, request_samples
@@ -149,25 +166,19 @@ def address(project, policy, label, make_prompt):
     label(10)
     run = request_run(project=project, recipe=Recipe())
     batch = request_samples(project=project, pairs=1)
+    judged = Preference.objects.filter(project=project).latest("pk")
+    Seat.objects.get_or_create(project=project, annotator=judged.annotator)
     values = {"slug": project.slug, "number": run.number, "pk": batch.pk, "uuid": policy.uuid, "version": 1}
-    values["preference_id"] = Preference.objects.latest("pk").pk
-    values["user_id"] = User.objects.create_user("nobody").pk
+    values |= {"pair_id": judged.pair_id, "preference_id": judged.pk, "user_id": judged.annotator_id}
 
     def address(name: str) -> str:
         if name in ("labeling:edit-item", "labeling:order-item"):
             # Not before it is asked for: while there is one, nobody is given a pair.
             content = ItemContent([{"role": "user", "content": "?"}], "1", "2", "a", "!")
             return reverse(name, args=[project.slug, add_items(project=project, contents=[content])[0].pk])
-        for keys in (
-            [],
-            ["slug"],
-            ["slug", "version"],
-            ["slug", "user_id"],
-            ["slug", "preference_id"],
-            ["slug", "number"],
-            ["slug", "pk"],
-            ["slug", "uuid"],
-        ):
+        if name == "labeling:change-member":
+            return reverse(name, args=[project.slug, User.objects.create_user("nobody").pk])
+        for keys in ([], ["slug"], *(["slug", key] for key in values if key != "slug")):
             try:
                 return reverse(name, kwargs={key: values[key] for key in keys})
             except Exception:
@@ -248,18 +259,26 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
     assert set(lease.json()) == {"token", "expires_at", "prompt", "left", "right", "previous"}
 
 
-LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "labeling:history"]
-LISTS += ["labeling:guidelines", "labeling:qualification", "labeling:settings", "api:members"]
-LISTS += [
-    "api:projects",
-    "api:prompts",
-    "api:triples",
-    "api:demonstrations",
-    "api:batches",
-    "api:runs",
-    "api:checkpoints",
-    "api:promotions",
-]
+def test_reviewers_decide_without_seeing_a_model_name_either(project, policy, label, reviewer, sign_in):
+    policy.name = policy.public_name = "Zebra-7B"
+    policy.save()
+    (pair,) = label(1)
+    pair.review = "conflict"
+    pair.save()
+    client = sign_in(reviewer)
+    for url in ("review", "judgements", "judgements/export.jsonl", "pairs", f"pairs/{pair.pk}", "people", "dashboard"):
+        response = client.get(f"/p/{project.slug}/{url}" + ("" if "." in url else "/"))
+        assert response.status_code == 200, url
+        assert b"Zebra" not in (b"".join(response) if response.streaming else response.content), url
+    for url in ("judgements", "quality"):
+        assert b"Zebra" not in client.get(f"/api/v1/projects/{project.slug}/{url}/").content
+
+
+LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "labeling:judgements", "labeling:pairs"]
+LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:history", "labeling:guidelines"]
+LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
+LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
+LISTS += ["api:promotions"]
 
 
 @pytest.fixture

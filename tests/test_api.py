@@ -190,3 +190,25 @@ def test_nonsense_is_never_a_server_error(project, policy, project_admin, method
     data = {} if body is None else {"data": body, "content_type": "application/json"}
     response = getattr(client, method)(f"/api/v1/projects/{project.slug}/{path}", **data)
     assert response.status_code in (200, 400, 404, 409)
+
+
+def test_reviewers_read_judgements_and_their_quality(project, reviewer, api):
+    from labeling.measure import measure_all
+    from tests.labeling import crowd
+
+    call = api(reviewer)
+    assert call("get", f"{project.slug}/quality/").status_code == 204
+    crowd.judge(project, crowd.people(project, 4), 60)
+    measure_all()
+    quality = call("get", f"{project.slug}/quality/").json()
+    assert quality["quality"]["judgements"] == 120
+    assert {"agreement", "left", "annotators", "arms"} <= set(quality["quality"])
+    assert not {"parameters", "reach"} & set(quality["quality"])
+    first = call("get", f"{project.slug}/judgements/").json()
+    assert len(first["results"]) == 100
+    newest = Preference.objects.latest("pk")
+    assert first["results"][0]["id"] == newest.pk
+    assert first["results"][0]["person"] == newest.annotator.username
+    assert first["results"][0]["side"] == ("left" if newest.choice == newest.shown_left else "right")
+    rest = call("get", first["next"].split("/projects/")[1]).json()
+    assert len(rest["results"]) == 20

@@ -17,7 +17,7 @@ LOAD_EVERYTHING = """
 import sys
 import django
 django.setup()
-import config.urls, config.celery, config.wsgi, config.tasks, training.tasks
+import config.urls, config.celery, config.wsgi, config.tasks, labeling.tasks, training.tasks
 from django.core.management import get_commands, load_command_class
 from django.urls import get_resolver
 get_resolver().reverse_dict
@@ -31,6 +31,12 @@ assert not heavy, heavy
 
 def test_web_and_workers_never_load_torch(environment):
     subprocess.run([sys.executable, "-c", LOAD_EVERYTHING], cwd=ROOT, env=environment, check=True)
+
+
+def test_the_web_loads_no_numpy_either_and_nothing_but_a_task_reaches_it(environment):
+    code = LOAD_EVERYTHING.replace('"torch", ', '"numpy", "torch", ') + "import labeling.measure\n"
+    code += "assert 'numpy' in sys.modules, 'what is looked for is there to be found'"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
 
 def test_the_engine_never_loads_django(environment):

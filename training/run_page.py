@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from labeling.charts import Chart, Series, line_chart
 from labeling.models import Prompt
-from training.charts import Chart, Series, line_chart
 from training.jobspec import PairScore, StepMetrics
 from training.models import Job, TrainingRun
 from training.outcome import Outcome, facts, read_outcome

@@ -66,6 +66,12 @@ def percent(share: float | None, places: int = 0) -> str:
 
 
 @register.filter
+def count(number: float) -> str:
+    """``12345.6`` as ``12,346``."""
+    return f"{number:,.0f}"
+
+
+@register.filter
 def of_ten(count: int) -> int:
     """How far the current ten has come: 1 to 10, and 0 only before the first."""
     return (count - 1) % 10 + 1 if count > 0 else 0

@@ -1,14 +1,15 @@
-"""Line charts as numbers for an inline SVG: scaled points, ticks, labels at the line's end. Pure."""
+"""Charts as numbers for an inline SVG: scaled points or bars, ticks, labels at the line's end. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 88, 12, 26
 MIN_LABEL_GAP = 14
+BAR_RIGHT, BAR_GAP, MOST_LABELS = 8, 0.25, 8
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,70 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_max: float, x_name: str = "step") -> Chart | None:
-    """Scale the series into the chart's box; ``None`` without a finite point."""
+@dataclass(frozen=True)
+class Bar:
+    """One bar with its value for the pointer and for screen readers."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    title: str
+
+
+@dataclass(frozen=True)
+class BarChart:
+    title: str
+    summary: str
+    bars: list[Bar]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - BAR_RIGHT
+    bottom: int = HEIGHT - BOTTOM
+
+
+def bar_chart(title: str, bars: Sequence[tuple[str, float]], *, summary: str = "") -> BarChart | None:
+    """One bar for each (label, value) with values from 0 on; ``None`` where all of them are 0."""
+    highest = max((value for _, value in bars), default=0)
+    if highest <= 0:
+        return None
+    ticks = nice_ticks(0, highest, whole=True)
+    room = (WIDTH - LEFT - BAR_RIGHT) / len(bars)
+    scale = (HEIGHT - TOP - BOTTOM) / ticks[-1]
+    drawn = [
+        Bar(
+            x=round(LEFT + room * place + room * BAR_GAP / 2, 1),
+            y=round(HEIGHT - BOTTOM - value * scale, 1),
+            width=round(room * (1 - BAR_GAP), 1),
+            height=round(value * scale, 1),
+            title=f"{label}: {value:g}",
+        )
+        for place, (label, value) in enumerate(bars)
+    ]
+    every = math.ceil(len(bars) / MOST_LABELS)
+    named = [place for place in range(len(bars)) if (len(bars) - 1 - place) % every == 0]
+    return BarChart(
+        title=title,
+        summary=summary or title,
+        bars=drawn,
+        x_ticks=[Tick(round(drawn[place].x + drawn[place].width / 2, 1), bars[place][0]) for place in named],
+        y_ticks=[Tick(round(HEIGHT - BOTTOM - y * scale, 1), f"{y:.6g}") for y in ticks],
+    )
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_max: float,
+    x_name: str = "step",
+    x_label: Callable[[float], str] = "{:g}".format,
+) -> Chart | None:
+    """Scale the series into the chart's box; ``None`` without a finite point. ``x_label`` writes a value of x."""
     finite = [Series(s.label, s.role, [p for p in s.points if math.isfinite(p[1])]) for s in series]
     values = [y for one in finite for _, y in one.points]
     if not values:
@@ -80,15 +143,15 @@ def line_chart(title: str, series: Sequence[Series], *, x_max: float, x_name: st
     for one in finite:
         if not one.points:
             continue
-        dots = [Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x:g}: {y:.4g}") for x, y in one.points]
+        dots = [Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x_label(x)}: {y:.4g}") for x, y in one.points]
         path = "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots)
         lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4))
     summary = "; ".join(f"{one.label} {one.points[-1][1]:.4g}" for one in finite if one.points)
     return Chart(
         title=title,
-        summary=f"{title} at {x_name} {max(s.points[-1][0] for s in finite if s.points):g}: {summary}",
+        summary=f"{title} at {x_name} {x_label(max(s.points[-1][0] for s in finite if s.points))}: {summary}",
         lines=_spread(lines),
-        x_ticks=[Tick(x_of(x), f"{x:g}") for x in nice_ticks(0, x_max, whole=True) if x <= x_max],
+        x_ticks=[Tick(x_of(x), x_label(x)) for x in nice_ticks(0, x_max, whole=True) if x <= x_max],
         y_ticks=[Tick(y_of(y), f"{y:.6g}".replace("-", "\u2212")) for y in ticks],
         zero_y=y_of(0) if low < 0 < high else None,
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Series, line_chart, nice_ticks
+from labeling.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Series, bar_chart, line_chart, nice_ticks
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -44,3 +44,34 @@ def test_labels_at_the_end_of_close_lines_do_not_cover_each_other():
 @pytest.mark.parametrize("values", [[], [math.nan], [math.inf, math.nan]])
 def test_without_a_finite_value_there_is_no_chart(values):
     assert line_chart("Loss", [Series("loss", "main", [(1.0, value) for value in values])], x_max=1) is None
+
+
+def test_days_name_the_points_and_the_ticks():
+    days = ["1 Nov", "2 Nov", "3 Nov"]
+    points = [(0.0, 60.0), (1.0, 61.0), (2.0, 64.0)]
+    chart = line_chart(
+        "Agreement", [Series("equal", "main", points)], x_max=2, x_name="on", x_label=lambda x: days[int(x)]
+    )
+    assert chart is not None
+    assert chart.lines[0].dots[1].title == "equal, on 2 Nov: 61"
+    assert [tick.label for tick in chart.x_ticks] == days
+    assert "on 3 Nov" in chart.summary
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=80).filter(any))
+def test_bars_stand_on_the_line_as_high_as_their_value_and_few_are_named(values):
+    chart = bar_chart("Labels", [(str(place), value) for place, value in enumerate(values)])
+    assert chart is not None
+    for bar, value in zip(chart.bars, values, strict=True):
+        assert bar.y + bar.height == pytest.approx(HEIGHT - BOTTOM, abs=0.2)
+        assert bar.y >= TOP - 0.2
+        assert bar.x >= LEFT
+        assert bar.x + bar.width <= WIDTH
+        assert (bar.height == 0) == (value == 0) or value / max(values) < 0.001
+    assert len(chart.x_ticks) <= 9
+    assert chart.x_ticks[-1].label == str(len(values) - 1), "the newest is always named"
+
+
+@pytest.mark.parametrize("bars", [[], [("1 Nov", 0), ("2 Nov", 0)]])
+def test_without_a_bar_there_is_no_chart(bars):
+    assert bar_chart("Labels", bars) is None

@@ -1,0 +1,177 @@
+"""Reads judgements and pairs from the database as columns, in a stream. For background tasks only (numpy)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from django.db.models import F, Q, QuerySet, Value
+from django.db.models.functions import Length, Replace
+
+from labeling.models import Choice, Pair, Preference, Project
+from labeling.posterior import Adjudication, Posterior
+from labeling.quality import wilson
+from labeling.quality_report import NOT_GOLD, JudgementColumns
+from labeling.votes import CHOICES, Bools, Floats, Ints, VoteColumns
+
+CHUNK = 5000
+CODES = {choice: code for code, choice in enumerate(CHOICES)} | {"": NOT_GOLD}
+VOTE_FIELDS = ("pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds")
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class PairColumns:
+    """Pairs, sorted by id, with what a measurement asks of them.
+
+    ``gold`` and ``decided``: places in ``CHOICES`` or ``NOT_GOLD``. ``p_a`` and ``new_p_a``: nan where there is none.
+    """
+
+    pair_id: Ints
+    is_control: Bools
+    is_retired: Bools
+    gold: Ints
+    decided: Ints
+    p_a: Floats
+    new_p_a: Floats
+    a_longer: Ints
+    words: Ints
+
+    @property
+    def decisions(self) -> list[Adjudication]:
+        """What reviewers decided of pairs that are not retired."""
+        which = (self.decided != NOT_GOLD) & ~self.is_retired
+        rows = zip(self.pair_id[which].tolist(), self.decided[which].tolist(), strict=True)
+        return [Adjudication(pair_id, CHOICES[choice]) for pair_id, choice in rows]
+
+    def with_p(self, found: Posterior) -> PairColumns:
+        """The probabilities of ``found``; none for a pair that is not in it."""
+        new = np.full(len(self.pair_id), np.nan)
+        places, is_known = find(found.pair_ids, self.pair_id)
+        new[is_known] = found.p[places[is_known]]
+        return replace(self, new_p_a=new)
+
+    def moved_by(self, least: float) -> list[tuple[int, float | None]]:
+        """Id and new probability of pairs where it moved by more than ``least``, came or went."""
+        is_gone, was_none = np.isnan(self.new_p_a), np.isnan(self.p_a)
+        distance = np.abs(np.nan_to_num(self.new_p_a) - np.nan_to_num(self.p_a))
+        moved = (is_gone != was_none) | (distance > least)
+        rows = zip(self.pair_id[moved].tolist(), self.new_p_a[moved].tolist(), is_gone[moved].tolist(), strict=True)
+        return [(pair_id, None if gone else p) for pair_id, p, gone in rows]
+
+
+def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
+    """The project's current judgements in the order they came, without those of retired pairs; and every pair that has
+    a judgement, a decision or a probability.
+    """
+    votes, is_repeat, seconds = _votes(Preference.objects.filter(project=project, is_current=True).order_by("pk"))
+    touched = Q(judgements_count__gt=0) | Q(p_a__isnull=False) | ~Q(adjudicated_choice="")
+    pairs = _pairs(Pair.objects.filter(touched, project=project).order_by("pk"))
+    places, is_known = find(pairs.pair_id, votes.pair_id)
+    kept = is_known & ~pairs.is_retired[places] if len(pairs.pair_id) else is_known
+    place = places[kept]
+    judgements = JudgementColumns(
+        votes=votes.take(kept),
+        is_repeat=is_repeat[kept],
+        seconds=seconds[kept],
+        gold=pairs.gold[place],
+        is_control=pairs.is_control[place],
+        a_longer=pairs.a_longer[place],
+        words=pairs.words[place],
+    )
+    return judgements, pairs
+
+
+def load_of(pair_ids: Sequence[int]) -> tuple[VoteColumns, PairColumns]:
+    """Everything that counts of a few pairs."""
+    votes, _, _ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
+    return votes, _pairs(Pair.objects.filter(pk__in=pair_ids).order_by("pk"))
+
+
+def load_criteria(project: Project) -> list[dict[str, Any]]:
+    """Of each criterion of the project its ties, and how often it went with the choice where both were decided."""
+    if not project.criteria:
+        return []
+    said: Counter[tuple[str, str]] = Counter()
+    rows = Preference.objects.counted().filter(project=project).exclude(criteria={})
+    for choice, criteria in rows.values_list("choice", "criteria").iterator(chunk_size=CHUNK):
+        said.update((name, _relation(choice, own)) for name, own in criteria.items())
+    return [_criterion(name, said) for name in project.criteria]
+
+
+def _criterion(name: str, said: Counter[tuple[str, str]]) -> dict[str, Any]:
+    with_it, against, ties = (said[name, relation] for relation in ("with", "against", "tie"))
+    judged = with_it + against + ties + said[name, "undecided"]
+    return {
+        "name": name,
+        "judged": judged,
+        "agrees": asdict(wilson(with_it, with_it + against)),
+        "ties": asdict(wilson(ties, judged)),
+    }
+
+
+def _relation(choice: str, own: str) -> str:
+    if own == Choice.TIE:
+        return "tie"
+    if choice not in (Choice.A, Choice.B):
+        return "undecided"
+    return "with" if own == choice else "against"
+
+
+def find(known: Ints, wanted: Ints) -> tuple[Ints, Bools]:
+    """Of each wanted id its place among the sorted known ones, and whether it is one of them."""
+    if not len(known):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return places, known[places] == wanted
+
+
+def _votes(rows: QuerySet[Preference]) -> tuple[VoteColumns, Bools, Floats]:
+    pair, annotator, choice, left, strong, repeat, seconds = _columns(
+        rows.values_list(*VOTE_FIELDS).iterator(chunk_size=CHUNK),
+        (np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64),
+    )
+    return VoteColumns(pair, annotator, choice, left, strong), repeat, seconds
+
+
+def _pairs(rows: QuerySet[Pair]) -> PairColumns:
+    """Lengths are counted by the database: the texts themselves stay there."""
+    lengths = {
+        "a_longer": Length("response_a__text") - Length("response_b__text"),
+        "words": _words("response_a__text") + _words("response_b__text"),
+    }
+    fields = ("pk", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a", "a_longer", "words")
+    pk, control, retired, gold, decided, p_a, a_longer, words = _columns(
+        rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
+        (np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.int64, np.int64),
+    )
+    return PairColumns(pk, control, retired, gold, decided, p_a, np.full(len(pk), np.nan), a_longer, words)
+
+
+def _words(field: str) -> Any:
+    """Spaces and one: close enough for a bound on reading time, and too few rather than too many."""
+    return Length(F(field)) - Length(Replace(F(field), Value(" "))) + 1
+
+
+def _code(values: Sequence[str]) -> Ints:
+    return np.fromiter((CODES[value] for value in values), np.int64, len(values))
+
+
+def _is_a(values: Sequence[str]) -> Bools:
+    return np.fromiter((value == "a" for value in values), np.bool_, len(values))
+
+
+def _columns(rows: Iterator[Row], kinds: Sequence[Any]) -> list[Any]:
+    """A column of each kind: a numpy type, or a function of the values. Python holds one chunk of rows at a time."""
+    parts: list[list[Any]] = [[_column(kind, ()) for kind in kinds]]
+    while chunk := list(islice(rows, CHUNK)):
+        parts.append([_column(kind, values) for kind, values in zip(kinds, zip(*chunk, strict=True), strict=True)])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _column(kind: Any, values: Sequence[Any]) -> Any:
+    return np.array(values, dtype=kind) if isinstance(kind, type) else kind(values)

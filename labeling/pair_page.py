@@ -1,0 +1,77 @@
+"""Everything about one pair as reviewers see it: texts, judgements and their versions, skips, decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Count
+from django.shortcuts import get_object_or_404
+
+from labeling.desk import side_of
+from labeling.models import Adjudication, Pair, Preference, Project, Response, SentBack, Skip, Slot
+from labeling.rendering import render_text
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One judgement with the side it went to as shown, and whether its author was asked to look again."""
+
+    preference: Preference
+    side: str
+    sent_back: SentBack | None
+
+    @property
+    def may_go_back(self) -> bool:
+        one = self.preference
+        return one.is_current and not one.is_repeat and one.frozen_at is None and self.sent_back is None
+
+
+@dataclass(frozen=True)
+class PairPage:
+    """``earlier``: judgements that count no more: older versions and withdrawn ones."""
+
+    pair: Pair
+    earlier_turns: list[dict[str, Any]]
+    last_turn: dict[str, Any]
+    response_a: dict[str, Any]
+    response_b: dict[str, Any]
+    judgements: list[Judged]
+    earlier: list[Judged]
+    skips: list[Skip]
+    decisions: list[Adjudication]
+    places: dict[str, int]
+
+
+def pair_or_404(project: Project, pair_id: int) -> Pair:
+    pairs = Pair.objects.select_related("prompt", "response_a", "response_b")
+    return get_object_or_404(pairs, project=project, pk=pair_id)
+
+
+def read_pair(pair: Pair) -> PairPage:
+    judged = _judgements(pair)
+    turns = [{"role": message["role"], "html": render_text(message["content"])} for message in pair.prompt.messages]
+    places = Slot.objects.filter(pair=pair).values_list("state").annotate(count=Count("*")).order_by()
+    return PairPage(
+        pair=pair,
+        earlier_turns=turns[:-1],
+        last_turn=turns[-1],
+        response_a=_response(pair.response_a),
+        response_b=_response(pair.response_b),
+        judgements=[one for one in judged if one.preference.is_current],
+        earlier=[one for one in judged if not one.preference.is_current],
+        skips=list(Skip.objects.filter(pair=pair).select_related("annotator").order_by("pk")),
+        decisions=list(Adjudication.objects.filter(pair=pair).select_related("reviewer")),
+        places=dict(places),
+    )
+
+
+def _judgements(pair: Pair) -> list[Judged]:
+    preferences = list(Preference.objects.filter(pair=pair).select_related("annotator").order_by("pk"))
+    waiting = SentBack.objects.filter(preference__pair=pair, settled_at=None).select_related("reviewer")
+    by_judgement = {back.preference_id: back for back in waiting}
+    return [Judged(one, side_of(one.choice, one.shown_left), by_judgement.get(one.pk)) for one in preferences]
+
+
+def _response(response: Response) -> dict[str, Any]:
+    return {"html": render_text(response.text), "cut": response.finish_reason == "length"}

@@ -1,0 +1,88 @@
+"""What reviewers decide: what a pair counts as, which judgement its author looks at again, which answers are known."""
+
+from __future__ import annotations
+
+from django.contrib.auth.models import User
+from django.db import transaction
+
+from labeling import queue
+from labeling.exceptions import Frozen, LabelingError
+from labeling.models import Adjudication, Choice, Pair, Preference, SentBack
+
+MAX_NOTE_CHARACTERS = 2_000
+Verdict = Adjudication.Verdict
+
+
+@transaction.atomic
+def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> Adjudication:
+    """Write a decision down and let the pair count as it says; the newest decision holds.
+
+    A choice becomes what the pair counts as. ``retire`` takes the pair out; judgements that are still on their way are
+    kept. ``leave`` ends the review, and brings back a pair that was taken out. Raises ``LabelingError`` for a verdict
+    that there is not, and for a choice on a pair that was taken out.
+    """
+    if verdict not in Verdict.values:
+        raise LabelingError(f"“{verdict[:40]}” is not a verdict; use one of {', '.join(Verdict.values)}.")
+    note = _checked_note(note)
+    locked = Pair.objects.select_for_update(no_key=True).get(pk=pair.pk)
+    if locked.is_retired and verdict in Choice.values:
+        raise LabelingError("This pair was taken out. Bring it back first, then decide.")
+    if verdict in Choice.values:
+        locked.adjudicated_choice = verdict
+    elif verdict == Verdict.RETIRE:
+        queue.retire(pair.pk)
+    elif locked.is_retired:
+        queue.bring_back(pair.pk)
+    locked.review = ""
+    locked.save(update_fields=["adjudicated_choice", "review"])
+    return Adjudication.objects.create(pair=locked, reviewer=reviewer, verdict=verdict, note=note)
+
+
+@transaction.atomic
+def send_back(*, preference: Preference, reviewer: User, note: str) -> SentBack:
+    """Ask the author of a judgement to look at it again; their next version settles it.
+
+    Raises ``LabelingError`` where there is nothing to look at again, ``Frozen`` where a dataset has used it.
+    """
+    note = _checked_note(note)
+    if not note:
+        raise LabelingError("Write a note: its author sees the pair again and your reason, nothing else.")
+    # The author may be answering at this moment; the queue locks the pair as well.
+    pair = Pair.objects.select_for_update(no_key=True).get(pk=preference.pair_id)
+    current = Preference.objects.select_for_update(of=("self",)).get(pk=preference.pk)
+    _check_can_go_back(current, pair)
+    if SentBack.objects.filter(preference=current, settled_at=None).exists():
+        raise LabelingError("This judgement was sent back already, and its author has not looked at it yet.")
+    return SentBack.objects.create(preference=current, reviewer=reviewer, note=note)
+
+
+def make_gold(*, pair: Pair, choice: str) -> None:
+    """Serve a pair to everybody now and then as one whose answer is known. Annotators cannot tell it from others."""
+    if choice not in Choice.values:
+        raise LabelingError(f"“{choice[:40]}” is not a choice; use one of {', '.join(Choice.values)}.")
+    changed = Pair.objects.filter(pk=pair.pk, is_retired=False).update(gold_choice=choice)
+    if not changed:
+        raise LabelingError("This pair was taken out, so it is served to nobody. Bring it back first.")
+
+
+def end_gold(*, pair: Pair) -> None:
+    """Serve it as any other pair. What was answered while it was gold stays a judgement like the others."""
+    Pair.objects.filter(pk=pair.pk).update(gold_choice="")
+
+
+def _check_can_go_back(preference: Preference, pair: Pair) -> None:
+    if not preference.is_current:
+        raise LabelingError("Its author has changed or withdrawn this judgement. Reload the page to see the newest.")
+    if preference.frozen_at:
+        raise Frozen("A dataset has used this judgement, so it stays as it is. Decide on the pair instead.")
+    if preference.is_repeat:
+        raise LabelingError("This is a second look. It measures how steady somebody is, so nobody corrects it.")
+    if pair.is_retired:
+        raise LabelingError("This pair was taken out, so there is nothing to look at again.")
+
+
+def _checked_note(note: str) -> str:
+    note = note.strip()
+    if len(note) > MAX_NOTE_CHARACTERS:
+        raise LabelingError(f"The note has {len(note):,} characters; at most {MAX_NOTE_CHARACTERS:,} are kept.")
+    return note

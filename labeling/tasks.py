@@ -1,0 +1,10 @@
+"""Celery's view of labeling: what runs now and then. No task holds logic or state."""
+
+from celery import shared_task
+
+
+@shared_task
+def measure_quality() -> None:
+    from labeling.measure import measure_all  # with numpy, which no other process needs
+
+    measure_all()

@@ -1,0 +1,145 @@
+"""What is known of each annotator, for reviewers; and of oneself, for everybody. Nobody is ranked by volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import User
+from django.core.paginator import Paginator
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_POST
+
+from labeling import queue
+from labeling.access import REVIEWERS, SignedInRequest, project_or_404
+from labeling.charts import bar_chart
+from labeling.exceptions import LabelingError
+from labeling.figures import BANDS, SIDES, Figure, Note, figure, newest_report, notes
+from labeling.models import Preference, Project, Seat, SentBack
+from labeling.progress import labels_per_day, since_first
+from labeling.views.projects import project_context
+
+PEOPLE_PER_PAGE = 50
+SENT_BACK_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class PersonFigures:
+    """One person's part of a report."""
+
+    judgements: int
+    median_seconds: float | None
+    reliability: Figure
+    agreement: Figure
+    band: str
+    left: Figure
+    left_word: str
+    ties: Figure
+    gold: Figure
+    self_agreement: Figure
+    followed_side: Figure
+    notes: list[Note]
+
+
+def person_figures(stored: dict[str, Any] | None) -> PersonFigures:
+    own = stored or {}
+    again = own.get("self_agreement") or {}
+    return PersonFigures(
+        judgements=own.get("judgements", 0),
+        median_seconds=own.get("median_seconds"),
+        reliability=figure(own.get("reliability")),
+        agreement=figure(own.get("agreement")),
+        band=str(BANDS[own.get("band", "too few")]),
+        left=figure(own.get("left")),
+        left_word=str(SIDES[own.get("left_verdict", "too few")]),
+        ties=figure(own.get("ties")),
+        gold=figure(own.get("gold")),
+        self_agreement=figure(again.get("overall")),
+        followed_side=figure(again.get("followed_side")),
+        notes=notes(own.get("signals", [])),
+    )
+
+
+@require_GET
+@login_required
+def people(request: SignedInRequest, slug: str) -> HttpResponse:
+    project = project_or_404(request.user, slug, REVIEWERS)
+    seats = Seat.objects.filter(project=project).select_related("annotator").order_by("annotator__username")
+    page = Paginator(seats, PEOPLE_PER_PAGE).get_page(request.GET.get("page"))
+    report = newest_report(project)
+    stored = report.data.get("annotators", {}) if report else {}
+    rows = [(seat.annotator, person_figures(stored.get(str(seat.annotator_id)))) for seat in page]
+    context = project_context(request, project) | {"page": page, "rows": rows, "report": report}
+    return render(request, "labeling/people.html", context)
+
+
+@require_GET
+@login_required
+def person(request: SignedInRequest, slug: str, user_id: int) -> HttpResponse:
+    project = project_or_404(request.user, slug, REVIEWERS)
+    seat = get_object_or_404(Seat.objects.select_related("annotator"), project=project, annotator=user_id)
+    report = newest_report(project)
+    stored = report.data.get("annotators", {}).get(str(user_id)) if report else None
+    context = project_context(request, project) | {
+        "annotator": seat.annotator,
+        "figures": person_figures(stored),
+        "report": report,
+        "chart": _days_chart(Preference.objects.filter(project=project, annotator=seat.annotator)),
+        "sent_back": _sent_back(project, seat.annotator),
+    }
+    return render(request, "labeling/person.html", context)
+
+
+def _days_chart(judgements: Any) -> Any:
+    bars = [(f"{day:%-d %b}", number) for day, number in since_first(labels_per_day(judgements))]
+    total = sum(number for _label, number in bars)
+    title = _("Judgements a day")
+    return bar_chart(title, bars, summary=f"{title}: {total}")
+
+
+@require_GET
+@login_required
+def me(request: SignedInRequest, slug: str) -> HttpResponse:
+    """One's own figures and what was sent back. No number of anybody else."""
+    project = project_or_404(request.user, slug)
+    report = newest_report(project)
+    stored = report.data.get("annotators", {}).get(str(request.user.pk)) if report else None
+    midnight = timezone.localtime().replace(hour=0, minute=0, second=0, microsecond=0)
+    today = Preference.objects.filter(
+        project=project, annotator=request.user, created_at__gte=midnight, is_current=True
+    ).values_list("seconds", flat=True)
+    seconds = list(today[:5000])
+    context = project_context(request, project) | {
+        "today": len(seconds),
+        "seconds_today": median(seconds) if seconds else None,
+        "figures": person_figures(stored),
+        "report": report,
+        "sent_back": _sent_back(project, request.user),
+    }
+    return render(request, "labeling/me.html", context)
+
+
+def _sent_back(project: Project, user: User) -> list[SentBack]:
+    waiting = SentBack.objects.filter(
+        preference__annotator=user, preference__project=project, preference__is_current=True, settled_at=None
+    )
+    return list(waiting.select_related("reviewer", "preference__pair__prompt").order_by("pk")[:SENT_BACK_SHOWN])
+
+
+@require_POST
+@login_required
+def look_again(request: SignedInRequest, slug: str, preference_id: int) -> HttpResponse:
+    """Put a judgement of one's own on the desk again, with its answer."""
+    project = project_or_404(request.user, slug)
+    try:
+        queue.reopen(project, request.user.pk, preference_id)
+    except LabelingError as error:
+        messages.error(request, str(error))
+        return redirect("labeling:me", slug=slug)
+    return redirect("labeling:annotate", slug=slug)

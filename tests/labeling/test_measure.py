@@ -1,0 +1,248 @@
+"""The background job: what it finds, what it writes, and when it reads everything again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from labeling import measure
+from labeling.measure import measure_all
+from labeling.models import Pair, Preference, QualityReport, Seat
+from labeling.review import adjudicate
+from labeling.services import create_project
+from labeling.tasks import measure_quality
+from tests.labeling import crowd
+
+
+@pytest.fixture
+def users(project):
+    return crowd.people(project, 4)
+
+
+@pytest.fixture
+def count_everything(monkeypatch):
+    """How often everything was measured."""
+    calls = []
+    whole = measure._measure_everything
+    monkeypatch.setattr(measure, "_measure_everything", lambda *given: calls.append(given) or whole(*given))
+    return calls
+
+
+def _report(project) -> QualityReport:
+    return QualityReport.objects.get(project=project)
+
+
+def test_the_task_writes_probabilities_seats_and_todays_report(project, users):
+    pairs = crowd.judge(project, users, 60)
+    measure_quality()
+    report = _report(project)
+    assert report.day == timezone.localdate()
+    assert report.last_preference_id == Preference.objects.order_by("-pk")[0].pk
+    data = report.data
+    assert (data["judgements"], data["pairs"], data["shared_pairs"]) == (120, 60, 60)
+    agreed = data["agreement"]["equal"]
+    assert agreed["low"] < agreed["value"] < agreed["high"]
+    assert set(data["annotators"]) == {str(user.pk) for user in users}
+    assert data["longer_won"]["of"] == 120
+    both_for_a = [pair for pair in pairs if set(pair.preferences.values_list("choice", flat=True)) == {"a"}]
+    assert both_for_a
+    assert min(Pair.objects.get(pk=pair.pk).p_a for pair in both_for_a) > 0.8
+    seat = Seat.objects.get(project=project, annotator=users[0])
+    assert seat.reliability is not None and seat.left_bias is not None  # noqa: PT018
+    assert 0.6 < seat.reliability < 1
+
+
+def test_before_there_is_enough_nothing_is_claimed_of_anybody(project, users):
+    crowd.judge(project, users, 3)
+    measure_all()
+    seat = Seat.objects.get(project=project, annotator=users[0])
+    assert (seat.reliability, seat.left_bias) == (None, None)
+    own = _report(project).data["annotators"][str(users[0].pk)]
+    assert (own["reliability"], own["pull"], own["band"]) == (None, None, "too few")
+    assert own["agreement"]["value"] is None
+    assert "needs" in own["agreement"]["template"]
+
+
+def test_without_anything_new_nothing_is_measured_or_written(project, users, django_assert_num_queries):
+    crowd.judge(project, users, 20)
+    measure_all()
+    before = _report(project).computed_at
+    with django_assert_num_queries(4):  # the projects, and three of this one
+        assert measure_all() == 0
+    assert _report(project).computed_at == before
+
+
+def test_a_project_without_judgements_has_no_report(project, make_pair):
+    make_pair()
+    assert measure_all() == 0
+    assert not QualityReport.objects.exists()
+
+
+def test_a_few_new_judgements_change_their_pairs_alone(project, users, count_everything):
+    pairs = crowd.judge(project, users, 60, each=1)
+    measure_all()
+    before = dict(Pair.objects.values_list("pk", "p_a"))
+    crowd.add(pairs[0], users[2], "a", place=2)
+    assert measure_all() == 1
+    after = dict(Pair.objects.values_list("pk", "p_a"))
+    assert len(count_everything) == 1
+    assert after.pop(pairs[0].pk) != before.pop(pairs[0].pk)
+    assert after == before
+    assert measure_all() == 0, "and they are known now"
+
+
+def test_enough_of_them_and_everything_is_measured_again(project, users, count_everything):
+    crowd.judge(project, users, 60, each=1)
+    measure_all()
+    crowd.judge(project, users, measure.LEAST_NEW - 1, each=1)
+    measure_all()
+    assert len(count_everything) == 1
+    crowd.judge(project, users, 1, each=1)
+    measure_all()
+    assert len(count_everything) == 2
+    assert _report(project).data["judgements"] == 60 + measure.LEAST_NEW
+
+
+def test_few_of_them_are_waited_for_no_longer_than_patience(project, users, count_everything, monkeypatch):
+    pairs = crowd.judge(project, users, 30, each=1)
+    measure_all()
+    crowd.add(pairs[0], users[2], "b", place=2)
+    measure_all()
+    assert len(count_everything) == 1
+    monkeypatch.setattr(measure, "PATIENCE", timedelta(0))
+    assert measure_all() == 1
+    assert len(count_everything) == 2
+    assert measure_all() == 0, "it knows everything now"
+
+
+def test_each_day_has_its_row(project, users):
+    pairs = crowd.judge(project, users, 30)
+    measure_all()
+    yesterday = timezone.localdate() - timedelta(days=1)
+    QualityReport.objects.update(day=yesterday)
+    assert measure_all() == 0, "a day on which nobody judged has none"
+    crowd.add(pairs[0], users[2], "b", place=3)
+    measure_all()
+    assert [report.day for report in QualityReport.objects.all()] == [timezone.localdate(), yesterday]
+
+
+def test_doing_it_again_from_the_start_finds_the_same(project, users):
+    crowd.judge(project, users, 60)
+    measure_all()
+    first, p_first = _report(project).data, list(Pair.objects.order_by("pk").values_list("p_a", flat=True))
+    QualityReport.objects.all().delete()
+    measure_all()
+    second, p_second = _report(project).data, list(Pair.objects.order_by("pk").values_list("p_a", flat=True))
+    assert p_second == pytest.approx(p_first, abs=1e-3)
+    for data in (first, second):
+        del data["reach"]["whole"]["at"]
+    assert second == first
+
+
+def test_who_finds_a_newer_report_than_theirs_measures_again(project, users, monkeypatch):
+    crowd.judge(project, users, 30)
+    measure_all()
+    report = _report(project)
+    pairs = crowd.judge(project, users, 30)
+    write = measure._write_probabilities
+    meanwhile = [lambda: QualityReport.objects.filter(pk=report.pk).update(computed_at=timezone.now())]
+
+    def slow(columns) -> None:
+        write(columns)
+        if meanwhile:
+            meanwhile.pop()()
+            crowd.add(pairs[0], users[3], "b", place=9)
+
+    monkeypatch.setattr(measure, "_write_probabilities", slow)
+    assert measure_all() == 1
+    assert _report(project).last_preference_id == Preference.objects.order_by("-pk")[0].pk
+    assert _report(project).data["judgements"] == 121
+
+
+def test_a_project_in_trouble_does_not_stop_the_others(project, users, monkeypatch, caplog):
+    other = create_project(name="Another", slug="another")
+    crowd.judge(project, users, 5)
+    crowd.judge(other, users, 5)
+    whole = measure.measure
+
+    def measure_one(one) -> bool:
+        if one == project:
+            raise RuntimeError("the disk is full")
+        return whole(one)
+
+    monkeypatch.setattr(measure, "measure", measure_one)
+    assert measure_all() == 1
+    assert QualityReport.objects.get().project == other
+    assert "the disk is full" in caplog.text
+
+
+def test_a_decision_moves_its_pair_and_a_retired_one_has_no_probability(project, users, reviewer):
+    first, second, *_ = crowd.judge(project, users, 30, each=1, right=1)
+    measure_all()
+    adjudicate(pair=first, reviewer=reviewer, verdict="b")
+    adjudicate(pair=second, reviewer=reviewer, verdict="retire")
+    assert measure_all() == 1
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert first.p_a < 0.2
+    assert second.p_a is None
+
+
+def test_second_looks_count_for_self_agreement_alone(project, users):
+    pairs = crowd.judge(project, users, 30, each=1, right=1)
+    for pair in pairs:
+        first = pair.preferences.get()
+        other = crowd.OTHER[first.shown_left]
+        crowd.add(pair, first.annotator, first.shown_left, shown_left=other, place=5, is_repeat=True)
+    measure_all()
+    data = _report(project).data
+    assert data["judgements"] == 30
+    same = sum(pair.preferences.get(is_repeat=False).shown_left == "a" for pair in pairs)
+    assert data["self_agreement"]["hits"] == same
+    assert data["self_agreement"]["of"] == 30
+
+
+def test_arms_criteria_and_gold_stand_side_by_side(project, users):
+    project.criteria = ["Correct"]
+    project.save()
+    crowd.judge(project, users, 40, each=3)
+    control = crowd.judge(project, users, 30, each=3, right=0.5, is_control=True, gold_choice="a")
+    Preference.objects.filter(pair=control[0]).update(criteria={"Correct": "b"}, choice="b")
+    measure_all()
+    data = _report(project).data
+    ordered, by_chance = data["arms"]["ordered"], data["arms"]["control"]
+    assert (ordered["judgements"], by_chance["judgements"]) == (120, 90)
+    assert ordered["conflicts"]["value"] < by_chance["conflicts"]["value"]
+    assert data["gold"]["of"] == 90
+    assert data["criteria"][0]["agrees"]["hits"] == data["criteria"][0]["agrees"]["of"] == 3
+
+
+def test_whoever_votes_left_or_faster_than_reading_is_pointed_out_with_why(project, users):
+    crowd.judge(project, users, 60)
+    lefty = users[0]
+    Preference.objects.filter(annotator=lefty).update(choice="a", shown_left="a", seconds=0.4)
+    measure_all()
+    own = _report(project).data["annotators"][str(lefty.pk)]
+    kinds = {signal["kind"]: signal for signal in own["signals"]}
+    assert {"side", "speed"} <= set(kinds)
+    assert "half should" in kinds["side"]["template"] % kinds["side"]["figures"]
+    assert own["left_verdict"] == "left"
+    assert Seat.objects.filter(annotator=lefty).exists(), "and nobody is excluded"
+
+
+def test_queries_do_not_grow_with_judgements(project, users):
+    def queries() -> int:
+        QualityReport.objects.all().delete()
+        Pair.objects.update(p_a=None)
+        with CaptureQueriesContext(connection) as captured:
+            measure_all()
+        return len([query for query in captured if not query["sql"].startswith("UPDATE labeling_pair")])
+
+    crowd.judge(project, users, 20)
+    few = queries()
+    crowd.judge(project, users, 200)
+    assert queries() == few
