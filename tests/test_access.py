@@ -177,7 +177,7 @@ def address(project, policy, label, make_prompt):
             content = ItemContent([{"role": "user", "content": "?"}], "1", "2", "a", "!")
             return reverse(name, args=[project.slug, add_items(project=project, contents=[content])[0].pk])
         if name == "labeling:change-member":
-            return reverse(name, args=[project.slug, User.objects.create_user("nobody").pk])
+            return reverse(name, args=[project.slug, User.objects.get_or_create(username="nobody")[0].pk])
         for keys in ([], ["slug"], *(["slug", key] for key in values if key != "slug")):
             try:
                 return reverse(name, kwargs={key: values[key] for key in keys})
