@@ -9,6 +9,7 @@ from django.contrib.auth.decorators import login_required
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
@@ -106,4 +107,4 @@ def _agreement_chart(project: Project) -> Chart | None:
 
 
 def _short(day: date) -> str:
-    return f"{day:%-d %b}"
+    return date_format(day, "j M")

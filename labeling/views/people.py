@@ -13,6 +13,7 @@ from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
@@ -97,7 +98,7 @@ def person(request: SignedInRequest, slug: str, user_id: int) -> HttpResponse:
 
 
 def _days_chart(judgements: Any) -> Any:
-    bars = [(f"{day:%-d %b}", number) for day, number in since_first(labels_per_day(judgements))]
+    bars = [(date_format(day, "j M"), number) for day, number in since_first(labels_per_day(judgements))]
     total = sum(number for _label, number in bars)
     title = _("Judgements a day")
     return bar_chart(title, bars, summary=f"{title}: {total}")
