@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, models, transaction
-from django.db.models import Case, Exists, OuterRef, Value, When
+from django.db.models import Case, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext
@@ -234,19 +234,22 @@ def sweep_expired(limit: int = SWEEP_LIMIT) -> int:
         return _reopen_expired(Slot.objects.all(), timezone.now(), limit)
 
 
-def retire(pair_id: int) -> int:
-    """Take a pair out: its open places close, and nobody is given it any more. Returns how many closed.
-
-    Whoever reads it may finish: a late answer is kept, and counted nowhere. Harmless to do twice.
-    """
+def close_places(pair_id: int) -> int:
+    """Ask nobody else about a pair; whoever reads it may finish. Returns how many places closed. Harmless twice."""
     with _of_pair(pair_id) as slots:
-        Pair.objects.filter(pk=pair_id).update(is_retired=True)
         opened = [slot.pk for slot in slots if slot.state == Slot.State.OPEN]
         return Slot.objects.filter(pk__in=opened).update(state=Slot.State.CLOSED)
 
 
+def retire(pair_id: int) -> int:
+    """Take a pair out: its places close, and a late answer is kept, and counted nowhere. Returns how many closed."""
+    with transaction.atomic():
+        Pair.objects.filter(pk=pair_id).update(is_retired=True)
+        return close_places(pair_id)
+
+
 def bring_back(pair_id: int) -> int:
-    """Undo ``retire``: as many places open again as the pair still wants. Returns how many opened."""
+    """Undo ``retire`` and ``close_places``: as many places open as the pair still wants. Returns how many opened."""
     with _of_pair(pair_id) as slots:
         Pair.objects.filter(pk=pair_id).update(is_retired=False)
         pair = Pair.objects.get(pk=pair_id)
@@ -532,9 +535,10 @@ def _give_back(slot: Slot) -> None:
 
 
 def _open(slot_ids: list[int]) -> None:
-    """What a pair wants is open to everybody again; a pair that was taken out meanwhile wants nothing."""
-    retired = Exists(Pair.objects.filter(pk=OuterRef("pair_id"), is_retired=True))
-    state = Case(When(retired, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
+    """What a pair wants is open to everybody again; one that was decided or taken out meanwhile wants nothing."""
+    is_over = ~Q(adjudicated_choice="") | Q(is_retired=True)
+    over = Exists(Pair.objects.filter(is_over, pk=OuterRef("pair_id")))
+    state = Case(When(over, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
     Slot.objects.filter(pk__in=slot_ids).update(state=state, annotator=None, lease_until=None, is_ahead=False)
 
 

@@ -66,7 +66,6 @@ PAGES = {
     "labeling:person": ("get", REVIEWER),
     "labeling:dashboard": ("get", REVIEWER),
     "labeling:me": ("get", MEMBER),
-    "labeling:look-again": ("post", MEMBER),
     "training:overview": ("get", REVIEWER),
     "training:sampling-status": ("get", REVIEWER),
     "training:sample": ("post", ADMIN),

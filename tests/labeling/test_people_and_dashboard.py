@@ -108,19 +108,19 @@ def test_what_was_sent_back_goes_onto_the_desk_with_its_answer(sign_in, at, proj
     client = sign_in(annotator)
     page = _text(client.get(at("me")))
     assert "Please read the end." in page
-    assert client.post(at("look-again", judgement.pk)).headers["Location"] == at("annotate")
+    assert client.post(at("reopen", judgement.pk)).headers["Location"] == at("annotate")
     assert Slot.objects.get(pair=pair).state == "leased"
     lease = queue.lease_next(project, annotator.pk)
     assert lease.previous == judgement
     queue.submit(project, lease.token, annotator.pk, "b")
     assert "Nothing was sent back to you" in _text(client.get(at("me")))
-    assert "newer version" in _text(client.post(at("look-again", judgement.pk), follow=True))
+    assert "newer version" in _text(client.post(at("reopen", judgement.pk), follow=True))
 
 
 def test_nobody_reopens_the_judgement_of_somebody_else(sign_in, at, project, users, annotator):
     (pair,) = crowd.judge(project, users, 1)
     judgement = pair.preferences.first()
-    page = _text(sign_in(annotator).post(at("look-again", judgement.pk), follow=True))
+    page = _text(sign_in(annotator).post(at("reopen", judgement.pk), follow=True))
     assert "not yours" in page
     assert judgement.slot.state == "done"
 
