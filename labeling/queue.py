@@ -104,7 +104,7 @@ def lease_next(project: Project, annotator_id: int) -> Lease | None:
     still to pass the project's qualification set.
     """
     with _at_desk(annotator_id):
-        return _lease_next(project, annotator_id)
+        return _lease_next(project, annotator_id)[0]
 
 
 def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
@@ -113,14 +113,17 @@ def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
     ``None`` where nothing more is open for them, or nothing is held that it could come after.
     """
     with _at_desk(annotator_id):
-        return _lease_ahead(project, annotator_id)
+        held = _held(project, annotator_id, timezone.now())
+        ahead = next((slot for slot in held if slot.is_ahead), None)
+        return _lease_ahead(project, annotator_id, ahead) if held else None
 
 
 def turn(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Turn:
     """Submit an answer, go on to the next pair and lease the one after it, in one transaction."""
     with _at_desk(annotator_id):
         submission = _submit(project, token, annotator_id, choice, details)
-        return Turn(submission, _lease_next(project, annotator_id), _lease_ahead(project, annotator_id))
+        now, ahead = _lease_next(project, annotator_id)
+        return Turn(submission, now, _lease_ahead(project, annotator_id, ahead) if now else None)
 
 
 def submit(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Submission:
@@ -299,27 +302,27 @@ def texts_of(project: Project, token: str, annotator_id: int) -> tuple[str, str]
 # Leases: the steps. All of them are called with the annotator's lock held.
 
 
-def _lease_next(project: Project, annotator_id: int) -> Lease | None:
+def _lease_next(project: Project, annotator_id: int) -> tuple[Lease | None, Slot | None]:
+    """The pair to look at now, and what is held ahead of its turn beside it."""
     now = timezone.now()
     held = _held(project, annotator_id, now)
+    ahead = next((slot for slot in held if slot.is_ahead), None)
     if current := next((slot for slot in held if not slot.is_ahead), None):
-        return _renewed(current, project, now)
+        return _renewed(current, project, now), ahead
+    if project.is_paused:
+        return None, None
+    if ahead:
+        return _renewed(ahead, project, now), None
+    slot = _claim(project, annotator_id, now, is_ahead=False)
+    return (Lease(slot, make_token(slot)) if slot else None), None
+
+
+def _lease_ahead(project: Project, annotator_id: int, held: Slot | None) -> Lease | None:
+    if held:
+        return Lease(held, make_token(held))
     if project.is_paused:
         return None
-    if held:
-        return _renewed(held[0], project, now)
-    slot = _claim(project, annotator_id, now, is_ahead=False)
-    return Lease(slot, make_token(slot)) if slot else None
-
-
-def _lease_ahead(project: Project, annotator_id: int) -> Lease | None:
-    now = timezone.now()
-    held = _held(project, annotator_id, now)
-    if ahead := next((slot for slot in held if slot.is_ahead), None):
-        return Lease(ahead, make_token(ahead))
-    if project.is_paused or not held:
-        return None
-    slot = _claim(project, annotator_id, now, is_ahead=True)
+    slot = _claim(project, annotator_id, timezone.now(), is_ahead=True)
     return Lease(slot, make_token(slot)) if slot else None
 
 
