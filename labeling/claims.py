@@ -24,7 +24,8 @@ TOWARDS_BALANCE = 2 / 3
 REPEAT_AFTER, REPEAT_WITHIN = 20, 200
 GOLD_SEEN_AT_ONCE = 200
 # How often somebody looks at the whole order again, from its head, and not after what they were given last. Who has
-# judged ten thousand pairs that others have still to judge would read all of these first, at every pair.
+# judged ten thousand pairs that others have still to judge would read all of these first, at every pair. What has come
+# into the queue since is looked for at once.
 FROM_HEAD = 1 / 16
 # One statement: whoever comes second finds the row leased, or locked and skipped. The literals let both databases use
 # the partial index. OFFSET 0 keeps PostgreSQL from reading a person's whole history where statistics are old.
@@ -84,6 +85,8 @@ def _falls(percent: float) -> bool:
 def _claim_planned(terms: Terms) -> Slot | None:
     """From the arm that the coin names, else from the other."""
     is_control = _falls(terms.project.control_percent)
+    if terms.seat.queue_position.get("arrivals") != terms.project.arrivals:
+        terms.seat.queue_position = {"arrivals": terms.project.arrivals}
     for arm in (is_control, not is_control):
         after = terms.seat.queue_position.get(_arm(arm))
         slot = None

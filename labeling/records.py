@@ -19,8 +19,7 @@ from labeling.models import Choice, Pair, Preference, Project, Response, Rewrite
 from labeling.quality import has_majority, judgements_needed
 from labeling.tokens import TokenContent
 
-# Pairs that divide opinions come before everything that training finds uncertain, which is at most 0.
-CONFLICT_PRIORITY = 1.0
+CONFLICT_PRIORITY = 1e6  # pairs that divide opinions come before all that anybody asks for first
 SKIPS_TO_REVIEW = 3
 FILLED = (
     *("state", "annotator", "lease_until", "is_ahead", "shown_left", "shown_to", "versions"),
@@ -182,6 +181,12 @@ def _add_places(pair: Pair, wanted: int, *, judged: int) -> None:
         for number in range(wanted - judged - coming.count())
     )
     Pair.objects.filter(pk=pair.pk).update(judgements_wanted=wanted)
+    note_arrival(pair.project_id)
+
+
+def note_arrival(project: Project | int) -> None:
+    """Let everybody look at the whole order again: something may have come in front of where they are."""
+    Project.objects.filter(pk=project if isinstance(project, int) else project.pk).update(arrivals=F("arrivals") + 1)
 
 
 def _remove_places(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from labeling.exceptions import GuidelinesChanged, LabelingError
 from labeling.models import Guidelines, Membership, Pair, Preference, Project, Prompt, Response, Slot
 from labeling.models.projects import MAX_GUIDELINES_CHARACTERS
 from labeling.prompts import Message, clean_text, content_hash, is_held_out, normalise
-from labeling.records import CONFLICT_PRIORITY
+from labeling.records import CONFLICT_PRIORITY, note_arrival
 
 BATCH_SIZE = 500
 # Two opinions show whether there is a question; where they differ, the queue asks for a third.
@@ -88,7 +89,8 @@ def _store_new(project: Project, batch: dict[str, Prompt]) -> int:
 def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], priority: float = 0.0) -> Pair:
     """Store two responses as a pair and open its slots. Slots of higher ``priority`` are served first.
 
-    A pair of the control is served in random order, whatever its priority. Raises ``LabelingError`` for two texts that
+    Its whole part is the round: later rounds come first. Within a round the rest decides; a pair of the control has
+    none, so that its round is served in random order. Raises ``LabelingError`` for two texts that
     a reader could not tell apart.
     """
     first, second = responses
@@ -112,7 +114,7 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         is_calibration=is_calibration,
         is_control=_falls(project.control_percent),
     )
-    place_in_order = 0.0 if pair.is_control else priority
+    place_in_order = float(math.floor(priority)) if pair.is_control else priority
     Slot.objects.bulk_create(
         Slot(
             project=project,
@@ -124,6 +126,7 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         )
         for place in range(1, wanted + 1)
     )
+    note_arrival(project)
     return pair
 
 
@@ -149,6 +152,7 @@ def set_priorities(*, project: Project, priorities: Mapping[int, float]) -> int:
         for slot in slots:
             slot.priority = priorities[slot.pair_id]
         moved += Slot.objects.bulk_update(slots, ["priority"]) if slots else 0
+    note_arrival(project)
     return moved
 
 

@@ -263,7 +263,7 @@ class Sampling(Work[SampleBatch]):
             pair = add_pair(
                 prompt=prompt,
                 responses=(_new_response(first), _new_response(second)),
-                priority=-abs(margin or 0.0),
+                priority=self._round() + _uncertainty(margin),
             )
         except LabelingError as error:
             return SampledPair(sampled.prompt_id, refused=str(error))
@@ -284,10 +284,21 @@ class Sampling(Work[SampleBatch]):
         )
         return sampled
 
+    def _round(self) -> int:
+        """How many policies there had been when this one was promoted last: what the newest writes is judged first."""
+        promotions = Promotion.objects.filter(project=self.job.project)
+        newest = promotions.filter(checkpoint=self.job.policy).order_by("-pk").values_list("pk", flat=True).first()
+        return promotions.filter(pk__lte=newest or 0).count()
+
     def publish(self, result: Result) -> None:
         if not self.job.finish(Job.State.SUCCEEDED):
             raise LeaseLost
         self.run_dir.remove()  # all of it is in the database
+
+
+def _uncertainty(margin: float | None) -> float:
+    """From 1, excluded, for a margin of zero down to 0; what has no margin is in the middle."""
+    return 0.5 if margin is None else 0.999 / (1.0 + abs(margin))
 
 
 def _backend(policy: Checkpoint) -> dict[str, Any]:

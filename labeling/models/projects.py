@@ -84,6 +84,11 @@ class Project(models.Model):
     guidelines_version = models.PositiveSmallIntegerField(default=1, editable=False)
     is_paused = models.BooleanField(default=False, help_text=_("While paused nobody is given a pair."))
     created_at = models.DateTimeField(auto_now_add=True)
+    arrivals = models.BigIntegerField(
+        default=0,
+        editable=False,
+        help_text="Counts what came into the queue since it was made.",
+    )
 
     # How often a pair is judged
     judgements_per_pair = models.PositiveSmallIntegerField(
@@ -211,7 +216,7 @@ class Seat(models.Model):
     annotator = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="seats")
     a_left = models.IntegerField(default=0, help_text="Pairs shown with A on the left, less the others.")
     judged = models.PositiveIntegerField(default=0, help_text="Judgements given, second looks included.")
-    queue_position = models.JSONField(default=dict, help_text="Priority and random key of the last slot, by arm.")
+    queue_position = models.JSONField(default=dict, help_text="The last slot by arm; the arrivals seen.")
     qualified_at = models.DateTimeField(null=True, blank=True)
     qualification_try = models.PositiveSmallIntegerField(default=1, help_text="The one that is under way, or next.")
     qualification_tries_granted = models.PositiveSmallIntegerField(

@@ -49,11 +49,11 @@ def label(page: Page, installation: Installation, count: int, seconds: float) ->
     page.goto(f"{installation.url}{PROJECT}/annotate/")
     for number in range(count):
         page.wait_for_selector("#desk[data-state=pair]", timeout=seconds * 1000)
-        token = page.get_attribute("#desk", "data-token")
-        page.wait_for_selector(f'html[data-ready="{token}"]')  # keys are deaf for a moment after a change
+        key = page.get_attribute("#desk", "data-key")
+        page.wait_for_selector(f'html[data-ready="{key}"]')  # keys are deaf for a moment after a change
         lengths = page.eval_on_selector_all(".pane .reading", "panes => panes.map(pane => pane.innerText.length)")
         page.keyboard.press("3" if number == 5 else "1" if lengths[0] < lengths[1] else "2")
-        page.wait_for_selector(f'#desk:not([data-token="{token}"])')
+        page.wait_for_selector(f'#desk:not([data-key="{key}"])')
 
 
 def train(page: Page, installation: Installation, epochs: str, seconds: float) -> None:
@@ -129,9 +129,9 @@ def go_round(page: Page, installation: Installation, target: Path, *, pairs: int
     )
     # Pairs arrive one by one. The next label may use one up, so wait for more than it could.
     wait_until(lambda: installation.query(from_new, UUID(uuid).hex) > 2, seconds, "pairs from the new policy")
-    label(page, installation, 1, seconds)  # perhaps a pair of the old policy, held since before the promotion
+    label(page, installation, 2, seconds)  # pairs of the old policy, held since before the promotion: now and ahead
     page.wait_for_selector("#desk[data-state=pair]", timeout=seconds * 1000)
-    held = "SELECT pair_id FROM labeling_slot WHERE state = 'leased'"
+    held = "SELECT pair_id FROM labeling_slot WHERE state = 'leased' AND NOT is_ahead"
     assert installation.query(f"{from_new} AND pair_id = ({held})", UUID(uuid).hex) == 1
     check_download(installation, *download(page, installation, uuid, target, seconds))
 

@@ -73,14 +73,14 @@ def test_the_most_uncertain_pair_is_served_first(project, sampling, annotator):
         lease = queue.lease_next(project, annotator.pk)
         served.append(PairOrigin.objects.get(pair=lease.slot.pair).margin)
         queue.submit(project, lease.token, annotator.pk, "a")
-    assert served == [None, 0.25, -0.5, 3.0, -7.0], "what has no margin is as uncertain as can be"
+    assert served == [0.25, -0.5, None, 3.0, -7.0], "what has no margin is in the middle"
 
 
 @pytest.mark.parametrize("margin", [float("nan"), float("inf")])
 def test_a_margin_that_is_no_number_is_none(sampling, margin):
     _written(sampling(), [margin])
     assert PairOrigin.objects.get().margin is None
-    assert Slot.objects.get().priority == 0
+    assert Slot.objects.get().priority == 1.5
 
 
 def test_a_pair_that_divides_opinions_comes_before_the_most_uncertain_one(
@@ -100,10 +100,10 @@ def test_the_control_is_in_random_order_whatever_the_margins(project, sampling):
     project.control_percent = 100
     project.save()
     _written(sampling(3), [1.0, 2.0, 3.0])
-    assert set(Slot.objects.values_list("priority", "is_control")) == {(0.0, True)}
+    assert set(Slot.objects.values_list("priority", "is_control")) == {(1.0, True)}
     prompt = Pair.objects.first().prompt
-    pair = add_pair(prompt=prompt, responses=(NewResponse("x"), NewResponse("y")), priority=-3.0)
-    assert pair.slots.get().priority == 0
+    pair = add_pair(prompt=prompt, responses=(NewResponse("x"), NewResponse("y")), priority=2.7)
+    assert pair.slots.get().priority == 2.0
 
 
 def test_the_engine_is_told_the_beta_of_the_run_that_made_the_adapter(
