@@ -112,7 +112,8 @@ def test_german_pages_open(project, project_admin, sign_in, name):
     response = sign_in(project_admin).get(f"/p/{project.slug}/{name}/", headers={"Accept-Language": "de"})
     page = response.content.decode()
     assert response.status_code == 200
-    assert "Richtlinien" in page
+    assert "Überblick" in page
+    assert "Overview" not in page
     assert "Guidelines" not in page
 
 
@@ -123,7 +124,7 @@ def test_pages_that_are_in_english_say_so(project, policy, reviewer, sign_in):
 
 
 def test_a_chart_keeps_its_decimal_points():
-    from training.charts import Series, line_chart
+    from labeling.charts import Series, line_chart
 
     chart = line_chart("Loss", [Series("loss", "main", [(0, 0.69), (1, 0.61), (3, 0.5)])], x_max=3)
     with translation.override("de"):

@@ -23,6 +23,7 @@ from labeling.exceptions import LabelingError
 from labeling.figures import BANDS, SIDES, Figure, Note, figure, newest_report, notes
 from labeling.models import Preference, Project, Seat, SentBack
 from labeling.progress import labels_per_day, since_first
+from labeling.templatetags.formatting import count, short_day
 from labeling.views.projects import project_context
 
 PEOPLE_PER_PAGE = 50
@@ -97,10 +98,10 @@ def person(request: SignedInRequest, slug: str, user_id: int) -> HttpResponse:
 
 
 def _days_chart(judgements: Any) -> Any:
-    bars = [(f"{day:%-d %b}", number) for day, number in since_first(labels_per_day(judgements))]
+    bars = [(short_day(day), number) for day, number in since_first(labels_per_day(judgements))]
     total = sum(number for _label, number in bars)
     title = _("Judgements a day")
-    return bar_chart(title, bars, summary=f"{title}: {total}")
+    return bar_chart(title, bars, summary=f"{title}: {count(total)}")
 
 
 @require_GET
