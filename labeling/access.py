@@ -9,9 +9,13 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 from django.utils.translation import gettext
 
+from labeling import rows
 from labeling.models import Membership, Project
 
 Role = Membership.Role
+
+
+ROLE = "SELECT role FROM labeling_membership WHERE project_id = %s AND user_id = %s"
 
 
 class SignedInRequest(HttpRequest):
@@ -35,13 +39,16 @@ def role_of(user: User, project: Project) -> Role | None:
     """The person's role in the project; superusers are admins everywhere."""
     if user.is_superuser:
         return Role.ADMIN
-    role = Membership.objects.filter(project=project, user=user).values_list("role", flat=True).first()
-    return Role(role) if role else None
+    # Page, frame and fragment of a request ask for the same; its user lives no longer than the request.
+    known = user.__dict__.setdefault("roles_looked_up", {})
+    if project.pk not in known:
+        known[project.pk] = rows.scalar(ROLE, [project.pk, user.pk])
+    return Role(known[project.pk]) if known[project.pk] else None
 
 
 def project_or_404(user: User, slug: str, roles: Iterable[Role] = ANYONE) -> Project:
     """Return the project if ``user`` is in it with one of ``roles``; 404 for strangers, 403 for the others."""
-    project = Project.objects.filter(slug=slug).first()
+    project = next(iter(rows.fetch(Project, "slug = %s", [slug])), None)
     role = role_of(user, project) if project else None
     if project is None or role is None:
         raise Http404("No such project")

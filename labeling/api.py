@@ -16,7 +16,8 @@ from rest_framework.views import APIView
 
 from labeling import queue
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
-from labeling.desk import choice_of, side_of
+from labeling.answers import Details
+from labeling.desk import choice_of, contents, side_of
 from labeling.figures import newest_report
 from labeling.models import Membership, Preference, Project, Prompt
 from labeling.project_settings import change_settings
@@ -34,6 +35,7 @@ from labeling.serializers import (
     SubmissionSerializer,
 )
 from labeling.services import add_prompts, set_guidelines
+from labeling.tokens import read_token
 
 MAX_POSITION_DIGITS = 18  # what any database's big integer can hold
 
@@ -142,10 +144,11 @@ class LeaseNext(APIView):
 
     @extend_schema(request=None, responses={200: LeaseSerializer, 204: OpenApiResponse(description="Nothing is open")})
     def post(self, request: Request, slug: str) -> Response:
-        lease = queue.lease_next(_project(request, slug), person(request).pk)
+        project = _project(request, slug)
+        lease = queue.lease_next(project, person(request).pk)
         if lease is None:
             return Response(status=status.HTTP_204_NO_CONTENT)
-        return Response(LeaseSerializer(_by_side(lease)).data)
+        return Response(LeaseSerializer(_by_side(project, lease, person(request).pk)).data)
 
 
 class SubmitPreference(APIView):
@@ -156,9 +159,10 @@ class SubmitPreference(APIView):
         project = _project(request, slug)
         form = SubmissionSerializer(data=request.data)
         form.is_valid(raise_exception=True)
-        token, choice = form.validated_data["token"], form.validated_data["choice"]
-        shown_left = queue.read_lease(project, token, person(request).pk).shown_left
-        outcome = queue.submit(project, token, person(request).pk, choice_of(choice, shown_left))
+        said, annotator_id = form.validated_data, person(request).pk
+        shown_left = read_token(said["token"], annotator_id).shown_left
+        choice = choice_of(said["choice"], shown_left)
+        outcome = queue.submit(project, said["token"], annotator_id, choice, _details(said, shown_left))
         body = {
             "choice": side_of(outcome.preference.choice, shown_left),
             "is_extra": outcome.is_extra,
@@ -175,7 +179,8 @@ class SkipPair(APIView):
         project = _project(request, slug)
         form = SkipSerializer(data=request.data)
         form.is_valid(raise_exception=True)
-        queue.skip(project, form.validated_data["token"], person(request).pk, form.validated_data.get("reason", ""))
+        said = form.validated_data
+        queue.skip(project, said["token"], person(request).pk, said.get("reason", ""), said.get("note", ""))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -183,8 +188,19 @@ def _project(request: Request, slug: str, roles: tuple[Role, ...] = tuple(Role))
     return project_or_404(person(request), slug, roles)
 
 
-def _by_side(lease: queue.Lease) -> dict[str, Any]:
-    slot, pair = lease.slot, lease.slot.pair
+def _details(said: dict[str, Any], shown_left: str) -> Details:
+    return Details(
+        is_strong=said["is_strong"],
+        criteria={name: choice_of(side, shown_left) for name, side in said["criteria"].items()},
+        reasons=tuple(said["reasons"]),
+        comment=said["comment"],
+        rewrite=said["rewrite"],
+        seconds=said["seconds"],
+    )
+
+
+def _by_side(project: Project, lease: queue.Lease, annotator_id: int) -> dict[str, Any]:
+    slot, pair = lease.slot, contents(lease.slot)
     texts = [pair.response_a.text, pair.response_b.text]
     left, right = texts if slot.shown_left == slot.Side.A else reversed(texts)
     return {
@@ -194,4 +210,6 @@ def _by_side(lease: queue.Lease) -> dict[str, Any]:
         "left": left,
         "right": right,
         "previous": side_of(lease.previous.choice, slot.shown_left) if lease.previous else "",
+        "asks_reason": queue.asks_for_reason(project, slot, annotator_id),
+        "is_second_look": slot.kind == slot.Kind.REPEAT,
     }

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, models, transaction
-from django.db.models import Case, Exists, OuterRef, Value, When
+from django.db.models import Case, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext
@@ -104,7 +104,7 @@ def lease_next(project: Project, annotator_id: int) -> Lease | None:
     still to pass the project's qualification set.
     """
     with _at_desk(annotator_id):
-        return _lease_next(project, annotator_id)
+        return _lease_next(project, annotator_id)[0]
 
 
 def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
@@ -113,14 +113,17 @@ def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
     ``None`` where nothing more is open for them, or nothing is held that it could come after.
     """
     with _at_desk(annotator_id):
-        return _lease_ahead(project, annotator_id)
+        held = _held(project, annotator_id, timezone.now())
+        ahead = next((slot for slot in held if slot.is_ahead), None)
+        return _lease_ahead(project, annotator_id, ahead) if held else None
 
 
 def turn(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Turn:
     """Submit an answer, go on to the next pair and lease the one after it, in one transaction."""
     with _at_desk(annotator_id):
         submission = _submit(project, token, annotator_id, choice, details)
-        return Turn(submission, _lease_next(project, annotator_id), _lease_ahead(project, annotator_id))
+        now, ahead = _lease_next(project, annotator_id)
+        return Turn(submission, now, _lease_ahead(project, annotator_id, ahead) if now else None)
 
 
 def submit(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Submission:
@@ -234,19 +237,22 @@ def sweep_expired(limit: int = SWEEP_LIMIT) -> int:
         return _reopen_expired(Slot.objects.all(), timezone.now(), limit)
 
 
-def retire(pair_id: int) -> int:
-    """Take a pair out: its open places close, and nobody is given it any more. Returns how many closed.
-
-    Whoever reads it may finish: a late answer is kept, and counted nowhere. Harmless to do twice.
-    """
+def close_places(pair_id: int) -> int:
+    """Ask nobody else about a pair; whoever reads it may finish. Returns how many places closed. Harmless twice."""
     with _of_pair(pair_id) as slots:
-        Pair.objects.filter(pk=pair_id).update(is_retired=True)
         opened = [slot.pk for slot in slots if slot.state == Slot.State.OPEN]
         return Slot.objects.filter(pk__in=opened).update(state=Slot.State.CLOSED)
 
 
+def retire(pair_id: int) -> int:
+    """Take a pair out: its places close, and a late answer is kept, and counted nowhere. Returns how many closed."""
+    with transaction.atomic():
+        Pair.objects.filter(pk=pair_id).update(is_retired=True)
+        return close_places(pair_id)
+
+
 def bring_back(pair_id: int) -> int:
-    """Undo ``retire``: as many places open again as the pair still wants. Returns how many opened."""
+    """Undo ``retire`` and ``close_places``: as many places open as the pair still wants. Returns how many opened."""
     with _of_pair(pair_id) as slots:
         Pair.objects.filter(pk=pair_id).update(is_retired=False)
         pair = Pair.objects.get(pk=pair_id)
@@ -296,27 +302,27 @@ def texts_of(project: Project, token: str, annotator_id: int) -> tuple[str, str]
 # Leases: the steps. All of them are called with the annotator's lock held.
 
 
-def _lease_next(project: Project, annotator_id: int) -> Lease | None:
+def _lease_next(project: Project, annotator_id: int) -> tuple[Lease | None, Slot | None]:
+    """The pair to look at now, and what is held ahead of its turn beside it."""
     now = timezone.now()
     held = _held(project, annotator_id, now)
+    ahead = next((slot for slot in held if slot.is_ahead), None)
     if current := next((slot for slot in held if not slot.is_ahead), None):
-        return _renewed(current, project, now)
+        return _renewed(current, project, now), ahead
+    if project.is_paused:
+        return None, None
+    if ahead:
+        return _renewed(ahead, project, now), None
+    slot = _claim(project, annotator_id, now, is_ahead=False)
+    return (Lease(slot, make_token(slot)) if slot else None), None
+
+
+def _lease_ahead(project: Project, annotator_id: int, held: Slot | None) -> Lease | None:
+    if held:
+        return Lease(held, make_token(held))
     if project.is_paused:
         return None
-    if held:
-        return _renewed(held[0], project, now)
-    slot = _claim(project, annotator_id, now, is_ahead=False)
-    return Lease(slot, make_token(slot)) if slot else None
-
-
-def _lease_ahead(project: Project, annotator_id: int) -> Lease | None:
-    now = timezone.now()
-    held = _held(project, annotator_id, now)
-    if ahead := next((slot for slot in held if slot.is_ahead), None):
-        return Lease(ahead, make_token(ahead))
-    if project.is_paused or not held:
-        return None
-    slot = _claim(project, annotator_id, now, is_ahead=True)
+    slot = _claim(project, annotator_id, timezone.now(), is_ahead=True)
     return Lease(slot, make_token(slot)) if slot else None
 
 
@@ -532,9 +538,10 @@ def _give_back(slot: Slot) -> None:
 
 
 def _open(slot_ids: list[int]) -> None:
-    """What a pair wants is open to everybody again; a pair that was taken out meanwhile wants nothing."""
-    retired = Exists(Pair.objects.filter(pk=OuterRef("pair_id"), is_retired=True))
-    state = Case(When(retired, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
+    """What a pair wants is open to everybody again; one that was decided or taken out meanwhile wants nothing."""
+    is_over = ~Q(adjudicated_choice="") | Q(is_retired=True)
+    over = Exists(Pair.objects.filter(is_over, pk=OuterRef("pair_id")))
+    state = Case(When(over, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
     Slot.objects.filter(pk__in=slot_ids).update(state=state, annotator=None, lease_until=None, is_ahead=False)
 
 

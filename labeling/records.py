@@ -147,7 +147,7 @@ def _count(project: Project, pair: Pair, more: int) -> None:
         rows.execute(COUNT_JUDGEMENT, [more, pair.pk])
         pair.judgements_count += more
     # One judgement contradicts nobody, unless another one has just been withdrawn.
-    if (pair.judgements_count > 1 or more < 0) and not pair.is_retired:
+    if (pair.judgements_count > 1 or more < 0) and not pair.is_retired and not pair.adjudicated_choice:
         _look_for_conflict(project, pair)
 
 
@@ -160,7 +160,7 @@ def _look_for_conflict(project: Project, pair: Pair) -> None:
     if has_majority(said):
         _remove_places(pair)
         Pair.objects.filter(pk=pair.pk, review=Pair.Review.CONFLICT).update(review="")
-    elif len(said) >= needed and not pair.adjudicated_choice:
+    elif len(said) >= needed:
         Pair.objects.filter(pk=pair.pk, review="").update(review=Pair.Review.CONFLICT)
 
 

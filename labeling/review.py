@@ -19,8 +19,9 @@ Verdict = Adjudication.Verdict
 def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> Adjudication:
     """Write a decision down and let the pair count as it says; the newest decision holds.
 
-    A choice becomes what the pair counts as. ``retire`` takes the pair out; judgements that are still on their way are
-    kept. ``leave`` ends the review, and brings back a pair that was taken out. Raises ``LabelingError`` for a verdict
+    A choice becomes what the pair counts as, and nobody else is asked. ``retire`` takes the pair out; judgements that
+    are still on their way are kept. ``leave`` ends the review with the pair as its annotators have it, and asks for
+    what is still wanted of one that was decided or taken out before. Raises ``LabelingError`` for a verdict
     that there is not, and for a choice on a pair that was taken out.
     """
     if verdict not in Verdict.values:
@@ -32,9 +33,11 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
         raise LabelingError(gettext("This pair was taken out. Bring it back first, then decide."))
     if verdict in Choice.values:
         locked.adjudicated_choice = verdict
+        queue.close_places(pair.pk)
     elif verdict == Verdict.RETIRE:
         queue.retire(pair.pk)
-    elif locked.is_retired:
+    else:
+        locked.adjudicated_choice = ""
         queue.bring_back(pair.pk)
     locked.review = ""
     locked.save(update_fields=["adjudicated_choice", "review"])

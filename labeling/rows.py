@@ -58,6 +58,14 @@ def execute(statement: str, values: Sequence[Any]) -> int:
         return int(cursor.rowcount)
 
 
+def scalar(statement: str, values: Sequence[Any]) -> Any:
+    """The first column of the first row; ``None`` where there is no row."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        row = cursor.fetchone()
+    return row[0] if row else None
+
+
 def moment(value: Any) -> Any:
     """A moment as the database takes it."""
     return connection.ops.adapt_datetimefield_value(value)

@@ -6,8 +6,10 @@ from typing import Any
 
 from rest_framework import serializers
 
+from labeling.answers import MAX_COMMENT_CHARACTERS, MAX_REWRITE_CHARACTERS
 from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE, side_of
-from labeling.models import Membership, Preference, Project, Prompt, QualityReport
+from labeling.models import Membership, Preference, Project, Prompt, QualityReport, Skip
+from labeling.models.projects import MAX_NAME_LENGTH, MAX_REASON_CHIPS
 from labeling.project_settings import SETTINGS
 from labeling.prompts import parse_prompt
 
@@ -115,15 +117,40 @@ class LeaseSerializer(serializers.Serializer[Any]):
     left = serializers.CharField()
     right = serializers.CharField()
     previous = serializers.CharField(allow_blank=True)
+    asks_reason = serializers.BooleanField(help_text="An answer to this one must name a reason or carry a comment.")
+    is_second_look = serializers.BooleanField(help_text="You have judged this pair before.")
 
 
 class SubmissionSerializer(serializers.Serializer[Any]):
     token = serializers.CharField(max_length=400, write_only=True)
     choice = serializers.ChoiceField(choices=[LEFT, RIGHT, TIE, BOTH_BAD])
+    is_strong = serializers.BooleanField(default=False, write_only=True, help_text="Much better, not only better.")
+    criteria = serializers.DictField(
+        child=serializers.ChoiceField(choices=[LEFT, RIGHT, TIE]), default=dict, write_only=True
+    )
+    reasons = serializers.ListField(
+        child=serializers.CharField(max_length=MAX_NAME_LENGTH),
+        default=list,
+        max_length=MAX_REASON_CHIPS,
+        write_only=True,
+    )
+    comment = serializers.CharField(default="", allow_blank=True, max_length=MAX_COMMENT_CHARACTERS, write_only=True)
+    rewrite = serializers.CharField(
+        default="",
+        allow_blank=True,
+        trim_whitespace=False,
+        max_length=MAX_REWRITE_CHARACTERS,
+        write_only=True,
+        help_text="A better version of the chosen side.",
+    )
+    seconds = serializers.FloatField(
+        default=None, allow_null=True, min_value=0, write_only=True, help_text="How long the pair was looked at."
+    )
     is_extra = serializers.BooleanField(read_only=True, help_text="The pair had gone to somebody else meanwhile.")
     is_repeat = serializers.BooleanField(read_only=True, help_text="This lease was answered before; it counts once.")
 
 
 class SkipSerializer(serializers.Serializer[Any]):
     token = serializers.CharField(max_length=400)
-    reason = serializers.CharField(max_length=200, required=False, allow_blank=True)
+    reason = serializers.ChoiceField(choices=Skip.Reason.choices, required=False, allow_blank=True)
+    note = serializers.CharField(max_length=500, required=False, allow_blank=True)

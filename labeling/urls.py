@@ -52,7 +52,6 @@ urlpatterns = [
     path("dashboard/", dashboard.dashboard, name="dashboard"),
     # What everybody sees of themselves
     path("me/", people.me, name="me"),
-    path("me/look-again/<int:preference_id>/", people.look_again, name="look-again"),
     # The annotate page and what its keys do
     path("annotate/", desk.annotate, name="annotate"),
     path("annotate/submit/", desk.submit_preference, name="submit"),

@@ -66,7 +66,6 @@ PAGES = {
     "labeling:person": ("get", REVIEWER),
     "labeling:dashboard": ("get", REVIEWER),
     "labeling:me": ("get", MEMBER),
-    "labeling:look-again": ("post", MEMBER),
     "training:overview": ("get", REVIEWER),
     "training:sampling-status": ("get", REVIEWER),
     "training:sample": ("post", ADMIN),
@@ -256,7 +255,9 @@ def test_annotators_see_no_model_name_anywhere(project, policy, make_pair, annot
         assert "Zebra" not in page
         assert "training/" not in page
     lease = client.post(f"/api/v1/projects/{project.slug}/lease/")
-    assert set(lease.json()) == {"token", "expires_at", "prompt", "left", "right", "previous"}
+    assert set(lease.json()) == {
+        *("token", "expires_at", "prompt", "left", "right", "previous", "asks_reason", "is_second_look"),
+    }
 
 
 def test_reviewers_decide_without_seeing_a_model_name_either(project, policy, label, reviewer, sign_in):

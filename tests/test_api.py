@@ -65,6 +65,23 @@ def test_lease_and_answer(project, annotator, make_pair, api):
     assert call("post", f"{project.slug}/lease/").status_code == 204
 
 
+def test_an_answer_carries_what_the_page_can_say(project, annotator, make_pair, api):
+    project.criteria = ["Correct"]
+    project.save()
+    make_pair()
+    call = api(annotator)
+    lease = call("post", f"{project.slug}/lease/").json()
+    answer = {"token": lease["token"], "choice": "right", "is_strong": True, "criteria": {"Correct": "left"}}
+    refused = call("post", f"{project.slug}/preferences/", answer | {"criteria": {"Kind": "left"}})
+    assert (refused.status_code, "not a criterion" in refused.content.decode()) == (409, True)
+    said = {"reasons": ["Safer"], "comment": "So it is.", "rewrite": "Better.", "seconds": 0.5}
+    assert call("post", f"{project.slug}/preferences/", answer | said).status_code == 201
+    preference = Preference.objects.get()
+    assert (preference.is_strong, preference.reasons, preference.comment) == (True, ["Safer"], "So it is.")
+    assert preference.criteria["Correct"] != preference.choice
+    assert preference.rewrite.response.text == "Better."
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [({}, 400), ({"token": "x", "choice": "left"}, 410), ({"token": "x", "choice": "first"}, 400), ([1], 400)],

@@ -24,7 +24,7 @@ from labeling.exceptions import LabelingError
 from labeling.forms import ReasonsForm, SkipForm, TokenForm, VoteForm
 from labeling.keys import keys_of
 from labeling.models import Preference, Project, Skip
-from labeling.tokens import lease_key
+from labeling.tokens import lease_key, read_token
 from labeling.views.projects import done_today, project_context
 
 PLAIN = "text/plain; charset=utf-8"
@@ -45,7 +45,7 @@ def submit_preference(request: SignedInRequest, slug: str) -> HttpResponse:
     if not form.is_valid():
         return _refused(request, project, form.first_error())
     try:
-        lease = queue.read_lease(project, form.cleaned_data["token"], request.user.pk)
+        lease = read_token(form.cleaned_data["token"], request.user.pk)
         choice, details = choice_of(form.cleaned_data["choice"], lease.shown_left), form.details(lease.shown_left)
         turn = queue.turn(project, form.cleaned_data["token"], request.user.pk, choice, details)
     except LabelingError as error:

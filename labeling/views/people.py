@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.core.paginator import Paginator
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
-from labeling import queue
 from labeling.access import REVIEWERS, SignedInRequest, project_or_404
 from labeling.charts import bar_chart
-from labeling.exceptions import LabelingError
 from labeling.figures import BANDS, SIDES, Figure, Note, figure, newest_report, notes
 from labeling.models import Preference, Project, Seat, SentBack
 from labeling.progress import labels_per_day, since_first
@@ -131,16 +128,3 @@ def _sent_back(project: Project, user: User) -> list[SentBack]:
         preference__annotator=user, preference__project=project, preference__is_current=True, settled_at=None
     )
     return list(waiting.select_related("reviewer", "preference__pair__prompt").order_by("pk")[:SENT_BACK_SHOWN])
-
-
-@require_POST
-@login_required
-def look_again(request: SignedInRequest, slug: str, preference_id: int) -> HttpResponse:
-    """Put a judgement of one's own on the desk again, with its answer."""
-    project = project_or_404(request.user, slug)
-    try:
-        queue.reopen(project, request.user.pk, preference_id)
-    except LabelingError as error:
-        messages.error(request, str(error))
-        return redirect("labeling:me", slug=slug)
-    return redirect("labeling:annotate", slug=slug)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 
 import pytest
 from django.db import connection
+from django.template.loader import render_to_string
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from labeling import queue
+from labeling.charts import bar_chart
+from labeling.figures import Figure
 from labeling.measure import measure_all
 from labeling.models import Preference, QualityReport, Seat, Slot
 from labeling.progress import agreement_by_day, labels_per_day, pace_days, progress, since_first
@@ -104,19 +108,19 @@ def test_what_was_sent_back_goes_onto_the_desk_with_its_answer(sign_in, at, proj
     client = sign_in(annotator)
     page = _text(client.get(at("me")))
     assert "Please read the end." in page
-    assert client.post(at("look-again", judgement.pk)).headers["Location"] == at("annotate")
+    assert client.post(at("reopen", judgement.pk)).headers["Location"] == at("annotate")
     assert Slot.objects.get(pair=pair).state == "leased"
     lease = queue.lease_next(project, annotator.pk)
     assert lease.previous == judgement
     queue.submit(project, lease.token, annotator.pk, "b")
     assert "Nothing was sent back to you" in _text(client.get(at("me")))
-    assert "newer version" in _text(client.post(at("look-again", judgement.pk), follow=True))
+    assert "newer version" in _text(client.post(at("reopen", judgement.pk), follow=True))
 
 
 def test_nobody_reopens_the_judgement_of_somebody_else(sign_in, at, project, users, annotator):
     (pair,) = crowd.judge(project, users, 1)
     judgement = pair.preferences.first()
-    page = _text(sign_in(annotator).post(at("look-again", judgement.pk), follow=True))
+    page = _text(sign_in(annotator).post(at("reopen", judgement.pk), follow=True))
     assert "not yours" in page
     assert judgement.slot.state == "done"
 
@@ -218,3 +222,11 @@ def test_queries_do_not_grow_with_people_and_judgements(sign_in, reviewer, at, p
     crowd.judge(project, crowd.people(project, 12, name="more"), 60)
     assert queries() <= few
     assert few <= 14
+
+
+def test_drawings_hold_in_languages_with_a_decimal_comma():
+    with translation.override("de"):
+        drawn = render_to_string("_bars.html", {"chart": bar_chart("a", [("x", 1), ("y", 3)])})
+        drawn += render_to_string("labeling/_interval.html", {"figure": Figure(0.512, 0.493, 0.53, 9)})
+    assert 'cx="51.2"' in drawn
+    assert not re.search(r'="\d+,\d+"', drawn)

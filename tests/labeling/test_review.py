@@ -44,13 +44,15 @@ def test_a_decision_is_what_the_pair_counts_as_and_ends_the_review(make_pair, re
     assert (decision.reviewer, decision.verdict, decision.note) == (reviewer, verdict, "Only this one answers.")
 
 
-def test_to_leave_a_pair_changes_nothing_but_the_review(make_pair, reviewer):
+def test_a_decision_ends_the_asking_and_to_leave_the_pair_begins_it_again(make_pair, reviewer):
     pair = make_pair()
-    adjudicate(pair=pair, reviewer=reviewer, verdict="b")
     Pair.objects.filter(pk=pair.pk).update(review="flag")
+    adjudicate(pair=pair, reviewer=reviewer, verdict="b")
+    pair.refresh_from_db()
+    assert (pair.adjudicated_choice, pair.review, _states(pair)) == ("b", "", ["closed"])
     adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
     pair.refresh_from_db()
-    assert (pair.adjudicated_choice, pair.review, _states(pair)) == ("b", "", ["open"])
+    assert (pair.adjudicated_choice, pair.review, _states(pair)) == ("", "", ["open"])
     assert Adjudication.objects.filter(pair=pair).count() == 2, "decisions are added, never overwritten"
 
 
