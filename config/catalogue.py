@@ -30,6 +30,7 @@ KEYWORDS = {
     "_": None,
     "gettext": None,
     "gettext_lazy": None,
+    "gettext_noop": None,
     "ngettext": PLURAL,
     "ngettext_lazy": PLURAL,
     "pgettext": ((1, "c"), 2),

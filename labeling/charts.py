@@ -124,8 +124,13 @@ def line_chart(
     x_max: float,
     x_name: str = "step",
     x_label: Callable[[float], str] = "{:g}".format,
+    y_label: Callable[[float], str] = "{:.4g}".format,
+    summary: str = "",
 ) -> Chart | None:
-    """Scale the series into the chart's box; ``None`` without a finite point. ``x_label`` writes a value of x."""
+    """Scale the series into the chart's box; ``None`` without a finite point.
+
+    ``x_label`` and ``y_label`` write a value of x and of y; ``summary`` is said before each line's last value.
+    """
     finite = [Series(s.label, s.role, [p for p in s.points if math.isfinite(p[1])]) for s in series]
     values = [y for one in finite for _, y in one.points]
     if not values:
@@ -143,13 +148,14 @@ def line_chart(
     for one in finite:
         if not one.points:
             continue
-        dots = [Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x_label(x)}: {y:.4g}") for x, y in one.points]
+        dots = [Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x_label(x)}: {y_label(y)}") for x, y in one.points]
         path = "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots)
         lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4))
-    summary = "; ".join(f"{one.label} {one.points[-1][1]:.4g}" for one in finite if one.points)
+    last = "; ".join(f"{one.label} {y_label(one.points[-1][1])}" for one in finite if one.points)
+    end = x_label(max(one.points[-1][0] for one in finite if one.points))
     return Chart(
         title=title,
-        summary=f"{title} at {x_name} {x_label(max(s.points[-1][0] for s in finite if s.points))}: {summary}",
+        summary=f"{summary or f'{title} at {x_name} {end}'}: {last}",
         lines=_spread(lines),
         x_ticks=[Tick(x_of(x), x_label(x)) for x in nice_ticks(0, x_max, whole=True) if x <= x_max],
         y_ticks=[Tick(y_of(y), f"{y:.6g}".replace("-", "\u2212")) for y in ticks],

@@ -5,6 +5,7 @@ Every figure says of how many judgements or pairs it is, and one that could not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from labeling.models import Project, QualityReport
+from labeling.models import Choice, Project, QualityReport
+from labeling.templatetags.formatting import in_the_language
 
 BANDS = {
     "too few": _("not known yet"),
@@ -34,6 +36,9 @@ KINDS = {
     "gold": _("Gold"),
     "length": _("Length"),
 }
+# What a streak was of: a side or a choice.
+VALUES = {"left": _("left"), "right": _("right")} | dict(Choice.choices)
+FIELD = re.compile(r"%\((\w+)\)(\.\d[fg]|[ds])")
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,16 @@ def notes(stored: list[dict[str, Any]]) -> list[Note]:
     return [
         Note(
             kind=str(KINDS.get(signal["kind"], signal["kind"])),
-            sentence=gettext(signal["template"]) % signal["figures"],
+            sentence=told(signal["template"], signal["figures"]),
             asks_to_look=signal["severity"] == "look",
         )
         for signal in stored
     ]
+
+
+def told(template: str, figures: Mapping[str, Any]) -> str:
+    """A sentence of a report in the language of the page, its numbers as well."""
+    return FIELD.sub(lambda field: _written(figures[field[1]], field[2]), gettext(template)).replace("%%", "%")
 
 
 def newest_report(project: Project) -> QualityReport | None:
@@ -96,7 +106,13 @@ def _reason(stored: Mapping[str, Any] | None) -> str:
     template = (stored or {}).get("template")
     if not template:
         return gettext("nothing to count yet")
-    return str(gettext(template) % (stored or {})["figures"])
+    return told(template, (stored or {})["figures"])
+
+
+def _written(value: Any, form: str) -> str:
+    if form == "s":
+        return str(VALUES.get(value, value))
+    return in_the_language(f"%{form}" % value)
 
 
 def _on_strip(share: float | None) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.utils.translation import gettext
 
 from labeling import queue
 from labeling.exceptions import Frozen, LabelingError
 from labeling.models import Adjudication, Choice, Pair, Preference, SentBack
+from labeling.templatetags.formatting import count
 
 MAX_NOTE_CHARACTERS = 2_000
 Verdict = Adjudication.Verdict
@@ -23,11 +25,12 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
     that there is not, and for a choice on a pair that was taken out.
     """
     if verdict not in Verdict.values:
-        raise LabelingError(f"“{verdict[:40]}” is not a verdict; use one of {', '.join(Verdict.values)}.")
+        told = {"verdict": verdict[:40], "known": ", ".join(Verdict.values)}
+        raise LabelingError(gettext("“%(verdict)s” is not a verdict; use one of %(known)s.") % told)
     note = _checked_note(note)
     locked = Pair.objects.select_for_update(no_key=True).get(pk=pair.pk)
     if locked.is_retired and verdict in Choice.values:
-        raise LabelingError("This pair was taken out. Bring it back first, then decide.")
+        raise LabelingError(gettext("This pair was taken out. Bring it back first, then decide."))
     if verdict in Choice.values:
         locked.adjudicated_choice = verdict
         queue.close_places(pair.pk)
@@ -49,23 +52,24 @@ def send_back(*, preference: Preference, reviewer: User, note: str) -> SentBack:
     """
     note = _checked_note(note)
     if not note:
-        raise LabelingError("Write a note: its author sees the pair again and your reason, nothing else.")
+        raise LabelingError(gettext("Write a note: its author sees the pair again and your reason, nothing else."))
     # The author may be answering at this moment; the queue locks the pair as well.
     pair = Pair.objects.select_for_update(no_key=True).get(pk=preference.pair_id)
     current = Preference.objects.select_for_update(of=("self",)).get(pk=preference.pk)
     _check_can_go_back(current, pair)
     if SentBack.objects.filter(preference=current, settled_at=None).exists():
-        raise LabelingError("This judgement was sent back already, and its author has not looked at it yet.")
+        raise LabelingError(gettext("This judgement was sent back already, and its author has not looked at it yet."))
     return SentBack.objects.create(preference=current, reviewer=reviewer, note=note)
 
 
 def make_gold(*, pair: Pair, choice: str) -> None:
     """Serve a pair to everybody now and then as one whose answer is known. Annotators cannot tell it from others."""
     if choice not in Choice.values:
-        raise LabelingError(f"“{choice[:40]}” is not a choice; use one of {', '.join(Choice.values)}.")
+        told = {"choice": choice[:40], "known": ", ".join(Choice.values)}
+        raise LabelingError(gettext("“%(choice)s” is not a choice; use one of %(known)s.") % told)
     changed = Pair.objects.filter(pk=pair.pk, is_retired=False).update(gold_choice=choice)
     if not changed:
-        raise LabelingError("This pair was taken out, so it is served to nobody. Bring it back first.")
+        raise LabelingError(gettext("This pair was taken out, so it is served to nobody. Bring it back first."))
 
 
 def end_gold(*, pair: Pair) -> None:
@@ -75,17 +79,20 @@ def end_gold(*, pair: Pair) -> None:
 
 def _check_can_go_back(preference: Preference, pair: Pair) -> None:
     if not preference.is_current:
-        raise LabelingError("Its author has changed or withdrawn this judgement. Reload the page to see the newest.")
+        told = gettext("Its author has changed or withdrawn this judgement. Reload the page to see the newest.")
+        raise LabelingError(told)
     if preference.frozen_at:
-        raise Frozen("A dataset has used this judgement, so it stays as it is. Decide on the pair instead.")
+        raise Frozen(gettext("A dataset has used this judgement, so it stays as it is. Decide on the pair instead."))
     if preference.is_repeat:
-        raise LabelingError("This is a second look. It measures how steady somebody is, so nobody corrects it.")
+        told = gettext("This is a second look. It measures how steady somebody is, so nobody corrects it.")
+        raise LabelingError(told)
     if pair.is_retired:
-        raise LabelingError("This pair was taken out, so there is nothing to look at again.")
+        raise LabelingError(gettext("This pair was taken out, so there is nothing to look at again."))
 
 
 def _checked_note(note: str) -> str:
     note = note.strip()
     if len(note) > MAX_NOTE_CHARACTERS:
-        raise LabelingError(f"The note has {len(note):,} characters; at most {MAX_NOTE_CHARACTERS:,} are kept.")
+        told = {"count": count(len(note)), "most": count(MAX_NOTE_CHARACTERS)}
+        raise LabelingError(gettext("The note has %(count)s characters; at most %(most)s are kept.") % told)
     return note

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
+from datetime import UTC, date, datetime
 
 import pytest
 from django.template import engines
 from django.utils import translation
 
 from config import catalogue
+from labeling.figures import told
+from labeling.measure import measure_all
+from labeling.models import Preference, Skip
 from labeling.qualification_items import ItemContent, add_items
+from labeling.quality import pace_signals, streak_signal
+from labeling.templatetags.formatting import count, decimals, percent, short_day, signed
+from tests.labeling import crowd
 
 PLACEHOLDER = re.compile(r"%\((\w+)\)[sd]")
 GERMAN = catalogue.LOCALE / "de/LC_MESSAGES/django.po"
@@ -112,7 +120,8 @@ def test_german_pages_open(project, project_admin, sign_in, name):
     response = sign_in(project_admin).get(f"/p/{project.slug}/{name}/", headers={"Accept-Language": "de"})
     page = response.content.decode()
     assert response.status_code == 200
-    assert "Richtlinien" in page
+    assert "Überblick" in page
+    assert "Overview" not in page
     assert "Guidelines" not in page
 
 
@@ -123,7 +132,7 @@ def test_pages_that_are_in_english_say_so(project, policy, reviewer, sign_in):
 
 
 def test_a_chart_keeps_its_decimal_points():
-    from training.charts import Series, line_chart
+    from labeling.charts import Series, line_chart
 
     chart = line_chart("Loss", [Series("loss", "main", [(0, 0.69), (1, 0.61), (3, 0.5)])], x_max=3)
     with translation.override("de"):
@@ -131,3 +140,88 @@ def test_a_chart_keeps_its_decimal_points():
     numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([^"]*)"', svg)
     assert any("." in number for number in numbers)
     assert not any("," in number for number in numbers)
+
+
+def _sentences_of(*names: str) -> set[str]:
+    """The English of what these templates say."""
+    wanted = {f"templates/{name}" for name in names}
+    found = catalogue.read_sources()
+    messages = [message for message in found if wanted & {path for path, _ in message.locations}]
+    texts = [text for message in messages for text in (message.id if message.pluralizable else [message.id])]
+    return {
+        part.strip() for text in texts for part in re.split(r"%\(\w+\)[sd]|</?\w+>", text) if re.search(r"\w", part)
+    }
+
+
+def _words_of(page: str) -> str:
+    """What a reader is given: text and spoken names; not the texts of people and not the names of things in code."""
+    page = re.sub(r"<script.*?</script>|<(pre|code).*?</\1>", " ", page, flags=re.DOTALL)
+    kept = re.findall(r'(?:aria-label|title|data-[\w-]+)="([^"]*)"|>([^<]*)<', page)
+    return html.unescape("\n".join(" ".join((named or text).split()) for named, text in kept))
+
+
+def test_the_annotate_page_has_no_english_left(project, annotator, sign_in, make_pair):
+    for name, value in (("asks_strength", True), ("allows_rewrites", True), ("criteria", ["Korrekt"])):
+        setattr(project, name, value)
+    project.reason_chips = ["Klarer"]
+    project.name = "Hilfreich"
+    project.save()
+    make_pair("Die eine.", "Die andere.")
+    page = sign_in(annotator).get(f"/p/{project.slug}/annotate/", headers={"Accept-Language": "de"}).content.decode()
+    parts = ("annotate", "_desk", "_pane", "_vote", "_saying", "_help", "_turn")
+    english = _sentences_of("_project_nav.html", "base.html", *(f"labeling/{name}.html" for name in parts))
+    assert len(english) > 80
+    lines = _words_of(page).split("\n")
+    german = {text for message in catalogue.read_catalogue(GERMAN) for text in catalogue.strings_of(message)}
+    left = {text for text in english - german for line in lines if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", line)}
+    assert not left
+    assert "Welche Antwort ist besser?" in lines
+
+
+@pytest.mark.parametrize("choice", Skip.Reason.values)
+def test_reasons_to_skip_are_in_german(choice):
+    with translation.override("en"):
+        english = str(Skip.Reason(choice).label)
+    with translation.override("de"):
+        assert str(Skip.Reason(choice).label) != english
+
+
+def test_numbers_have_the_marks_of_the_language():
+    with translation.override("de"):
+        assert count(12345.6) == "12.346"
+        assert decimals(-1234.5, 2) == "−1234,50"
+        assert percent(0.1234, 1) == "12,3\N{NARROW NO-BREAK SPACE}%"
+        assert signed(0.5, 1) == "+0,5"
+        assert short_day(date(2026, 3, 5)) == "5. Mär"
+    assert count(12345.6) == "12,346"
+    assert short_day(date(2026, 3, 5)) == "5 Mar"
+    assert short_day(None) == ""
+
+
+def test_a_signal_is_told_in_the_language_of_the_page():
+    signal = pace_signals(dict.fromkeys(range(6), [40.0] * 40) | {6: [1.25] * 40})[6]
+    with translation.override("de"):
+        assert told(signal.template, signal.figures).startswith("Die Hälfte der Urteile dauerte höchstens 1,2 s; bei")
+    assert told(signal.template, signal.figures) == signal.sentence
+    streak = streak_signal(["left", "right"] * 40 + ["left"] * 40, "side")
+    with translation.override("de"):
+        assert "nach links" in told(streak.template, streak.figures)
+
+
+@pytest.mark.parametrize("name", ["dashboard", "people", "me"])
+def test_drawings_keep_their_decimal_points(project, reviewer, sign_in, name):
+    users = [*crowd.people(project, 3), reviewer]
+    crowd.judge(project, users, 90)
+    measure_all()
+    page = sign_in(reviewer).get(f"/p/{project.slug}/{name}/", headers={"Accept-Language": "de"}).content.decode()
+    drawn = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width|height|max|value|d|viewBox)="([^"]*)"', page)
+    assert any("." in number for number in drawn)
+    assert not any("," in number for number in drawn)
+
+
+def test_days_on_pages_are_in_german(project, reviewer, sign_in):
+    users = crowd.people(project, 2)
+    crowd.judge(project, users, 4)
+    Preference.objects.update(created_at=datetime(2026, 3, 5, 12, tzinfo=UTC))
+    page = sign_in(reviewer).get(f"/p/{project.slug}/judgements/", headers={"Accept-Language": "de"}).content.decode()
+    assert "5. Mär, " in page

@@ -1,16 +1,29 @@
-"""How numbers and lengths of time are written on pages."""
+"""How numbers, days and lengths of time are written on pages, in the page's language."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 from django import template
 from django.utils import timezone
-from django.utils.translation import gettext, ngettext
+from django.utils.formats import date_format, get_format
+from django.utils.translation import gettext, ngettext, pgettext
 
 register = template.Library()
 
 MINUS = "\N{MINUS SIGN}"
+
+
+def in_the_language(number: str) -> str:
+    """``12,345.6`` as the page's language writes it: ``12.345,6`` in German."""
+    marks = {",": get_format("THOUSAND_SEPARATOR"), ".": get_format("DECIMAL_SEPARATOR")}
+    return number.translate(str.maketrans(marks))
+
+
+@register.filter
+def short_day(day: date | None) -> str:
+    """``3 Mar``; nothing for no day."""
+    return date_format(day, pgettext("date", "j M")) if day else ""
 
 
 @register.filter
@@ -48,7 +61,7 @@ def ago(moment: datetime | None) -> str:
 @register.filter
 def decimals(value: float | None, places: int = 3) -> str:
     """A number with that many decimals and a true minus sign; a dash where there is none."""
-    return "–" if value is None else f"{value:.{places}f}".replace("-", MINUS)
+    return "–" if value is None else in_the_language(f"{value:.{places}f}".replace("-", MINUS))
 
 
 @register.filter
@@ -57,18 +70,18 @@ def signed(value: float | None, places: int = 3) -> str:
     if value is None:
         return "–"
     text = f"{value:+.{places}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
+    return in_the_language(text[1:] if float(text) == 0 else text.replace("-", MINUS))
 
 
 @register.filter
 def percent(share: float | None, places: int = 0) -> str:
-    return "–" if share is None else f"{100 * share:.{places}f}\N{NARROW NO-BREAK SPACE}%"
+    return "–" if share is None else in_the_language(f"{100 * share:.{places}f}") + "\N{NARROW NO-BREAK SPACE}%"
 
 
 @register.filter
 def count(number: float) -> str:
-    """``12345.6`` as ``12,346``."""
-    return f"{number:,.0f}"
+    """``12345.6`` as ``12,346``, in German as ``12.346``."""
+    return in_the_language(f"{number:,.0f}")
 
 
 @register.filter

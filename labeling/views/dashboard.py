@@ -9,7 +9,6 @@ from django.contrib.auth.decorators import login_required
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
@@ -18,6 +17,7 @@ from labeling.charts import BarChart, Chart, Series, bar_chart, line_chart
 from labeling.figures import SIDES, figure, newest_report, notes
 from labeling.models import Project, QualityReport
 from labeling.progress import Day, Progress, agreement_by_day, progress, since_first
+from labeling.templatetags.formatting import count, in_the_language, short_day
 from labeling.views.projects import project_context
 
 FARTHEST = timedelta(days=3650)  # a date beyond says nothing
@@ -77,9 +77,9 @@ def _in_days(days: float | None) -> date | None:
 def _days_chart(days: list[Day]) -> BarChart | None:
     days = since_first(days)
     total = sum(number for _day, number in days)
-    summary = _("Judgements a day: %(total)d in %(days)d days, %(today)d today")
-    said = str(summary % {"total": total, "days": len(days), "today": days[-1][1]})
-    return bar_chart(_("Judgements a day"), [(_short(day), number) for day, number in days], summary=said)
+    summary = _("Judgements a day: %(total)s in %(days)d days, %(today)s today")
+    said = str(summary % {"total": count(total), "days": len(days), "today": count(days[-1][1])})
+    return bar_chart(_("Judgements a day"), [(short_day(day), number) for day, number in days], summary=said)
 
 
 def _agreement_chart(project: Project) -> Chart | None:
@@ -97,14 +97,13 @@ def _agreement_chart(project: Project) -> Chart | None:
         line(_("agree"), "main", "value"),
         line(_("at least"), "muted", "low"),
     ]
+    title = _("Agreement in percent of pairs of judgements")
     return line_chart(
-        _("Agreement, % of pairs of judgements"),
+        title,
         lines,
         x_max=(last - first).days,
         x_name=_("on"),
-        x_label=lambda x: _short(first + timedelta(days=int(x))),
+        x_label=lambda x: short_day(first + timedelta(days=int(x))),
+        y_label=lambda y: in_the_language(f"{y:.3g}"),
+        summary=_("%(title)s on %(day)s") % {"title": title, "day": short_day(last)},
     )
-
-
-def _short(day: date) -> str:
-    return date_format(day, "j M")

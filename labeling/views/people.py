@@ -12,7 +12,6 @@ from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
@@ -21,6 +20,7 @@ from labeling.charts import bar_chart
 from labeling.figures import BANDS, SIDES, Figure, Note, figure, newest_report, notes
 from labeling.models import Preference, Project, Seat, SentBack
 from labeling.progress import labels_per_day, since_first
+from labeling.templatetags.formatting import count, short_day
 from labeling.views.projects import project_context
 
 PEOPLE_PER_PAGE = 50
@@ -95,10 +95,10 @@ def person(request: SignedInRequest, slug: str, user_id: int) -> HttpResponse:
 
 
 def _days_chart(judgements: Any) -> Any:
-    bars = [(date_format(day, "j M"), number) for day, number in since_first(labels_per_day(judgements))]
+    bars = [(short_day(day), number) for day, number in since_first(labels_per_day(judgements))]
     total = sum(number for _label, number in bars)
     title = _("Judgements a day")
-    return bar_chart(title, bars, summary=f"{title}: {total}")
+    return bar_chart(title, bars, summary=f"{title}: {count(total)}")
 
 
 @require_GET

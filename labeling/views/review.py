@@ -9,6 +9,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
 
 from labeling.access import REVIEWERS, SignedInRequest, project_or_404
@@ -64,16 +65,29 @@ def decide(request: SignedInRequest, slug: str, pair_id: int) -> HttpResponse:
 
 def _said(pair: Pair, verdict: str) -> str:
     """What the decision has done, and where it can be changed."""
+    count = pair.judgements_count
     if verdict == Adjudication.Verdict.RETIRE:
-        effect = _("Pair %(pair)d was taken out; its %(count)d judgements count no more. “Bring back” undoes it.")
+        effect = ngettext(
+            "Pair %(pair)d was taken out; its judgement counts no more. “Bring back” undoes it.",
+            "Pair %(pair)d was taken out; its %(count)d judgements count no more. “Bring back” undoes it.",
+            count,
+        )
     elif verdict == Adjudication.Verdict.LEAVE and pair.is_retired:
-        effect = _("Pair %(pair)d is back; its %(count)d judgements count again.")
+        effect = ngettext(
+            "Pair %(pair)d is back; its judgement counts again.",
+            "Pair %(pair)d is back; its %(count)d judgements count again.",
+            count,
+        )
     elif verdict == Adjudication.Verdict.LEAVE:
-        effect = _("Pair %(pair)d stays as its %(count)d judgements have it.")
+        effect = ngettext(
+            "Pair %(pair)d stays as its judgement has it.",
+            "Pair %(pair)d stays as its %(count)d judgements have it.",
+            count,
+        )
     else:
         effect = _("Pair %(pair)d counts as “%(verdict)s” from now on. The newest decision holds.")
     label = Adjudication.Verdict(verdict).label
-    return str(effect % {"pair": pair.pk, "count": pair.judgements_count, "verdict": label})
+    return str(effect % {"pair": pair.pk, "count": count, "verdict": label})
 
 
 @require_POST
