@@ -69,7 +69,9 @@ def claim(terms: Terms) -> Slot | None:
     project = terms.project
     slot = None
     if _falls(project.gold_percent):
-        slot = _claim_gold(terms)
+        # Not in an empty queue: what comes after "you have done every pair" would be known for what it is.
+        is_among_others = Slot.objects.filter(project=project).open_for(terms.seat.annotator_id).exists()
+        slot = _claim_gold(terms) if is_among_others else None
     elif _falls(project.repeat_percent):
         slot = _claim_repeat(terms)
     slot = slot or _claim_planned(terms)

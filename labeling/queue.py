@@ -34,6 +34,9 @@ SWEEP_LIMIT = 500
 HELD = "project_id = %s AND annotator_id = %s AND state = 'leased' AND lease_until > %s ORDER BY leased_at DESC"
 PAIR_OF_SLOT = "id = (SELECT pair_id FROM labeling_slot WHERE id = %s) AND project_id = %s"
 MAX_COUNTED = 1000
+# An exact number would fall by one at an ordinary pair, by two at a shared one and not at all at one whose answer is
+# known, so people are told no more than these.
+OPEN_STEPS = (1000, 500, 100, 50, 10, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -271,9 +274,10 @@ def _of_pair(pair_id: int) -> Iterator[list[Slot]]:
         yield list(Slot.objects.filter(pair_id=pair_id).select_for_update().order_by("place"))
 
 
-def open_slots_for(project: Project, annotator_id: int) -> int:
-    """How many slots this person could take, counted no further than ``MAX_COUNTED``."""
-    return Slot.objects.filter(project=project).open_for(annotator_id)[:MAX_COUNTED].count()
+def open_at_least(project: Project, annotator_id: int) -> int:
+    """How many pairs this person could be given, roughly: the highest of ``OPEN_STEPS`` that is reached."""
+    count = Slot.objects.filter(project=project).open_for(annotator_id)[:MAX_COUNTED].count()
+    return next(step for step in OPEN_STEPS if count >= step)
 
 
 def waiting_for(project: Project, annotator_id: int) -> tuple[int, datetime | None]:

@@ -49,7 +49,7 @@ def project(request: SignedInRequest, slug: str) -> HttpResponse:
     context = project_context(request, project) | {
         "guidelines_html": render_text(project.guidelines),
         "done_today": done_today(request, project),
-        "open_pairs": queue.open_slots_for(project, request.user.pk),
+        "open_pairs": queue.open_at_least(project, request.user.pk),
     }
     return render(request, "labeling/project.html", context)
 

@@ -162,6 +162,8 @@ def test_gold_is_served_to_those_who_have_not_seen_it(project, make_pair, annota
     project.gold_percent = 100
     project.save()
     make_gold(pair=pair, choice="a")
+    assert queue.lease_next(project, other_annotator.pk) is None, "known for what it is where nothing else is open"
+    make_pair()
     lease = queue.lease_next(project, other_annotator.pk)
     assert lease is not None
     assert (lease.slot.pair, lease.slot.kind) == (pair, Slot.Kind.GOLD)
