@@ -391,7 +391,8 @@
     if (event.repeat || (event.ctrlKey && !isUndo(event))) return;
     const name = event.ctrlKey ? keys.undo[0] : nameOf(event);
     if (isInUse(event, name)) return;
-    const handled = keyInPanel(name) || keyForReason(name) || keyForAction(event, name);
+    const panel = openPanel();
+    const handled = panel ? keyInPanel(panel, name) : keyForReason(name) || keyForAction(event, name);
     if (handled) event.preventDefault();
   });
 
@@ -408,14 +409,14 @@
     return event.target.closest?.("input[type=radio], pre[tabindex='0'], table[tabindex='0']");
   }
 
-  // Nothing votes behind an open panel; the keys of the panel are its own, and the one that opened it closes it.
-  function keyInPanel(name) {
-    const panel = openPanel();
-    if (!panel) return false;
+  // Nothing votes behind an open panel; its digits are its own, and the key that opened it closes it. Any other key
+  // stays the browser's: Escape closes, Enter presses the button that has the focus, arrows scroll.
+  function keyInPanel(panel, name) {
     const button = $(`[data-digit="${CSS.escape(name)}"]`, panel);
+    const isItsOwn = actionOf[name] && panel.dataset.panelOf === actionOf[name];
     if (button) skip(button.value);
-    else if (actionOf[name] && panel.dataset.panelOf === actionOf[name]) panel.hidePopover();
-    return button !== null || name !== "Tab";
+    else if (isItsOwn) panel.hidePopover();
+    return Boolean(button || isItsOwn);
   }
 
   function keyForReason(name) {

@@ -224,7 +224,7 @@ class Desk:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-            self.context.pages[0].wait_for_timeout(20)
+            self.context.pages[-1].wait_for_timeout(20)
 
 
 @dataclass
