@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.installation import bare_environment, free_port, wait_until
 
-PASSWORD = "secret-password"  # noqa: S105  (of people that live as long as a test)
+PASSWORD = "secret-password"
 # Everybody has one project, which is named as they are: nothing of one test is in another's way.
 SEED = """
 import json, sys
@@ -80,7 +80,7 @@ class Server:
     def shell(self, code: str, told: str = "") -> str:
         command = [sys.executable, "manage.py", "shell", "-v0", "-c", code]
         run = {"cwd": settings.BASE_DIR, "env": self.environment, "capture_output": True, "text": True}
-        done = subprocess.run(command, input=told, check=False, **run)  # type: ignore[call-overload]
+        done = subprocess.run(command, input=told, check=False, **run)
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
@@ -102,7 +102,7 @@ def web_alone(data_dir: Path) -> Iterator[Server]:
         subprocess.run([*manage, *command], cwd=settings.BASE_DIR, env=environment, check=True)
     address = f"127.0.0.1:{free_port()}"
     web = f"-m gunicorn config.wsgi --bind {address} --workers 1 --threads 8 --no-control-socket".split()
-    process = subprocess.Popen([sys.executable, *web], cwd=settings.BASE_DIR, env=environment, **QUIETLY)  # type: ignore[call-overload]
+    process = subprocess.Popen([sys.executable, *web], cwd=settings.BASE_DIR, env=environment, **QUIETLY)
     try:
         wait_until(lambda: _answers(f"http://{address}/readyz"), 60, "the server")
         yield Server(f"http://{address}", data_dir, environment)
