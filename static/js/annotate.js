@@ -39,7 +39,7 @@
       if (entry.kind === "reasons") return;
       answered.delete(entry.key);
       if (answer.isPlain || answer.status !== 409) say("desk-alert", answer.isPlain ? answer.text : sentences.reload);
-      else takeTurn(answer.text, {});
+      else takeTurn(answer.text, { refused: entry });
     },
     changed: sayOutbox,
   });
@@ -74,7 +74,7 @@
     else take(html, how);
   }
 
-  function take(html, { isLate = false, isUndo = false }) {
+  function take(html, { isLate = false, isUndo = false, refused = null }) {
     const page = document.createElement("template");
     page.innerHTML = html;
     const { today, error, notice } = page.content.getElementById("turn")?.dataset ?? {};
@@ -84,8 +84,21 @@
     if (!isLate) say("desk-notice", notice);
     const now = page.content.getElementById("desk");
     const next = page.content.getElementById("ahead").content.getElementById("desk");
+    const again = refused && [now, next].find((pair) => pair?.dataset.key === refused.key);
+    if (again) fillIn($("form", again), refused.fields);
     if (isUndo || !isPair() || answered.has(desk().dataset.key)) showFirst(now, next, isUndo);
     else keepAhead(now, next);
+  }
+
+  // What was said with an answer that the server refused is not lost: its pair comes back with it.
+  function fillIn(form, said) {
+    for (const [name, value] of said) {
+      for (const field of form.elements) {
+        if (field.name !== name || field.type === "hidden") continue;
+        if (field.type === "checkbox" || field.type === "radio") field.checked ||= field.value === value;
+        else field.value = value;
+      }
+    }
   }
 
   // Nothing on the screen that could be judged: show what the server holds for this person, or why there is nothing.
@@ -391,7 +404,8 @@
     if (event.repeat || (event.ctrlKey && !isUndo(event))) return;
     const name = event.ctrlKey ? keys.undo[0] : nameOf(event);
     if (isInUse(event, name)) return;
-    const handled = keyInPanel(name) || keyForReason(name) || keyForAction(event, name);
+    const panel = openPanel();
+    const handled = panel ? keyInPanel(panel, name) : keyForReason(name) || keyForAction(event, name);
     if (handled) event.preventDefault();
   });
 
@@ -408,14 +422,14 @@
     return event.target.closest?.("input[type=radio], pre[tabindex='0'], table[tabindex='0']");
   }
 
-  // Nothing votes behind an open panel; the keys of the panel are its own, and the one that opened it closes it.
-  function keyInPanel(name) {
-    const panel = openPanel();
-    if (!panel) return false;
+  // Nothing votes behind an open panel; its digits are its own, and the key that opened it closes it. Any other key
+  // stays the browser's: Escape closes, Enter presses the button that has the focus, arrows scroll.
+  function keyInPanel(panel, name) {
     const button = $(`[data-digit="${CSS.escape(name)}"]`, panel);
+    const isItsOwn = actionOf[name] && panel.dataset.panelOf === actionOf[name];
     if (button) skip(button.value);
-    else if (actionOf[name] && panel.dataset.panelOf === actionOf[name]) panel.hidePopover();
-    return button !== null || name !== "Tab";
+    else if (isItsOwn) panel.hidePopover();
+    return Boolean(button || isItsOwn);
   }
 
   function keyForReason(name) {

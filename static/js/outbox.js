@@ -6,9 +6,11 @@ class Outbox {
   static LAST_RETRY_MS = 30_000;
   static TIMEOUT_MS = 15_000;
   static ADOPT_AFTER_MS = 20_000; // younger ones of another tab are still in its own hands
+  static TAB = "tiebreak:tab";
 
   #name;
   #handlers;
+  #tab = Outbox.#nameOfTab();
   #entries = [];
   #sending = false;
   #failures = 0;
@@ -20,9 +22,18 @@ class Outbox {
   constructor(name, handlers) {
     this.#name = name;
     this.#handlers = handlers;
-    this.#entries = this.#stored().filter((entry) => Date.now() - entry.at > Outbox.ADOPT_AFTER_MS);
-    for (const entry of this.#entries) entry.isLate = true;
+    this.#adopt();
     addEventListener("online", () => this.flush());
+    setInterval(() => this.#adopt() && this.flush(), Outbox.ADOPT_AFTER_MS);
+  }
+
+  // What this tab had not sent before it was reloaded, at once; of another tab what it seems to have left behind.
+  #adopt() {
+    const isLeft = (entry) => entry.tab === this.#tab || Date.now() - entry.at > Outbox.ADOPT_AFTER_MS;
+    const isKnown = (entry) => this.#entries.some((known) => known.id === entry.id);
+    const found = this.#stored().filter((entry) => isLeft(entry) && !isKnown(entry));
+    this.#entries.push(...found.map((entry) => ({ ...entry, isLate: true, isAdopted: true })));
+    return found.length > 0;
   }
 
   get waiting() {
@@ -39,7 +50,7 @@ class Outbox {
 
   add(entry) {
     if (entry.kind === "reasons") this.#dropOlderReasons(entry.key);
-    const kept = { ...entry, id: `${Date.now()}-${Math.random()}`, at: Date.now() };
+    const kept = { ...entry, id: `${Date.now()}-${Math.random()}`, at: Date.now(), tab: this.#tab };
     this.#entries.push(kept);
     this.#store(kept);
     this.flush();
@@ -71,6 +82,10 @@ class Outbox {
 
   async #sendFirst() {
     const entry = this.#entries[0];
+    if (entry.isAdopted && this.#isGone(entry)) {
+      this.#entries.shift(); // its own tab was there after all, and may have said more since
+      return "";
+    }
     const answer = await Outbox.post(entry.url, [...entry.fields, ...this.#handlers.beforeSend(entry)]);
     if (answer.trouble) {
       entry.isLate = true;
@@ -120,6 +135,24 @@ class Outbox {
       return entries.filter((entry) => entry?.id).sort((one, other) => one.at - other.at);
     } catch {
       return [];
+    }
+  }
+
+  #isGone(entry) {
+    try {
+      return localStorage.getItem(this.#name + entry.id) === null;
+    } catch {
+      return false;
+    }
+  }
+
+  // The same across reloads. A copy of a tab has the name of the first, and sends twice, which is harmless.
+  static #nameOfTab() {
+    try {
+      if (!sessionStorage.getItem(Outbox.TAB)) sessionStorage.setItem(Outbox.TAB, String(Math.random()));
+      return sessionStorage.getItem(Outbox.TAB);
+    } catch {
+      return String(Math.random());
     }
   }
 
