@@ -391,7 +391,8 @@
     if (event.repeat || (event.ctrlKey && !isUndo(event))) return;
     const name = event.ctrlKey ? keys.undo[0] : nameOf(event);
     if (isInUse(event, name)) return;
-    const handled = keyInPanel(name) || keyForReason(name) || keyForAction(event, name);
+    if (keyInPanel(event, name)) return;
+    const handled = keyForReason(name) || keyForAction(event, name);
     if (handled) event.preventDefault();
   });
 
@@ -409,13 +410,16 @@
   }
 
   // Nothing votes behind an open panel; the keys of the panel are its own, and the one that opened it closes it.
-  function keyInPanel(name) {
+  // The browser keeps the others: Escape closes, Enter presses, arrows scroll.
+  function keyInPanel(event, name) {
     const panel = openPanel();
     if (!panel) return false;
     const button = $(`[data-digit="${CSS.escape(name)}"]`, panel);
+    const closes = actionOf[name] && panel.dataset.panelOf === actionOf[name];
     if (button) skip(button.value);
-    else if (actionOf[name] && panel.dataset.panelOf === actionOf[name]) panel.hidePopover();
-    return button !== null || name !== "Tab";
+    else if (closes) panel.hidePopover();
+    if (button || closes) event.preventDefault();
+    return true;
   }
 
   function keyForReason(name) {
