@@ -1,7 +1,8 @@
 """Which pair somebody is given next, and which response of it stands on the left.
 
 Mostly the next open slot of the project's order. Now and then a pair with a known answer, or a second look at a pair
-of their own, each in a slot made for this person. Callers hold the annotator's lock and a transaction.
+of their own, each in a slot made for this person, which takes a few queries more; pairs are claimed while the one
+before is read, so nobody can time it. Callers hold the annotator's lock and a transaction.
 """
 
 from __future__ import annotations
