@@ -221,6 +221,7 @@ def prepare(planted, project, annotator, make_pair, judge, monkeypatch):
             queue.reopen(project, annotator.pk, planted.own.pk)
             return planted.own.pair
         if condition == "conflict":
+            queue.bring_back(planted.conflict.pk)  # the decision had ended the asking
             return planted.conflict
         pair = make_pair("The one response.", "Other response.", priority=5.0)
         make_pair("Waits behind.", "Waits, too.", priority=4.0)
@@ -263,7 +264,8 @@ def _look(walk: Walk, api: Walk, url: str) -> str:
     walk.fetch("get", f"{url}annotate/", {"shown": "0" * 16}, headers=HTMX)
     lease = api.fetch("post", f"/api/v1{url}lease/".replace("/p/", "/projects/")).json()
     assert lease["token"] == token
-    assert set(lease) == {"token", "expires_at", "prompt", "left", "right", "previous"}
+    sent = ("token", "expires_at", "prompt", "left", "right", "previous", "asks_reason", "is_second_look")
+    assert set(lease) == set(sent)
     assert walk.fetch("get", f"{url}annotate/difference/", {"token": token}).status_code == 200
     assert walk.fetch("post", f"{url}annotate/renew/", {"token": token}).status_code == 204
     for name, data in (

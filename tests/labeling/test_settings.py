@@ -36,7 +36,7 @@ def form_of(project):
 def test_every_setting_has_its_place_its_sentence_and_its_effect():
     shown = [name for group in GROUPS for name in group.names]
     assert sorted(shown) == sorted(SETTINGS) == sorted(LABELS) == sorted(EFFECTS)
-    undecided = {"id", "slug", "guidelines", "guidelines_version", "created_at"}
+    undecided = {"id", "slug", "guidelines", "guidelines_version", "created_at", "arrivals"}
     assert {field.name for field in Project._meta.fields} - undecided == set(SETTINGS)
     for field in SettingsForm().fields.values():
         assert str(field.help_text).count(".") >= 2
