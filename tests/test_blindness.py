@@ -488,7 +488,7 @@ def _seen(client: Client, knox: str, url: str, pair: Pair, behind: Pair) -> dict
                 text = text.replace(said, "A TEXT")
         text = re.sub(r'(?<="expires_at":")[^"]+', "later", re.sub(r'(?<="token":")[\w-]+', "60", text))
         text = re.sub(
-            r"<strong id=\"today\">\d+|max=\"10\" value=\"\d+|data-today=\"\d+|<dd>\d+</dd>|<dd>\s+\d+\s+</dd>",
+            r"<strong id=\"today\">\d+|max=\"10\" value=\"\d+|data-today=\"\d+|<dd>\d+</dd>|<dd>\s+\d+( s)?\s+</dd>",
             "",
             text,
         )
