@@ -384,8 +384,8 @@ def _renew(project: Project, slot: Slot, lease: TokenContent, annotator_id: int)
             return Standing.OPEN  # it ran out, and the next sweep opens it for the others
         # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
         Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=until)
-        ahead = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, is_ahead=True)
-        ahead.update(lease_until=until)
+        held = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, is_ahead=True)
+        held.filter(lease_until__gt=now).update(lease_until=until)  # what ran out meanwhile may have a successor
         return Standing.KEPT
     if slot.state != Slot.State.OPEN:
         return Standing.TAKEN
