@@ -3,6 +3,7 @@
 from django.contrib import admin
 from django.contrib.auth.views import LogoutView
 from django.urls import include, path
+from django.views.decorators.http import require_POST
 from django.views.i18n import set_language
 
 from config.health import livez, readyz
@@ -17,7 +18,7 @@ urlpatterns = [
     path("", home, name="home"),
     path("sign-in/", SignIn.as_view(), name="login"),
     path("sign-out/", LogoutView.as_view(), name="logout"),
-    path("language/", set_language, name="set-language"),
+    path("language/", require_POST(set_language), name="set-language"),
     path("keys/", keys, name="keys"),
     path("new-project/", new_project, name="new-project"),
     # Answered by HealthMiddleware before they come here; this gives them names.

@@ -84,7 +84,8 @@ def pairs(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def responses(run_dir: Path) -> list[dict[str, Any]]:
-    return [response for line in pairs(run_dir).values() for response in line["responses"]]
+    """By prompt: which of them is written first is the server's."""
+    return [response for _, line in sorted(pairs(run_dir).items()) for response in line["responses"]]
 
 
 def test_pairs_come_from_the_server_with_the_ids_that_it_sampled(serve, served_run, tiny_model_dir) -> None:
