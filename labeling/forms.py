@@ -66,9 +66,6 @@ class VoteForm(ReasonsForm):
                 label=name, choices=[(choice, choice) for choice in (LEFT, RIGHT, TIE)], required=False
             )
 
-    def clean_comment(self) -> str:
-        return str(self.cleaned_data["comment"])
-
     def details(self, shown_left: str) -> Details:
         said = self.cleaned_data
         by_side = {name: said[f"criterion-{number}"] for number, name in enumerate(self.project.criteria)}

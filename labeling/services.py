@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
@@ -16,7 +16,7 @@ from labeling.exceptions import GuidelinesChanged, LabelingError
 from labeling.models import Guidelines, Membership, Pair, Preference, Project, Prompt, Response, Slot
 from labeling.models.projects import MAX_GUIDELINES_CHARACTERS
 from labeling.prompts import Message, clean_text, content_hash, is_held_out, normalise
-from labeling.records import CONFLICT_PRIORITY, note_arrival
+from labeling.records import note_arrival
 
 BATCH_SIZE = 500
 # Two opinions show whether there is a question; where they differ, the queue asks for a third.
@@ -132,28 +132,6 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
 
 def _falls(percent: int) -> bool:
     return random.random() * 100 < percent  # noqa: S311  (a sample, not a secret)
-
-
-def set_priorities(*, project: Project, priorities: Mapping[int, float]) -> int:
-    """Order what is still to be judged: by pair id, higher is served first. Returns how many places it moved.
-
-    Pairs that divide opinions keep their place in front. The pairs of the control are served in random order, whatever
-    is said of them here.
-    """
-    moved = 0
-    pair_ids = list(priorities)
-    for start in range(0, len(pair_ids), BATCH_SIZE):
-        batch = pair_ids[start : start + BATCH_SIZE]
-        slots = list(
-            Slot.objects.filter(project=project, pair_id__in=batch, state=Slot.State.OPEN, is_control=False)
-            .exclude(priority=CONFLICT_PRIORITY)
-            .only("pk", "pair_id", "priority")
-        )
-        for slot in slots:
-            slot.priority = priorities[slot.pair_id]
-        moved += Slot.objects.bulk_update(slots, ["priority"]) if slots else 0
-    note_arrival(project)
-    return moved
 
 
 def freeze_preferences(preference_ids: Iterable[int]) -> None:

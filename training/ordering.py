@@ -5,7 +5,6 @@ Without the control nobody could say: what is judged in the order of the margins
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,37 +13,14 @@ from django.db.models import Avg, Count, F, FloatField, OuterRef, Q, Subquery
 from django.db.models.functions import Abs
 
 from labeling.models import Choice, Preference, Project
+from labeling.quality import Share, wilson
 from training import tallies
 from training.models import PairOrigin
 from training.triples import LabelRule
 
-Z95 = 1.959963984540054
 # The page is looked at often, and the pairs of a large project take seconds to count.
 LARGE = 20_000  # judged pairs
 KEPT_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Share:
-    """``hits`` among ``of``, with Wilson's 95 % score interval (Wilson 1927); ``None`` of nothing."""
-
-    hits: int
-    of: int
-
-    @property
-    def value(self) -> float | None:
-        return self.hits / self.of if self.of else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        if not self.of:
-            return None
-        share, squared = self.hits / self.of, Z95 * Z95 / self.of
-        middle = (share + squared / 2) / (1 + squared)
-        half = Z95 * math.sqrt(share * (1 - share) / self.of + squared / (4 * self.of)) / (1 + squared)
-        # By rounding alone the ends would miss 0 and 1.
-        low = 0.0 if self.hits == 0 else max(0.0, middle - half)
-        return low, 1.0 if self.hits == self.of else min(1.0, middle + half)
 
 
 @dataclass(frozen=True)
@@ -121,7 +97,7 @@ def _arm(project: Project, *, is_control: bool) -> Arm:
         judged=found["judged"],
         scored=found["scored"],
         mean_margin=found["mean_margin"],
-        agreement=Share(found["agreed"], found["comparable"]),
-        ties=Share(found["ties"], found["judged"]),
-        conflicts=Share(found["conflicts"], found["several"]),
+        agreement=wilson(found["agreed"], found["comparable"]),
+        ties=wilson(found["ties"], found["judged"]),
+        conflicts=wilson(found["conflicts"], found["several"]),
     )

@@ -279,3 +279,19 @@ def test_it_needs_the_standard_library_alone(module):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@given(st.integers(1, 400).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
+def test_at_its_ends_the_share_lies_as_far_away_as_the_interval_is_defined(numbers):
+    hits, of = numbers
+    share = quality.wilson(hits, of)
+    assert 0 <= share.low <= hits / of <= share.high <= 1
+    for end in (share.low, share.high):
+        distance = (hits / of - end) ** 2
+        assert distance == pytest.approx(quality.Z95**2 * end * (1 - end) / of, abs=1e-12)
+
+
+def test_of_eight_in_ten_and_of_nothing():
+    share, none = quality.wilson(8, 10), quality.wilson(0, 0)
+    assert (share.low, share.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert (none.value, none.low, none.high) == (None, 0.0, 1.0)

@@ -9,17 +9,16 @@ from django.core.cache import cache
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
-from hypothesis import given
-from hypothesis import strategies as st
 
 from labeling import queue
 from labeling.models import Pair, Slot
+from labeling.quality import wilson
 from labeling.services import NewResponse, add_pair
 from training import ordering, services
 from training.execution import Sampling
 from training.jobspec import SampledPair, SampledResponse, SampleJob, read_job
 from training.models import PairOrigin, SampleBatch, TrainingRun
-from training.ordering import Share, order_report
+from training.ordering import order_report
 from training.recipe import Recipe
 from training.rundir import RunDir
 
@@ -193,9 +192,9 @@ def test_both_orders_side_by_side(project, judged):
     ordered, control = report.arms
     assert (ordered.judged, ordered.scored) == (7, 6)
     assert ordered.mean_margin == pytest.approx((0.5 + 0.1 + 0.3 + 0 + 0.1 + 0.2) / 6)
-    assert (ordered.agreement, ordered.ties, ordered.conflicts) == (Share(2, 3), Share(1, 7), Share(1, 1))
+    assert (ordered.agreement, ordered.ties, ordered.conflicts) == (wilson(2, 3), wilson(1, 7), wilson(1, 1))
     assert (control.judged, control.scored, control.mean_margin) == (3, 2, 3.0)
-    assert (control.agreement, control.ties, control.conflicts) == (Share(2, 2), Share(1, 3), Share(0, 2))
+    assert (control.agreement, control.ties, control.conflicts) == (wilson(2, 2), wilson(1, 3), wilson(0, 2))
     assert report.has_order
 
 
@@ -203,7 +202,7 @@ def test_a_verdict_stands_for_the_people_but_does_not_undo_that_they_disagreed(p
     judged("ab", margin=0.5, adjudicated_choice="b")
     judged("aa", margin=0.5, adjudicated_choice="tie")
     ordered = order_report(project).ordered
-    assert (ordered.agreement, ordered.ties, ordered.conflicts) == (Share(0, 1), Share(1, 2), Share(1, 2))
+    assert (ordered.agreement, ordered.ties, ordered.conflicts) == (wilson(0, 1), wilson(1, 2), wilson(1, 2))
 
 
 def test_two_queries_however_many_pairs_and_none_while_a_large_count_is_kept(project, judged, monkeypatch):
@@ -217,22 +216,6 @@ def test_two_queries_however_many_pairs_and_none_while_a_large_count_is_kept(pro
     assert queries() == 2
     monkeypatch.setattr(ordering, "LARGE", 3)
     assert (queries(), queries()) == (2, 0)
-
-
-@given(st.integers(1, 400).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
-def test_the_interval_is_wilsons(numbers):
-    hits, of = numbers
-    """At its ends p the share lies z standard errors of p away, which is how it is defined."""
-    low, high = Share(hits, of).interval
-    assert 0 <= low <= hits / of <= high <= 1
-    for end in (low, high):
-        distance = (hits / of - end) ** 2
-        assert distance == pytest.approx(ordering.Z95**2 * end * (1 - end) / of, abs=1e-12)
-    assert Share(8, 10).interval == pytest.approx((0.4902, 0.9433), abs=1e-4)
-
-
-def test_of_nothing_there_is_no_share():
-    assert (Share(0, 0).value, Share(0, 0).interval) == (None, None)
 
 
 def test_the_overview_shows_the_table_once_there_is_an_order(project, judged, sign_in, reviewer):
