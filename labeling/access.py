@@ -48,7 +48,7 @@ def role_of(user: User, project: Project) -> Role | None:
 
 def project_or_404(user: User, slug: str, roles: Iterable[Role] = ANYONE) -> Project:
     """Return the project if ``user`` is in it with one of ``roles``; 404 for strangers, 403 for the others."""
-    project = next(iter(rows.fetch(Project, "slug = %s", [slug])), None)
+    project = rows.first(rows.fetch(Project, "slug = %s", [slug]))
     role = role_of(user, project) if project else None
     if project is None or role is None:
         raise Http404("No such project")

@@ -19,6 +19,7 @@ from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.answers import Details
 from labeling.desk import choice_of, contents, side_of
 from labeling.figures import newest_report
+from labeling.leases import Lease
 from labeling.models import Membership, Preference, Project, Prompt
 from labeling.project_settings import change_settings
 from labeling.serializers import (
@@ -199,7 +200,7 @@ def _details(said: dict[str, Any], shown_left: str) -> Details:
     )
 
 
-def _by_side(project: Project, lease: queue.Lease, annotator_id: int) -> dict[str, Any]:
+def _by_side(project: Project, lease: Lease, annotator_id: int) -> dict[str, Any]:
     slot, pair = lease.slot, contents(lease.slot)
     texts = [pair.response_a.text, pair.response_b.text]
     left, right = texts if slot.shown_left == slot.Side.A else reversed(texts)

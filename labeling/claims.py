@@ -13,10 +13,11 @@ from datetime import datetime
 from functools import cache
 
 from django.db import connection, transaction
-from django.db.models import Exists, Max, OuterRef
+from django.db.models import Exists, OuterRef
 
 from labeling import rows
 from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
+from labeling.places import next_place
 
 # How far a person's sides may be apart before the coin is no coin any more (Efron 1971, biased coin designs).
 MOST_APART = 3
@@ -158,6 +159,7 @@ def _own_place(terms: Terms, kind: str, pair_ids: list[int]) -> Slot | None:
         return None
     pair_id = random.choice(pair_ids)  # noqa: S311  (an order, not a secret)
     with transaction.atomic():
+        _remember()
         Pair.objects.select_for_update(no_key=True).get(pk=pair_id)
         return Slot.objects.create(
             project=terms.project,
@@ -173,9 +175,10 @@ def _own_place(terms: Terms, kind: str, pair_ids: list[int]) -> Slot | None:
         )
 
 
-def next_place(pair_id: int) -> int:
-    """The first free place of a pair; its row is locked by the caller."""
-    return int(Slot.objects.filter(pair_id=pair_id).aggregate(last=Max("place"))["last"] or 0) + 1
+def _remember() -> None:
+    """Have the commit wait for the disk after all: a new slot's number is in a token, and must never be another's."""
+    if connection.vendor == "postgresql":
+        rows.execute("SET LOCAL synchronous_commit TO DEFAULT", [])
 
 
 def _decide_sides(slot: Slot, seat: Seat) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from django.db import connection
 from django.utils.translation import gettext, ngettext
 
-from labeling import queue, rows
+from labeling import places, queue, rows
+from labeling.leases import Lease
 from labeling.models import Choice, Pair, Preference, Project, Prompt, Response, Slot
 from labeling.rendering import raw_text, render_text
 from labeling.tokens import lease_key
@@ -50,7 +51,15 @@ def contents(slot: Slot) -> Pair:
     return pair
 
 
-def show(project: Project, lease: queue.Lease, annotator_id: int) -> dict[str, Any]:
+def texts_of(project: Project, token: str, annotator_id: int) -> tuple[str, str]:
+    """The texts of the left and of the right response, as the page with this token shows them."""
+    lease = queue.read_lease(project, token, annotator_id)
+    pair = Pair.objects.select_related("response_a", "response_b").get(slots=lease.slot_id)
+    texts = pair.response_a.text, pair.response_b.text
+    return texts if lease.shown_left == Slot.Side.A else (texts[1], texts[0])
+
+
+def show(project: Project, lease: Lease, annotator_id: int) -> dict[str, Any]:
     """The context of one desk: a pair with its sides, and what an undo reopened."""
     slot, pair, previous = lease.slot, contents(lease.slot), lease.previous
     left, right = pair.response_a, pair.response_b
@@ -106,7 +115,7 @@ def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
     if not project.pairs.exists():
         text = gettext("None has been written for this project's prompts so far. They appear here by themselves.")
         return Waiting(gettext("No pairs yet"), text)
-    count, until = queue.waiting_for(project, annotator_id)
+    count, until = places.waiting_for(project, annotator_id)
     if until is None:
         text = gettext("Thank you. New pairs appear here by themselves as soon as they are written.")
         return Waiting(gettext("You have done every pair here"), text)

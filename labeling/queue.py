@@ -1,51 +1,33 @@
-"""The queue: who gets which pair next, and what becomes of the answer. Every write of a slot starts here.
+"""The queue: who gets which pair next, and what becomes of the answer. Every write of a slot starts here or in places.
 
-A slot is leased on pull and never assigned ahead, but for one: while somebody reads a pair, the next one may be theirs
-already, so that no wait is seen. One person holds one slot of a pair at most. The database holds these truths as
-constraints; the advisory lock per annotator (PostgreSQL) and IMMEDIATE transactions (SQLite) keep the flow free of
-errors.
+One person holds one slot of a pair at most. The database holds these truths as constraints; the advisory lock per
+annotator (PostgreSQL) and IMMEDIATE transactions (SQLite) keep the flow free of errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
 
-from django.db import connection, models, transaction
-from django.db.models import Case, Exists, OuterRef, Q, Value, When
+from django.db import models, transaction
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from labeling import rows
+from labeling import leases, rows
 from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons, clean_comment
-from labeling.claims import Terms, claim, next_place
-from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo, NotQualified
-from labeling.models import Pair, Preference, Project, QualificationItem, Seat, Skip, Slot
-from labeling.records import Judged, current_preference, forget_skip, record_preference, record_skip, withdraw
+from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo
+from labeling.leases import Desk, Lease
+from labeling.models import Pair, Preference, Project, Skip, Slot
+from labeling.places import give_back, next_place
+from labeling.records import Judged, forget_skip, record_preference, record_skip, withdraw
 from labeling.tokens import TokenContent, keyed_share, make_token, read_token
 
-ADVISORY_LOCK_NAMESPACE = 0x7B1E  # any constant of our own; the second key is the annotator's id
-SWEEP_LIMIT = 500
-HELD = "project_id = %s AND annotator_id = %s AND state = 'leased' AND lease_until > %s ORDER BY leased_at DESC"
 PAIR_OF_SLOT = "id = (SELECT pair_id FROM labeling_slot WHERE id = %s) AND project_id = %s"
-MAX_COUNTED = 1000
-# An exact number would fall by one at an ordinary pair, by two at a shared one and not at all at one whose answer is
-# known, so people are told no more than these.
-OPEN_STEPS = (1000, 500, 100, 50, 10, 1, 0)
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A slot as its holder sees it. ``previous`` is the answer that an undo reopened."""
-
-    slot: Slot
-    token: str
-    previous: Preference | None = None
+# What somebody says of the pair now; a second look is apart from the first.
+SAID_OF_SLOT = """annotator_id = %s AND is_current
+AND pair_id = (SELECT pair_id FROM labeling_slot WHERE id = %s)
+AND is_repeat = (SELECT kind = 'repeat' FROM labeling_slot WHERE id = %s)"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +46,24 @@ class Turn:
     submission: Submission | None
     now: Lease | None
     ahead: Lease | None
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What the token of a page is about: its slot, locked with its pair, and what its reader says of the pair now."""
+
+    slot: Slot
+    lease: TokenContent
+    current: Preference | None
+
+    @property
+    def answer(self) -> Preference | None:
+        """The current answer, if it was given under this page's lease or a later one; an undo gives a later lease.
+
+        Nobody is given a second slot of a pair they have answered, so an answer in another slot is later than this.
+        """
+        said, lease = self.current, self.lease
+        return said if said and (said.slot_id != lease.slot_id or said.lease_number >= lease.number) else None
 
 
 class Standing(models.TextChoices):
@@ -88,26 +88,14 @@ class Standing(models.TextChoices):
     )
 
 
-@contextmanager
-def _at_desk(annotator_id: int) -> Iterator[None]:
-    """A transaction in which this person's other tabs wait."""
-    with transaction.atomic():
-        # SKIP LOCKED with NOT EXISTS lets one person in two tabs claim two slots of a pair: neither claim sees the
-        # other.
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [ADVISORY_LOCK_NAMESPACE, annotator_id])
-        yield
-
-
 def lease_next(project: Project, annotator_id: int) -> Lease | None:
     """Return the pair this person works on, or lease the next one; ``None`` if nothing is open for them.
 
     Asking twice, from two tabs for example, returns the same lease, renewed. Raises ``NotQualified`` for whoever has
     still to pass the project's qualification set.
     """
-    with _at_desk(annotator_id):
-        return _lease_next(project, annotator_id)[0]
+    with transaction.atomic():
+        return leases.lease_now(leases.sit_down(project, annotator_id))
 
 
 def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
@@ -115,18 +103,18 @@ def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
 
     ``None`` where nothing more is open for them, or nothing is held that it could come after.
     """
-    with _at_desk(annotator_id):
-        held = _held(project, annotator_id, timezone.now())
-        ahead = next((slot for slot in held if slot.is_ahead), None)
-        return _lease_ahead(project, annotator_id, ahead) if held else None
+    with transaction.atomic():
+        desk = leases.sit_down(project, annotator_id)
+        return leases.lease_after(desk) if desk.held else None
 
 
 def turn(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Turn:
     """Submit an answer, go on to the next pair and lease the one after it, in one transaction."""
-    with _at_desk(annotator_id):
+    with transaction.atomic():
         submission = _submit(project, token, annotator_id, choice, details)
-        now, ahead = _lease_next(project, annotator_id)
-        return Turn(submission, now, _lease_ahead(project, annotator_id, ahead) if now else None)
+        desk = leases.desk_of(project, annotator_id)
+        now = leases.lease_now(desk)
+        return Turn(submission, now, leases.lease_after(desk) if now else None)
 
 
 def submit(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Submission:
@@ -136,16 +124,15 @@ def submit(project: Project, token: str, annotator_id: int, choice: str, details
     second answer of one lease counts as a repeat of the first. Raises ``LeaseGone`` for a foreign or damaged token,
     ``AnswerRejected`` for an answer that cannot be stored, ``Frozen`` for one that a dataset has used.
     """
-    with _at_desk(annotator_id):
+    with transaction.atomic():
         return _submit(project, token, annotator_id, choice, details)
 
 
 def give_back_ahead(project: Project, annotator_id: int) -> None:
     """Open the pair that was leased ahead for the others; harmless where there is none."""
-    with _at_desk(annotator_id):
-        for slot in _held(project, annotator_id, timezone.now()):
-            if slot.is_ahead:
-                _give_back(slot)
+    with transaction.atomic():
+        if ahead := leases.sit_down(project, annotator_id).ahead:
+            give_back(ahead)
 
 
 def renew(project: Project, token: str, annotator_id: int) -> Standing:
@@ -154,13 +141,13 @@ def renew(project: Project, token: str, annotator_id: int) -> Standing:
     A lease that ran out is taken back if nobody has the slot, unless this person has moved on to another pair: nobody
     holds two by leaving pages open. Raises ``LeaseGone`` for a foreign or damaged token.
     """
-    with _at_desk(annotator_id):
-        slot, lease = _slot_of_token(project, token, annotator_id)
-        if _answer_after(lease, current_preference(slot, annotator_id)):
+    with transaction.atomic():
+        page = _read_page(project, token, annotator_id, is_forgettable=True)
+        if page.answer:
             return Standing.ANSWERED
-        if Skip.objects.filter(pair_id=slot.pair_id, annotator_id=annotator_id).exists():
+        if Skip.objects.filter(pair_id=page.slot.pair_id, annotator_id=annotator_id).exists():
             return Standing.SKIPPED
-        return _renew(project, slot, lease, annotator_id)
+        return _renew(leases.desk_of(project, annotator_id), page)
 
 
 def skip(project: Project, token: str, annotator_id: int, reason: str = "", note: str = "") -> None:
@@ -168,21 +155,21 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
 
     A page that is older than the answer withdraws nothing: ``AlreadyAnswered``.
     """
-    with _at_desk(annotator_id):
-        slot, lease = _slot_of_token(project, token, annotator_id)
-        current = current_preference(slot, annotator_id)
-        if _answer_after(lease, current):
+    with transaction.atomic():
+        page = _read_page(project, token, annotator_id)
+        slot = page.slot
+        if page.answer:
             raise AlreadyAnswered(
                 gettext("You have answered that pair already, so it is not skipped. Use Undo to change the answer.")
             )
-        if current:
-            _check_not_frozen(current)
-            withdraw(project, current)
+        if page.current:
+            _check_not_frozen(page.current)
+            withdraw(project, page.current)
         if slot.kind != Slot.Kind.REPEAT:  # the pair is judged already; only the second look is passed on
             known = reason if reason in Skip.Reason.values else ""
             record_skip(slot.pair_id, annotator_id, known, (note if known == reason else reason)[:500])
         if mine := _own_slot(slot, annotator_id):
-            _give_back(mine)
+            give_back(mine)
 
 
 def undo(project: Project, annotator_id: int) -> Lease:
@@ -191,7 +178,8 @@ def undo(project: Project, annotator_id: int) -> Lease:
     A judgement stays valid until a new version replaces it; a skip is forgotten. The pair that was on the screen comes
     after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has used.
     """
-    with _at_desk(annotator_id):
+    with transaction.atomic():
+        leases.take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         judged = mine.select_related("slot").order_by("-pk").first()
         skipped = Skip.objects.filter(annotator_id=annotator_id, pair__project=project).order_by("-pk").first()
@@ -204,7 +192,8 @@ def undo(project: Project, annotator_id: int) -> Lease:
 
 def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
     """Reopen one of this person's judgements, as ``undo`` does with the last one."""
-    with _at_desk(annotator_id):
+    with transaction.atomic():
+        leases.take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         preference = mine.select_related("slot").filter(pk=preference_id).first()
         if preference is None:
@@ -215,10 +204,9 @@ def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
 
 def add_reasons(project: Project, token: str, annotator_id: int, reasons: tuple[str, ...], comment: str) -> Preference:
     """Say, after the vote, why: onto the judgement that was given under this lease, while no dataset has used it."""
-    with _at_desk(annotator_id):
+    with transaction.atomic():
         check_reasons(project, reasons)
-        slot, lease = _slot_of_token(project, token, annotator_id)
-        current = _answer_after(lease, current_preference(slot, annotator_id))
+        current = _read_page(project, token, annotator_id).answer
         if current is None:
             raise LeaseGone(gettext("That judgement is no longer the one that counts, so nothing was added to it."))
         _check_not_frozen(current)
@@ -234,211 +222,35 @@ def asks_for_reason(project: Project, slot: Slot, annotator_id: int) -> bool:
     return keyed_share("reason", annotator_id, slot.pair_id) * 100 < project.reasons_percent
 
 
-def sweep_expired(limit: int = SWEEP_LIMIT) -> int:
-    """End leases that ran out, oldest first; returns how many. Run now and then: no slot should wait for a visitor."""
-    with transaction.atomic():
-        return _reopen_expired(Slot.objects.all(), timezone.now(), limit)
-
-
-def close_places(pair_id: int) -> int:
-    """Ask nobody else about a pair; whoever reads it may finish. Returns how many places closed. Harmless twice."""
-    with _of_pair(pair_id) as slots:
-        opened = [slot.pk for slot in slots if slot.state == Slot.State.OPEN]
-        return Slot.objects.filter(pk__in=opened).update(state=Slot.State.CLOSED)
-
-
-def retire(pair_id: int) -> int:
-    """Take a pair out: its places close, and a late answer is kept, and counted nowhere. Returns how many closed."""
-    with transaction.atomic():
-        Pair.objects.filter(pk=pair_id).update(is_retired=True)
-        return close_places(pair_id)
-
-
-def bring_back(pair_id: int) -> int:
-    """Undo ``retire`` and ``close_places``: as many places open as the pair still wants. Returns how many opened."""
-    with _of_pair(pair_id) as slots:
-        Pair.objects.filter(pk=pair_id).update(is_retired=False)
-        pair = Pair.objects.get(pk=pair_id)
-        planned = [slot for slot in slots if slot.kind == Slot.Kind.PLANNED]
-        coming = sum(slot.state in (Slot.State.OPEN, Slot.State.LEASED) for slot in planned)
-        closed = [slot.pk for slot in planned if slot.state == Slot.State.CLOSED]
-        wanted = max(0, pair.judgements_wanted - pair.judgements_count - coming)
-        return Slot.objects.filter(pk__in=closed[:wanted]).update(state=Slot.State.OPEN)
-
-
-@contextmanager
-def _of_pair(pair_id: int) -> Iterator[list[Slot]]:
-    """A transaction with a pair and all its slots locked, in the order of every other lock of them."""
-    with transaction.atomic():
-        Pair.objects.select_for_update(no_key=True).get(pk=pair_id)
-        yield list(Slot.objects.filter(pair_id=pair_id).select_for_update().order_by("place"))
-
-
-def open_at_least(project: Project, annotator_id: int) -> int:
-    """How many pairs this person could be given, roughly: the highest of ``OPEN_STEPS`` that is reached."""
-    count = Slot.objects.filter(project=project).open_for(annotator_id)[:MAX_COUNTED].count()
-    return next(step for step in OPEN_STEPS if count >= step)
-
-
-def waiting_for(project: Project, annotator_id: int) -> tuple[int, datetime | None]:
-    """How many pairs that are with somebody else could come to this person, and when the first may."""
-    leased = Slot.objects.filter(project=project, state=Slot.State.LEASED, kind=Slot.Kind.PLANNED).new_to(annotator_id)
-    until = leased.order_by("lease_until").values_list("lease_until", flat=True).first()
-    return leased[:MAX_COUNTED].count(), until
-
-
 def read_lease(project: Project, token: str, annotator_id: int) -> TokenContent:
     """What the token of one of this project's pages says, such as which response stood on the left."""
     lease = read_token(token, annotator_id)
     if not Slot.objects.filter(project=project, pk=lease.slot_id).exists():
-        raise LeaseGone(gettext("This pair is no longer part of the project. Reload the page to go on."))
+        raise LeaseGone(_gone())
     return lease
 
 
-def texts_of(project: Project, token: str, annotator_id: int) -> tuple[str, str]:
-    """The texts of the left and of the right response, as the page with this token shows them."""
-    lease = read_lease(project, token, annotator_id)
-    pair = Pair.objects.select_related("response_a", "response_b").get(slots=lease.slot_id)
-    texts = pair.response_a.text, pair.response_b.text
-    return texts if lease.shown_left == Slot.Side.A else (texts[1], texts[0])
+def _read_page(project: Project, token: str, annotator_id: int, *, is_forgettable: bool = False) -> _Page:
+    """Take the person's turn and read what the token is about, in one way to the database and back.
+
+    The pair is locked before the slot: two people's slots of it may have changed hands.
+    """
+    lease = read_token(token, annotator_id)
+    slot_id = lease.slot_id
+    with rows.pipelined():
+        leases.take_turn(annotator_id, is_forgettable=is_forgettable)
+        pairs = rows.ask(Pair, PAIR_OF_SLOT, [slot_id, project.pk], lock="FOR NO KEY UPDATE")
+        slots = rows.ask(Slot, "id = %s", [slot_id], lock="FOR UPDATE")
+        said = rows.ask(Preference, SAID_OF_SLOT, [annotator_id, slot_id, slot_id])
+    pair, slot = rows.first(pairs()), rows.first(slots())
+    if pair is None or slot is None:
+        raise LeaseGone(_gone())
+    slot.pair = pair
+    return _Page(slot, lease, rows.first(said()))
 
 
-# Leases: the steps. All of them are called with the annotator's lock held.
-
-
-def _lease_next(project: Project, annotator_id: int) -> tuple[Lease | None, Slot | None]:
-    """The pair to look at now, and what is held ahead of its turn beside it."""
-    now = timezone.now()
-    held = _held(project, annotator_id, now)
-    ahead = next((slot for slot in held if slot.is_ahead), None)
-    if current := next((slot for slot in held if not slot.is_ahead), None):
-        return _renewed(current, project, now), ahead
-    if project.is_paused:
-        return None, None
-    if ahead:
-        return _renewed(ahead, project, now), None
-    slot = _claim(project, annotator_id, now, is_ahead=False)
-    return (Lease(slot, make_token(slot)) if slot else None), None
-
-
-def _lease_ahead(project: Project, annotator_id: int, held: Slot | None) -> Lease | None:
-    if held:
-        return Lease(held, make_token(held))
-    if project.is_paused:
-        return None
-    slot = _claim(project, annotator_id, timezone.now(), is_ahead=True)
-    return Lease(slot, make_token(slot)) if slot else None
-
-
-def _claim(project: Project, annotator_id: int, now: datetime, *, is_ahead: bool) -> Slot | None:
-    seat = _seat(project, annotator_id)
-    _check_qualified(project, seat, now)
-    terms = Terms(project, seat, now, _until(project, now), is_ahead)
-    slot = claim(terms)
-    if slot is None and _reopen_expired(Slot.objects.filter(project=project), now):
-        slot = claim(terms)  # what has run out since the last sweep is open too
-    if slot:
-        rows.update(seat, ("a_left", "queue_position"))
-    return slot
-
-
-def _seat(project: Project, annotator_id: int) -> Seat:
-    here = rows.fetch(Seat, "project_id = %s AND annotator_id = %s", [project.pk, annotator_id])
-    return here[0] if here else Seat.objects.create(project=project, annotator_id=annotator_id)
-
-
-def _check_qualified(project: Project, seat: Seat, now: datetime) -> None:
-    """Whoever comes while there is no qualification set has no need of the one that is made later."""
-    if seat.qualified_at is None:
-        if QualificationItem.objects.filter(project=project, is_active=True).exists():
-            raise NotQualified(gettext("Take the qualification set of this project first; the Label page leads there."))
-        Seat.objects.filter(pk=seat.pk).update(qualified_at=now)
-
-
-def _held(project: Project, annotator_id: int, now: datetime) -> list[Slot]:
-    """This person's leases that have not run out: at most the pair they look at, and the one after it."""
-    # Locked, because a sweep on another host may be ending this very lease.
-    held = rows.fetch(Slot, HELD, [project.pk, annotator_id, rows.moment(now)], lock="FOR UPDATE")
-    return sorted(held, key=lambda slot: slot.is_ahead)
-
-
-def _until(project: Project, now: datetime) -> datetime:
-    return now + timedelta(minutes=project.lease_minutes)
-
-
-def _renewed(slot: Slot, project: Project, now: datetime) -> Lease:
-    slot.lease_until = _until(project, now)
-    if slot.is_ahead:  # its turn has come
-        slot.is_ahead, slot.leased_at = False, now
-    rows.update(slot, ("lease_until", "is_ahead", "leased_at"))
-    previous = slot.preferences.filter(is_current=True).first() if slot.versions else None
-    return Lease(slot, make_token(slot), previous)
-
-
-def _renew(project: Project, slot: Slot, lease: TokenContent, annotator_id: int) -> Standing:
-    now = timezone.now()
-    until = _until(project, now)
-    others = [held for held in _held(project, annotator_id, now) if not held.is_ahead and held.pair_id != slot.pair_id]
-    if mine := _own_slot(slot, annotator_id):
-        if others and mine.lease_until and mine.lease_until <= now:
-            return Standing.OPEN  # it ran out, and the next sweep opens it for the others
-        # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
-        Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=until)
-        held = Slot.objects.filter(project=project, annotator_id=annotator_id, state=Slot.State.LEASED, is_ahead=True)
-        held.filter(lease_until__gt=now).update(lease_until=until)  # what ran out meanwhile may have a successor
-        return Standing.KEPT
-    if slot.state != Slot.State.OPEN:
-        return Standing.TAKEN
-    if others:
-        return Standing.OPEN
-    slot.lease_number = max(slot.lease_number, lease.number)
-    _take(slot, annotator_id, lease.shown_left, lease.began, until)
-    return Standing.KEPT
-
-
-def _take(slot: Slot, annotator_id: int, shown_left: str, leased_at: datetime, until: datetime) -> None:
-    """Lease a certain slot to its holder of before, shown as it was."""
-    slot.state, slot.annotator_id, slot.is_ahead = Slot.State.LEASED, annotator_id, False
-    slot.leased_at, slot.lease_until = leased_at, until
-    slot.shown_left, slot.shown_to = shown_left, annotator_id
-    slot.save()
-
-
-def _reopen(project: Project, preference: Preference) -> Lease:
-    _check_not_frozen(preference)
-    slot, now = preference.slot, timezone.now()
-    _make_room(project, preference.annotator_id, now, besides=slot)
-    slot.lease_number = max(slot.lease_number, preference.lease_number) + 1
-    _take(slot, preference.annotator_id, preference.shown_left, now, _until(project, now))
-    return Lease(slot, make_token(slot), previous=preference)
-
-
-def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
-    """Lease the pair of a skip again: its open slot, or one that another person's lease does not need."""
-    now, annotator_id = timezone.now(), skipped.annotator_id
-    pair = Pair.objects.select_for_update(no_key=True).get(pk=skipped.pair_id)
-    slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
-    own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
-    slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
-    if slot is None:
-        said = gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
-        raise NothingToUndo(said)
-    _make_room(project, annotator_id, now, besides=slot)
-    forget_skip(pair, annotator_id)
-    side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
-    slot.lease_number += 1
-    _take(slot, annotator_id, side, now, _until(project, now))
-    return Lease(slot, make_token(slot))
-
-
-def _make_room(project: Project, annotator_id: int, now: datetime, *, besides: Slot) -> None:
-    """Put the pair on the screen after the one that is reopened; what had been leased ahead goes back."""
-    held = [slot for slot in _held(project, annotator_id, now) if slot.pk != besides.pk]
-    for slot in held:
-        if slot.is_ahead or slot.versions:  # one that was reopened itself keeps its answer
-            _give_back(slot)
-        else:
-            Slot.objects.filter(pk=slot.pk).update(is_ahead=True)
+def _gone() -> str:
+    return gettext("This pair is no longer part of the project. Reload the page to go on.")
 
 
 def _check_not_frozen(preference: Preference) -> None:
@@ -447,46 +259,24 @@ def _check_not_frozen(preference: Preference) -> None:
         raise Frozen(gettext("That judgement went into a dataset on %(day)s, so it stays as it is.") % {"day": day})
 
 
-# Answers: the steps.
+# Answers
 
 
 def _submit(project: Project, token: str, annotator_id: int, choice: str, details: Details) -> Submission:
     details = check_answer(project, choice, details)
-    slot, lease = _slot_of_token(project, token, annotator_id)
-    current = current_preference(slot, annotator_id)
-    if repeated := _answer_after(lease, current):
-        return Submission(repeated, is_extra=repeated.slot.kind == Slot.Kind.EXTRA, is_repeat=True)
-    if current:
-        _check_not_frozen(current)
-    if asks_for_reason(project, slot, annotator_id) and not (details.reasons or details.comment):
+    page = _read_page(project, token, annotator_id)
+    if page.answer:
+        return Submission(page.answer, is_extra=page.answer.slot.kind == Slot.Kind.EXTRA, is_repeat=True)
+    if page.current:
+        _check_not_frozen(page.current)
+    if asks_for_reason(project, page.slot, annotator_id) and not (details.reasons or details.comment):
         raise LabelingError(gettext("This judgement needs a reason: choose at least one, or write a comment."))
-    slot = _slot_to_fill(slot, annotator_id)
+    slot, lease = _slot_to_fill(page.slot, annotator_id), page.lease
     if slot.lease_number != lease.number or slot.leased_at is None:
         slot.leased_at = lease.began  # the slot may have been somebody else's meanwhile
     slot.lease_number = max(slot.lease_number, lease.number)
-    preference = record_preference(slot, Judged(project, annotator_id, lease, choice, details, current))
+    preference = record_preference(slot, Judged(project, annotator_id, lease, choice, details, page.current))
     return Submission(preference, is_extra=slot.kind == Slot.Kind.EXTRA)
-
-
-def _slot_of_token(project: Project, token: str, annotator_id: int) -> tuple[Slot, TokenContent]:
-    """The slot and the token's content, with the pair locked first: two people's slots of it may have changed hands."""
-    lease = read_token(token, annotator_id)
-    pairs = rows.fetch(Pair, PAIR_OF_SLOT, [lease.slot_id, project.pk], lock="FOR NO KEY UPDATE")
-    slots = rows.fetch(Slot, "id = %s", [lease.slot_id], lock="FOR UPDATE") if pairs else []
-    if not slots:
-        raise LeaseGone(gettext("This pair is no longer part of the project. Reload the page to go on."))
-    slots[0].pair = pairs[0]
-    return slots[0], lease
-
-
-def _answer_after(lease: TokenContent, current: Preference | None) -> Preference | None:
-    """The current answer, if it was given under this lease or a later one; an undo gives a lease later than its answer.
-
-    Nobody is given a second slot of a pair they have answered, so an answer in another slot is later than this lease.
-    """
-    if current and (current.slot_id != lease.slot_id or current.lease_number >= lease.number):
-        return current
-    return None
 
 
 def _own_slot(slot: Slot, annotator_id: int) -> Slot | None:
@@ -515,40 +305,52 @@ def _slot_to_fill(slot: Slot, annotator_id: int) -> Slot:
     )
 
 
-# Ends of leases
+# Pages that are looked at, or again
 
 
-def _reopen_expired(slots: Any, now: datetime, limit: int = SWEEP_LIMIT) -> int:
-    answered = Exists(Preference.objects.filter(slot=OuterRef("pk"), is_current=True))
-    expired = list(
-        slots.filter(state=Slot.State.LEASED, lease_until__lte=now)
-        .annotate(answered=answered)
-        .select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked, of=("self",))
-        .order_by("lease_until")[:limit]
-    )
-    stays = {slot.pk for slot in expired if slot.answered or slot.kind != Slot.Kind.PLANNED}
-    _open([slot.pk for slot in expired if slot.pk not in stays])
-    _close_lease(list(stays))
-    return len(expired)
+def _renew(desk: Desk, page: _Page) -> Standing:
+    slot, lease, annotator_id = page.slot, page.lease, desk.annotator_id
+    others = [held for held in desk.held if not held.is_ahead and held.pair_id != slot.pair_id]
+    if mine := _own_slot(slot, annotator_id):
+        if others and mine.lease_until and mine.lease_until <= desk.now:
+            return Standing.OPEN  # it ran out, and the next sweep opens it for the others
+        # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
+        Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=desk.until)
+        if ahead := desk.ahead:  # what ran out meanwhile may have a successor, so this is of what did not
+            Slot.objects.filter(pk=ahead.pk).update(lease_until=desk.until)
+        return Standing.KEPT
+    if slot.state != Slot.State.OPEN:
+        return Standing.TAKEN
+    if others:
+        return Standing.OPEN
+    slot.lease_number = max(slot.lease_number, lease.number)
+    leases.take(slot, annotator_id, lease.shown_left, lease.began, desk.until)
+    return Standing.KEPT
 
 
-def _give_back(slot: Slot) -> None:
-    """End a lease. A planned slot is open to the others again, unless it holds an answer."""
-    is_answered = Preference.objects.filter(slot=slot, is_current=True).exists() if slot.versions else False
-    if slot.kind != Slot.Kind.PLANNED or is_answered:
-        _close_lease([slot.pk])
-    else:
-        _open([slot.pk])
+def _reopen(project: Project, preference: Preference) -> Lease:
+    _check_not_frozen(preference)
+    desk, slot = leases.desk_of(project, preference.annotator_id), preference.slot
+    leases.make_room(desk, besides=slot)
+    slot.lease_number = max(slot.lease_number, preference.lease_number) + 1
+    leases.take(slot, desk.annotator_id, preference.shown_left, desk.now, desk.until)
+    return Lease(slot, make_token(slot), previous=preference)
 
 
-def _open(slot_ids: list[int]) -> None:
-    """What a pair wants is open to everybody again; one that was decided or taken out meanwhile wants nothing."""
-    is_over = ~Q(adjudicated_choice="") | Q(is_retired=True)
-    over = Exists(Pair.objects.filter(is_over, pk=OuterRef("pair_id")))
-    state = Case(When(over, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
-    Slot.objects.filter(pk__in=slot_ids).update(state=state, annotator=None, lease_until=None, is_ahead=False)
-
-
-def _close_lease(slot_ids: list[int]) -> None:
-    """What was made for one person is nobody else's: without an answer it stays empty."""
-    Slot.objects.filter(pk__in=slot_ids).update(state=Slot.State.DONE, lease_until=None, is_ahead=False)
+def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
+    """Lease the pair of a skip again: its open slot, or one that another person's lease does not need."""
+    annotator_id = skipped.annotator_id
+    pair = Pair.objects.select_for_update(no_key=True).get(pk=skipped.pair_id)
+    slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
+    own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
+    slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
+    if slot is None:
+        said = gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
+        raise NothingToUndo(said)
+    desk = leases.desk_of(project, annotator_id)
+    leases.make_room(desk, besides=slot)
+    forget_skip(pair, annotator_id)
+    side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
+    slot.lease_number += 1
+    leases.take(slot, annotator_id, side, desk.now, desk.until)
+    return Lease(slot, make_token(slot))

@@ -14,8 +14,8 @@ from django.utils.translation import gettext
 
 from labeling import rows
 from labeling.answers import AnswerRejected, Details, is_same_text
-from labeling.claims import next_place
 from labeling.models import Choice, Pair, Preference, Project, Response, Rewrite, SentBack, Skip, Slot
+from labeling.places import next_place
 from labeling.quality import has_majority, judgements_needed
 from labeling.tokens import TokenContent
 
@@ -43,18 +43,25 @@ class Judged:
 
 def record_preference(slot: Slot, judged: Judged) -> Preference:
     """Fill the slot, whose pair is loaded and locked, with a new version of this person's judgement, and count it."""
+    is_new, is_counted = judged.current is None, slot.kind != Slot.Kind.REPEAT
     _fill(slot, judged.lease, judged.annotator_id)
     if judged.current:
         Preference.objects.filter(pk=judged.current.pk).update(is_current=False)
         SentBack.objects.filter(preference__slot=slot, settled_at=None).update(settled_at=timezone.now())
-    else:
-        rows.execute(ONE_MORE_JUDGED, [judged.project.pk, judged.annotator_id])
-    preference = rows.insert(_preference(slot, judged))
+    with rows.pipelined():
+        rows.update(slot, FILLED)
+        if is_new:
+            rows.execute(ONE_MORE_JUDGED, [judged.project.pk, judged.annotator_id])
+        if is_new and is_counted:
+            _count(slot.pair, 1)
+        inserted = rows.insert(_preference(slot, judged))
+    preference = inserted()
     if judged.details.rewrite:
         _add_rewrite(preference, judged.details.rewrite)
-    if slot.kind != Slot.Kind.REPEAT:
+    if is_counted:
         forget_skip(slot.pair, judged.annotator_id)
-        _count(judged.project, slot.pair, 0 if judged.current else 1)
+        if slot.pair.judgements_count > 1:  # one judgement contradicts nobody
+            _look_for_conflict(judged.project, slot.pair)
     return preference
 
 
@@ -79,18 +86,13 @@ def _preference(slot: Slot, judged: Judged) -> Preference:
     )
 
 
-def current_preference(slot: Slot, annotator_id: int) -> Preference | None:
-    """What this person says of the slot's pair now; a second look is apart from the first."""
-    mine = "pair_id = %s AND annotator_id = %s AND is_current AND is_repeat = %s"
-    values = [slot.pair_id, annotator_id, slot.kind == Slot.Kind.REPEAT]
-    return next(iter(rows.fetch(Preference, mine, values)), None)
-
-
 def withdraw(project: Project, preference: Preference) -> None:
     """Let a judgement count no more; nothing takes its place."""
     Preference.objects.filter(pk=preference.pk).update(is_current=False)
     if not preference.is_repeat:
-        _count(project, Pair.objects.get(pk=preference.pair_id), -1)
+        pair = Pair.objects.get(pk=preference.pair_id)
+        _count(pair, -1)
+        _look_for_conflict(project, pair)
 
 
 def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None:
@@ -122,8 +124,6 @@ def _fill(slot: Slot, lease: TokenContent, annotator_id: int) -> None:
     slot.versions += 1
     if slot.pk is None:
         slot.save()
-    else:
-        rows.update(slot, FILLED)
 
 
 def _seconds(on_screen: float | None, leased_at: datetime | None, now: datetime) -> float:
@@ -141,17 +141,15 @@ def _add_rewrite(preference: Preference, text: str) -> None:
     Rewrite.objects.create(preference=preference, response=response)
 
 
-def _count(project: Project, pair: Pair, more: int) -> None:
-    if more:
-        rows.execute(COUNT_JUDGEMENT, [more, pair.pk])
-        pair.judgements_count += more
-    # One judgement contradicts nobody, unless another one has just been withdrawn.
-    if (pair.judgements_count > 1 or more < 0) and not pair.is_retired and not pair.adjudicated_choice:
-        _look_for_conflict(project, pair)
+def _count(pair: Pair, more: int) -> None:
+    rows.execute(COUNT_JUDGEMENT, [more, pair.pk])
+    pair.judgements_count += more
 
 
 def _look_for_conflict(project: Project, pair: Pair) -> None:
     """Ask for more judgements while none has a majority; where no more may be asked for, call a reviewer."""
+    if pair.is_retired or pair.adjudicated_choice:
+        return
     said = list(Preference.objects.counted().filter(pair=pair).values_list("choice", flat=True))
     needed = judgements_needed(said, pair.judgements_wanted, project.most_judgements)
     if needed > pair.judgements_wanted:

@@ -6,7 +6,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.translation import gettext
 
-from labeling import queue
+from labeling import places
 from labeling.exceptions import Frozen, LabelingError
 from labeling.models import Adjudication, Choice, Pair, Preference, SentBack
 from labeling.templatetags.formatting import count
@@ -33,12 +33,12 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
         raise LabelingError(gettext("This pair was taken out. Bring it back first, then decide."))
     if verdict in Choice.values:
         locked.adjudicated_choice = verdict
-        queue.close_places(pair.pk)
+        places.close_places(pair.pk)
     elif verdict == Verdict.RETIRE:
-        queue.retire(pair.pk)
+        places.retire(pair.pk)
     else:
         locked.adjudicated_choice = ""
-        queue.bring_back(pair.pk)
+        places.bring_back(pair.pk)
     locked.review = ""
     locked.save(update_fields=["adjudicated_choice", "review"])
     return Adjudication.objects.create(pair=locked, reviewer=reviewer, verdict=verdict, note=note)

@@ -6,7 +6,8 @@ still follows the model: its columns, its converters, its checks of values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,12 +18,43 @@ Row = TypeVar("Row", bound=models.Model)
 Convert = Callable[[Any], Any]
 
 
+@contextmanager
+def pipelined() -> Iterator[None]:
+    """Statements in here are sent without waiting for the answers of those before: one way there and back for all.
+
+    On PostgreSQL, where each way there and back costs more than most of these statements; SQLite has none to save. In
+    here belong only ``ask``, ``execute``, ``update`` and ``insert``: Django's own queries look at once for the number
+    of rows they have touched, which is not there yet. Answers are best read behind the block. An error of the database
+    comes up where the next answer is read, at the end of the block at the latest.
+    """
+    if connection.vendor != "postgresql":
+        yield
+        return
+    connection.ensure_connection()
+    with connection.wrap_database_errors, connection.connection.pipeline():
+        yield
+
+
+def ask(model: type[Row], where: str, values: Sequence[Any], *, lock: str = "") -> Callable[[], list[Row]]:
+    """Send what ``fetch`` sends; what is returned reads the answer."""
+    lock = lock if connection.features.has_select_for_update else ""
+    cursor = connection.cursor()
+    cursor.execute(f"{_select(model)} WHERE {where} {lock}", values)
+
+    def read() -> list[Row]:
+        with cursor:
+            return [build(model, row) for row in cursor.fetchall()]
+
+    return read
+
+
 def fetch(model: type[Row], where: str, values: Sequence[Any], *, lock: str = "") -> list[Row]:
     """The rows of ``model`` for which ``where`` is true. ``lock``: such as "FOR UPDATE", on PostgreSQL."""
-    lock = lock if connection.features.has_select_for_update else ""
-    with connection.cursor() as cursor:
-        cursor.execute(f"{_select(model)} WHERE {where} {lock}", values)
-        return [build(model, row) for row in cursor.fetchall()]
+    return ask(model, where, values, lock=lock)()
+
+
+def first(found: list[Row]) -> Row | None:
+    return found[0] if found else None
 
 
 def build(model: type[Row], values: Sequence[Any]) -> Row:
@@ -31,15 +63,20 @@ def build(model: type[Row], values: Sequence[Any]) -> Row:
     return model.from_db(connection.alias, _names(model), converted)
 
 
-def insert(row: Row) -> Row:
-    """Write a new row, defaults and moments of creation included; its key is set."""
+def insert(row: Row) -> Callable[[], Row]:
+    """Write a new row, defaults and moments of creation included; what is returned reads its key and returns it."""
     fields = _written(type(row))
     values = [field.get_db_prep_save(field.pre_save(row, add=True), connection) for field in fields]
-    with connection.cursor() as cursor:
-        cursor.execute(_insert(type(row)), values)
-        row.pk = cursor.fetchone()[0]
-    row._state.adding, row._state.db = False, connection.alias
-    return row
+    cursor = connection.cursor()
+    cursor.execute(_insert(type(row)), values)
+
+    def read() -> Row:
+        with cursor:
+            row.pk = cursor.fetchone()[0]
+        row._state.adding, row._state.db = False, connection.alias
+        return row
+
+    return read
 
 
 def update(row: models.Model, names: tuple[str, ...]) -> None:
@@ -51,11 +88,10 @@ def update(row: models.Model, names: tuple[str, ...]) -> None:
         cursor.execute(_update(model, names), [*values, row.pk])
 
 
-def execute(statement: str, values: Sequence[Any]) -> int:
-    """Run a statement; returns the number of rows it touched."""
+def execute(statement: str, values: Sequence[Any]) -> None:
+    """Run a statement whose answer nobody reads."""
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
-        return int(cursor.rowcount)
 
 
 def scalar(statement: str, values: Sequence[Any]) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from labeling import queue
+from labeling import leases, queue
 from labeling.models import Pair
+from labeling.tokens import make_token
 from training import registry
 from training.models import Checkpoint
 from training.services import promote_checkpoint
@@ -48,8 +49,8 @@ def judge(project):
     def judge(pair: Pair, user, choice: str) -> None:
         slot = pair.slots.filter(state="open").first() or pair.slots.get(annotator=user)
         if slot.state == "open":
-            queue._take(slot, user.pk, "a", pair.created_at, timezone.now())
-        queue.submit(project, queue.make_token(slot), user.pk, choice)
+            leases.take(slot, user.pk, "a", pair.created_at, timezone.now())
+        queue.submit(project, make_token(slot), user.pk, choice)
 
     return judge
 

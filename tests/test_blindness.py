@@ -24,9 +24,10 @@ from django.urls import path
 from django.utils import timezone
 from knox.models import AuthToken
 
-from labeling import claims, queue
+from labeling import claims, places, queue
 from labeling.models import Membership, Pair, Preference, QualityReport, Response, Rewrite, Seat, Slot
 from labeling.qualification_items import ItemContent, add_items
+from labeling.records import record_skip
 from labeling.review import adjudicate, make_gold, send_back
 from labeling.services import add_member, create_project
 from labeling.tokens import lease_key, make_token, read_token
@@ -110,7 +111,7 @@ def planted(numbered, project, annotator, make_checkpoint, make_pair, judge):
     send_back(preference=own.preferences.get(), reviewer=reviewer, note="Please read it once more.")
     conflict = _judged_by_others(make_pair, judge, voter, skipper, reviewer)
     _say_much(conflict.preferences.get(annotator=voter), reviewer)
-    queue.record_skip(conflict.pk, reviewer.pk, "harmful", WORDS["the note of a skip"])
+    record_skip(conflict.pk, reviewer.pk, "harmful", WORDS["the note of a skip"])
     adjudicate(pair=conflict, reviewer=reviewer, verdict="b", note=WORDS["the note of a decision"])
     _report(project, annotator, voter)
     content = ItemContent([{"role": "user", "content": "Item?"}], "1", "2", "a", WORDS["the expected answer of a "
@@ -221,7 +222,7 @@ def prepare(planted, project, annotator, make_pair, judge, monkeypatch):
             queue.reopen(project, annotator.pk, planted.own.pk)
             return planted.own.pair
         if condition == "conflict":
-            queue.bring_back(planted.conflict.pk)  # the decision had ended the asking
+            places.bring_back(planted.conflict.pk)  # the decision had ended the asking
             return planted.conflict
         pair = make_pair("The one response.", "Other response.", priority=5.0)
         make_pair("Waits behind.", "Waits, too.", priority=4.0)

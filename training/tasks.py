@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from labeling.queue import sweep_expired
+from labeling.places import sweep_expired
 from training import execution, supervision
 from training.models import CheckpointExport, Job, SampleBatch, TrainingRun
 

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from labeling import queue
 from labeling.access import SignedInRequest, project_or_404
-from labeling.desk import choice_of, show, why_nothing
+from labeling.desk import choice_of, show, texts_of, why_nothing
 from labeling.difference import difference
 from labeling.exceptions import LabelingError
 from labeling.forms import ReasonsForm, SkipForm, TokenForm, VoteForm
@@ -134,7 +134,7 @@ def show_difference(request: SignedInRequest, slug: str) -> HttpResponse:
     if not form.is_valid():
         return HttpResponse(form.first_error(), status=400, content_type=PLAIN)
     try:
-        left, right = queue.texts_of(project, form.cleaned_data["token"], request.user.pk)
+        left, right = texts_of(project, form.cleaned_data["token"], request.user.pk)
     except LabelingError as error:
         return HttpResponse(str(error), status=410, content_type=PLAIN)
     found = difference(left, right)

@@ -11,7 +11,7 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
-from labeling import queue, rows
+from labeling import places, rows
 from labeling.access import SignedInRequest, project_or_404, role_of
 from labeling.models import Project
 from labeling.rendering import render_text
@@ -49,7 +49,7 @@ def project(request: SignedInRequest, slug: str) -> HttpResponse:
     context = project_context(request, project) | {
         "guidelines_html": render_text(project.guidelines),
         "done_today": done_today(request, project),
-        "open_pairs": queue.open_at_least(project, request.user.pk),
+        "open_pairs": places.open_at_least(project, request.user.pk),
     }
     return render(request, "labeling/project.html", context)
 

@@ -13,11 +13,12 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from labeling import queue
+from labeling import leases, places, queue
 from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
 from labeling.models import Pair, Preference, Project, Skip, Slot
 from labeling.queue import Standing
 from labeling.services import create_project
+from labeling.tokens import TokenContent, make_token
 
 
 def _lease(project: Project, user: User) -> queue.Lease:
@@ -26,7 +27,7 @@ def _lease(project: Project, user: User) -> queue.Lease:
     return lease
 
 
-def _content(lease: queue.Lease) -> queue.TokenContent:
+def _content(lease: queue.Lease) -> TokenContent:
     """What a token says; the token itself also carries the second in which it was signed."""
     assert lease.slot.annotator_id is not None
     return queue.read_token(lease.token, lease.slot.annotator_id)
@@ -34,7 +35,7 @@ def _content(lease: queue.Lease) -> queue.TokenContent:
 
 def _take(slot: Slot, user: User) -> None:
     now = timezone.now()
-    queue._take(slot, user.pk, "a", now, now + timedelta(minutes=15))
+    leases.take(slot, user.pk, "a", now, now + timedelta(minutes=15))
 
 
 def _expire(slot: Slot) -> None:
@@ -122,7 +123,7 @@ def test_an_expired_lease_that_nobody_took_is_honoured(project, annotator, make_
     make_pair()
     lease = _lease(project, annotator)
     _expire(lease.slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     outcome = queue.submit(project, lease.token, annotator.pk, "a")
     assert not outcome.is_extra
     assert Slot.objects.get().state == Slot.State.DONE
@@ -171,7 +172,7 @@ def test_a_lease_that_ran_out_is_taken_back_if_nobody_has_the_pair(project, anno
     make_pair()
     lease = _lease(project, annotator)
     _expire(lease.slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     assert queue.renew(project, lease.token, annotator.pk) == Standing.KEPT
     assert queue.lease_next(project, other_annotator.pk) is None
     assert _content(_lease(project, annotator)) == _content(lease)
@@ -193,7 +194,7 @@ def test_nobody_holds_two_pairs_by_leaving_pages_open(project, annotator, other_
     make_pair(priority=1)
     old = _lease(project, annotator)
     _expire(old.slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     assert _lease(project, other_annotator).slot == old.slot
     _lease(project, annotator)
     Slot.objects.filter(pk=old.slot.pk).update(state=Slot.State.OPEN, annotator=None)
@@ -215,7 +216,7 @@ def test_an_old_page_learns_that_its_pair_was_answered_or_skipped(project, annot
     assert queue.renew(project, answered.token, annotator.pk) == Standing.ANSWERED
     assert queue.renew(project, reopened.token, annotator.pk) == Standing.KEPT
     _expire(reopened.slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     assert queue.renew(project, reopened.token, annotator.pk) == Standing.KEPT
     assert not queue.submit(project, reopened.token, annotator.pk, "b").is_repeat
 
@@ -226,7 +227,7 @@ def test_a_page_keeps_the_slot_that_another_tab_was_given_of_its_pair(project, a
     make_pair()
     old = _lease(project, annotator)
     _expire(old.slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     Slot.objects.exclude(pk=old.slot.pk).update(random_key=2.0)
     assert _lease(project, other_annotator).slot == old.slot
     new = _lease(project, annotator)
@@ -266,7 +267,7 @@ def test_an_undo_that_is_not_answered_keeps_the_old_answer(project, annotator, o
     make_pair()
     queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
     _expire(queue.undo(project, annotator.pk).slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     assert Slot.objects.get().state == Slot.State.DONE
     assert Preference.objects.get().is_current
     assert queue.lease_next(project, other_annotator.pk) is None
@@ -301,7 +302,7 @@ def test_skipping_a_reopened_pair_works_after_its_lease_was_swept(project, annot
     queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
     lease = queue.undo(project, annotator.pk)
     _expire(lease.slot)
-    queue.sweep_expired()
+    places.sweep_expired()
     queue.skip(project, lease.token, annotator.pk)
     pair.refresh_from_db()
     assert (pair.judgements_count, Preference.objects.filter(is_current=True).count()) == (0, 0)
@@ -419,7 +420,7 @@ def test_a_lease_reads_no_more_slots_than_it_must(project, other_annotator, slot
 
 
 def test_a_sweep_and_the_waiting_page_read_leased_slots_alone(project, other_annotator, slot_queries):
-    for act in (queue.sweep_expired, lambda: queue.waiting_for(project, other_annotator.pk)[1]):
+    for act in (places.sweep_expired, lambda: places.waiting_for(project, other_annotator.pk)[1]):
         assert re.search("slot_(expiring|held)", slot_queries(act)[0]), "an index of leased slots alone"
 
 
@@ -475,7 +476,7 @@ def test_a_slot_that_is_taken_back_and_taken_at_once_has_one_holder(project, ann
         make_pair()
         mine = _lease(project, annotator)
         _expire(mine.slot)
-        queue.sweep_expired()
+        places.sweep_expired()
         got: dict[str, object] = {}
         errors = _at_once(
             lambda token=mine.token, got=got: got.update(mine=queue.renew(project, token, annotator.pk)),
@@ -503,7 +504,7 @@ def test_late_answers_to_slots_that_changed_hands_do_not_wait_for_each_other(
         first, second = pair.slots.order_by("place")
         _take(first, annotator)
         _take(second, other_annotator)
-        old = queue.make_token(first), queue.make_token(second)
+        old = make_token(first), make_token(second)
         Slot.objects.filter(pair=pair).update(state=Slot.State.OPEN, annotator=None)
         for slot, user in ((first, other_annotator), (second, annotator)):
             slot.refresh_from_db()
@@ -544,7 +545,7 @@ def test_the_time_of_an_extra_vote_counts_from_its_own_lease(project, annotator,
     make_pair()
     lease = _lease(project, annotator)
     lease.slot.leased_at -= timedelta(hours=1)
-    token = queue.make_token(lease.slot)
+    token = make_token(lease.slot)
     _expire(lease.slot)
     _lease(project, other_annotator)
     assert queue.submit(project, token, annotator.pk, "a").preference.seconds > 3599

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
-from labeling import claims, queue
+from labeling import claims, places, queue
 from labeling.exceptions import AlreadyAnswered, Frozen, NothingToUndo
 from labeling.models import Choice, Pair, Preference, Project, Skip, Slot
 from labeling.prompts import parse_prompt
@@ -206,7 +206,7 @@ class Desk(RuleBasedStateMachine):
 
     @rule()
     def the_sweep_comes(self) -> None:
-        queue.sweep_expired()
+        places.sweep_expired()
 
     @rule()
     def a_dataset_is_frozen(self) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from labeling import queue
+from labeling import places, queue
 from labeling.exceptions import Frozen, LabelingError
 from labeling.models import Adjudication, Pair, Preference, SentBack, Slot
 from labeling.review import MAX_NOTE_CHARACTERS, adjudicate, end_gold, make_gold, send_back
@@ -89,7 +89,7 @@ def test_so_is_one_whose_lease_had_run_out_before(project, make_pair, reviewer, 
     assert lease is not None
     adjudicate(pair=pair, reviewer=reviewer, verdict="retire")
     Slot.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
-    queue.sweep_expired()
+    places.sweep_expired()
     assert _states(pair) == ["closed"], "a pair that was taken out opens no place again"
     outcome = queue.submit(project, lease.token, annotator.pk, "b")
     assert outcome.is_extra
@@ -102,7 +102,7 @@ def test_one_retired_pair_closes_nothing_of_the_others_that_expire(project, make
     assert kept is not None
     adjudicate(pair=make_pair(), reviewer=reviewer, verdict="retire")
     Slot.objects.filter(state="leased").update(lease_until=timezone.now() - timedelta(seconds=1))
-    queue.sweep_expired()
+    places.sweep_expired()
     assert _states(kept.slot.pair) == ["open"]
 
 
@@ -117,7 +117,7 @@ def test_a_pair_that_is_brought_back_wants_what_it_wanted(project, make_pair, re
     adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
     pair.refresh_from_db()
     assert (pair.is_retired, sorted(_states(pair))) == (False, ["done", "open"])
-    assert queue.bring_back(pair.pk) == 0, "twice is once"
+    assert places.bring_back(pair.pk) == 0, "twice is once"
 
 
 def test_a_judgement_goes_back_to_its_author_once_at_a_time(project, make_pair, reviewer, annotator, judge):

@@ -7,7 +7,7 @@ import base64
 import pytest
 from django.contrib.auth.models import User
 
-from labeling import claims, queue
+from labeling import claims, places, queue
 from labeling.models import Preference, Seat, Slot
 from labeling.tokens import read_token
 
@@ -52,7 +52,7 @@ def test_the_side_stays_when_a_pair_comes_back(project, annotator, make_pair):
         lease = queue.lease_next(project, annotator.pk)
         first = lease.slot.shown_left
         Slot.objects.update(lease_until=lease.slot.leased_at)
-        queue.sweep_expired()
+        places.sweep_expired()
         assert queue.lease_next(project, annotator.pk).slot.shown_left == first
 
 
@@ -61,12 +61,12 @@ def test_a_late_answer_knows_its_side_whoever_has_the_slot_now(project, annotato
     lease = queue.lease_next(project, annotator.pk)
     mine = lease.slot.shown_left
     Slot.objects.update(lease_until=lease.slot.leased_at)
-    queue.sweep_expired()
+    places.sweep_expired()
     for number in range(4):
         other = User.objects.create_user(f"other-{number}")
         queue.lease_next(project, other.pk)
         Slot.objects.filter(annotator=other).update(lease_until=lease.slot.leased_at)
-        queue.sweep_expired()
+        places.sweep_expired()
     assert queue.submit(project, lease.token, annotator.pk, "a").preference.shown_left == mine
 
 
