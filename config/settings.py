@@ -246,6 +246,7 @@ CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "training.tasks.reconcile", "schedule": 10.0, "options": {"expires": 10}},
     "turn-the-loop": {"task": "config.tasks.turn_the_loop", "schedule": 10.0, "options": {"expires": 10}},
     "sweep-leases": {"task": "training.tasks.sweep_leases", "schedule": 60.0, "options": {"expires": 60}},
+    "reserve-places": {"task": "labeling.tasks.reserve_places", "schedule": 30.0, "options": {"expires": 30}},
     "measure-quality": {"task": "labeling.tasks.measure_quality", "schedule": 60.0, "options": {"expires": 60}},
     "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }

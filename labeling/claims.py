@@ -1,8 +1,8 @@
 """Which pair somebody is given next, and which response of it stands on the left.
 
 Mostly the next open slot of the project's order. Now and then a pair with a known answer, or a second look at a pair
-of their own, each in a slot made for this person, which takes a few queries more; pairs are claimed while the one
-before is read, so nobody can time it. Callers hold the annotator's lock and a transaction.
+of their own, in a slot made for this person before (``own_places``), by one statement as well: nobody can tell it by
+the time it takes. Callers hold the annotator's lock and a transaction.
 """
 
 from __future__ import annotations
@@ -11,20 +11,16 @@ import random
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import Any
 
-from django.db import connection, transaction
-from django.db.models import Exists, OuterRef
+from django.db import connection
 
 from labeling import rows
-from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
-from labeling.places import next_place
+from labeling.models import Project, Seat, Slot
 
 # How far a person's sides may be apart before the coin is no coin any more (Efron 1971, biased coin designs).
 MOST_APART = 3
 TOWARDS_BALANCE = 2 / 3
-# A second look comes when the first is no longer fresh, and at judgements of not too long ago.
-REPEAT_AFTER, REPEAT_WITHIN = 20, 200
-GOLD_SEEN_AT_ONCE = 200
 # How often somebody looks at the whole order again, from its head, and not after what they were given last. Who has
 # judged ten thousand pairs that others have still to judge would read all of these first, at every pair. What has come
 # into the queue since is looked for at once.
@@ -48,6 +44,28 @@ WHERE id = (
 )
 RETURNING {columns}
 """
+# The same for a place of one's own. A known answer comes among others only: what came after "you have done every pair"
+# would be known for what it is.
+CLAIM_OWN = """
+UPDATE labeling_slot
+SET state = 'leased', lease_number = lease_number + 1, leased_at = %(now)s, lease_until = %(until)s,
+    is_ahead = %(ahead)s
+WHERE id = (
+    SELECT slot.id FROM labeling_slot slot JOIN labeling_pair pair ON pair.id = slot.pair_id
+    WHERE slot.project_id = %(project)s AND slot.annotator_id = %(annotator)s AND slot.kind = '{kind}'
+      AND slot.state = 'done' AND slot.versions = 0 AND NOT slot.is_passed_on AND NOT pair.is_retired {condition}
+    ORDER BY slot.random_key
+    LIMIT 1 {lock}
+)
+RETURNING {columns}
+"""
+IS_GOLD_AMONG_OTHERS = """AND pair.gold_choice <> ''
+      AND EXISTS (SELECT 1 FROM labeling_slot other
+                  WHERE other.project_id = %(project)s AND other.state = 'open'
+                    AND NOT EXISTS (SELECT 1 FROM labeling_slot mine
+                                    WHERE mine.pair_id = other.pair_id AND mine.annotator_id = %(annotator)s)
+                    AND NOT EXISTS (SELECT 1 FROM labeling_skip skip
+                                    WHERE skip.pair_id = other.pair_id AND skip.annotator_id = %(annotator)s))"""
 AFTER = """AND slot.priority <= %(priority)s
       AND (slot.priority < %(priority)s OR slot.random_key > %(random_key)s)"""
 
@@ -68,18 +86,12 @@ def claim(terms: Terms) -> Slot | None:
 
     What it notes on the seat is the caller's to save.
     """
-    project = terms.project
     slot = None
-    if _falls(project.gold_percent):
-        # Not in an empty queue: what comes after "you have done every pair" would be known for what it is.
-        is_among_others = Slot.objects.filter(project=project).open_for(terms.seat.annotator_id).exists()
-        slot = _claim_gold(terms) if is_among_others else None
-    elif _falls(project.repeat_percent):
-        slot = _claim_repeat(terms)
-    slot = slot or _claim_planned(terms)
-    if slot:
-        _decide_sides(slot, terms.seat)
-    return slot
+    if _falls(terms.project.gold_percent):
+        slot = _claim_own(terms, Slot.Kind.GOLD)
+    elif _falls(terms.project.repeat_percent):
+        slot = _claim_own(terms, Slot.Kind.REPEAT)
+    return slot or _claim_planned(terms)
 
 
 def _falls(percent: float) -> bool:
@@ -98,6 +110,7 @@ def _claim_planned(terms: Terms) -> Slot | None:
             slot = _claim_in_arm(terms, arm, after)
         if slot := slot or _claim_in_arm(terms, arm, None):
             terms.seat.queue_position[_arm(arm)] = [slot.priority, slot.random_key]
+            _decide_sides(slot, terms.seat)
             return slot
     return None
 
@@ -113,14 +126,11 @@ def _claim_in_arm(terms: Terms, is_control: bool, after: list[float] | None) -> 
         "now": rows.moment(terms.now),
         "until": rows.moment(terms.until),
         "ahead": terms.is_ahead,
-        "side": _by_coin(terms.seat),
+        "side": by_coin(terms.seat),
     }
     if after:
         values |= {"priority": after[0], "random_key": after[1]}
-    with connection.cursor() as cursor:
-        cursor.execute(_claim_statement(connection.vendor, is_control, bool(after)), values)
-        row = cursor.fetchone()
-    return rows.build(Slot, row) if row else None
+    return _claimed(_claim_statement(connection.vendor, is_control, bool(after)), values)
 
 
 @cache
@@ -135,81 +145,62 @@ def _claim_statement(vendor: str, is_control: bool, is_after: bool) -> str:
     )
 
 
-def _claim_gold(terms: Terms) -> Slot | None:
-    mine = Slot.objects.filter(pair=OuterRef("pk"), annotator_id=terms.seat.annotator_id)
-    golden = Pair.objects.filter(project=terms.project, is_retired=False).exclude(gold_choice="")
-    skipped = Skip.objects.filter(pair=OuterRef("pk"), annotator_id=terms.seat.annotator_id)
-    unseen = golden.filter(~Exists(mine), ~Exists(skipped)).values_list("pk", flat=True)[:GOLD_SEEN_AT_ONCE]
-    return _own_place(terms, Slot.Kind.GOLD, list(unseen))
+def _claim_own(terms: Terms, kind: str) -> Slot | None:
+    """A place that was made for this person, its sides decided."""
+    values = {
+        "annotator": terms.seat.annotator_id,
+        "project": terms.project.pk,
+        "now": rows.moment(terms.now),
+        "until": rows.moment(terms.until),
+        "ahead": terms.is_ahead,
+    }
+    slot = _claimed(_claim_own_statement(connection.vendor, kind), values)
+    if slot:
+        terms.seat.a_left += 1 if slot.shown_left == Slot.Side.A else -1
+    return slot
 
 
-def _claim_repeat(terms: Terms) -> Slot | None:
-    looked_twice = Slot.objects.filter(
-        pair=OuterRef("pair"), annotator_id=terms.seat.annotator_id, kind=Slot.Kind.REPEAT
+@cache
+def _claim_own_statement(vendor: str, kind: str) -> str:
+    return CLAIM_OWN.format(
+        kind=kind,
+        condition=IS_GOLD_AMONG_OTHERS if kind == Slot.Kind.GOLD else "",
+        lock="FOR UPDATE OF slot SKIP LOCKED" if vendor == "postgresql" else "",
+        columns=rows.columns(Slot),
     )
-    own = Preference.objects.counted().filter(project=terms.project, annotator_id=terms.seat.annotator_id)
-    lately = own.annotate(again=Exists(looked_twice)).order_by("-pk").values_list("pair_id", "again")
-    rows = lately[REPEAT_AFTER : REPEAT_AFTER + REPEAT_WITHIN]
-    return _own_place(terms, Slot.Kind.REPEAT, [pair_id for pair_id, again in rows if not again])
 
 
-def _own_place(terms: Terms, kind: str, pair_ids: list[int]) -> Slot | None:
-    """A slot made for this person on one of the pairs, leased."""
-    if not pair_ids:
-        return None
-    pair_id = random.choice(pair_ids)  # noqa: S311  (an order, not a secret)
-    with transaction.atomic():
-        _remember()
-        Pair.objects.select_for_update(no_key=True).get(pk=pair_id)
-        return Slot.objects.create(
-            project=terms.project,
-            pair_id=pair_id,
-            place=next_place(pair_id),
-            kind=kind,
-            state=Slot.State.LEASED,
-            annotator_id=terms.seat.annotator_id,
-            lease_number=1,
-            leased_at=terms.now,
-            lease_until=terms.until,
-            is_ahead=terms.is_ahead,
-        )
-
-
-def _remember() -> None:
-    """Have the commit wait for the disk after all: a new slot's number is in a token, and must never be another's."""
-    if connection.vendor == "postgresql":
-        rows.execute("SET LOCAL synchronous_commit TO DEFAULT", [])
+def _claimed(statement: str, values: dict[str, Any]) -> Slot | None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        row = cursor.fetchone()
+    return rows.build(Slot, row) if row else None
 
 
 def _decide_sides(slot: Slot, seat: Seat) -> None:
     """Show it as this person has seen it before; else against the others; else as the coin fell at the claim."""
-    shown = _shown_elsewhere(slot)
+    shown = [] if slot.place == 1 and not slot.is_shared else shown_elsewhere(slot)  # most pairs have one slot
     seen = next((side for side, to in shown if to == seat.annotator_id), "")
-    if slot.kind == Slot.Kind.REPEAT:
-        side = opposite(seen) if seen else _by_coin(seat)
-    else:
-        side = seen or _against([side for side, _ in shown]) or slot.shown_left or _by_coin(seat)
+    side = seen or against([side for side, _ in shown]) or slot.shown_left or by_coin(seat)
     if (slot.shown_left, slot.shown_to) != (side, seat.annotator_id):
         slot.shown_left, slot.shown_to = side, seat.annotator_id
         rows.update(slot, ("shown_left", "shown_to"))
     seat.a_left += 1 if side == Slot.Side.A else -1
 
 
-def _shown_elsewhere(slot: Slot) -> list[tuple[str, int | None]]:
-    """How the pair's other slots were shown, and to whom. Most pairs have one slot, which needs no query."""
-    if slot.place == 1 and slot.kind == Slot.Kind.PLANNED and not slot.is_shared:
-        return []
+def shown_elsewhere(slot: Slot) -> list[tuple[str, int | None]]:
+    """How the pair's other slots were shown, and to whom."""
     others = Slot.objects.filter(pair_id=slot.pair_id).exclude(pk=slot.pk).exclude(shown_left="").order_by("place")
     return list(others.values_list("shown_left", "shown_to"))
 
 
-def _against(others: list[str]) -> str:
+def against(others: list[str]) -> str:
     """The side that the pair's other annotators saw on the left more rarely; empty while that is even."""
     lead = sum(1 if side == Slot.Side.A else -1 for side in others)
     return "" if lead == 0 else Slot.Side.B if lead > 0 else Slot.Side.A
 
 
-def _by_coin(seat: Seat) -> str:
+def by_coin(seat: Seat) -> str:
     """A coin that leans towards the side which this person has seen on the left more rarely."""
     leaning = 0.5 if seat.a_left == 0 else TOWARDS_BALANCE
     if abs(seat.a_left) >= MOST_APART:

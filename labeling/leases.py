@@ -18,7 +18,7 @@ from labeling import rows
 from labeling.claims import Terms, claim
 from labeling.exceptions import NotQualified
 from labeling.models import Preference, Project, QualificationItem, Seat, Slot
-from labeling.places import give_back, reopen_expired
+from labeling.places import give_back, has_answer, reopen_expired
 from labeling.tokens import make_token
 
 ADVISORY_LOCK_NAMESPACE = 0x7B1E  # any constant of our own; the second key is the annotator's id
@@ -122,7 +122,7 @@ def make_room(desk: Desk, *, besides: Slot) -> None:
     for slot in desk.held:
         if slot.pk == besides.pk:
             continue
-        if slot.is_ahead or slot.versions:  # one that was reopened itself keeps its answer
+        if slot.is_ahead or has_answer(slot):  # one that was reopened itself keeps its answer
             give_back(slot)
         else:
             Slot.objects.filter(pk=slot.pk).update(is_ahead=True)

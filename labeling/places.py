@@ -42,10 +42,15 @@ def sweep_expired(limit: int = SWEEP_LIMIT) -> int:
 
 
 def close_places(pair_id: int) -> int:
-    """Ask nobody else about a pair; whoever reads it may finish. Returns how many places closed. Harmless twice."""
+    """Ask nobody else about a pair; whoever reads it may finish. Returns how many places closed. Harmless twice.
+
+    Who was to read it next, and has not seen it yet, is given another one instead.
+    """
     with _of_pair(pair_id) as slots:
-        opened = [slot.pk for slot in slots if slot.state == Slot.State.OPEN]
-        return Slot.objects.filter(pk__in=opened).update(state=Slot.State.CLOSED)
+        for slot in slots:
+            if slot.state == Slot.State.LEASED and slot.is_ahead:
+                give_back(slot)
+        return Slot.objects.filter(pair_id=pair_id, state=Slot.State.OPEN).update(state=Slot.State.CLOSED)
 
 
 def retire(pair_id: int) -> int:
@@ -61,7 +66,11 @@ def bring_back(pair_id: int) -> int:
         Pair.objects.filter(pk=pair_id).update(is_retired=False)
         pair = Pair.objects.get(pk=pair_id)
         planned = [slot for slot in slots if slot.kind == Slot.Kind.PLANNED]
-        coming = sum(slot.state in (Slot.State.OPEN, Slot.State.LEASED) for slot in planned)
+        # Whoever looks at an answer again still gives it, so it is counted already.
+        coming = sum(
+            slot.state == Slot.State.OPEN or (slot.state == Slot.State.LEASED and not has_answer(slot))
+            for slot in planned
+        )
         closed = [slot.pk for slot in planned if slot.state == Slot.State.CLOSED]
         wanted = max(0, pair.judgements_wanted - pair.judgements_count - coming)
         return Slot.objects.filter(pk__in=closed[:wanted]).update(state=Slot.State.OPEN)
@@ -97,11 +106,15 @@ def reopen_expired(slots: QuerySet[Slot], now: datetime, limit: int = SWEEP_LIMI
 
 def give_back(slot: Slot) -> None:
     """End a lease. A planned slot is open to the others again, unless it holds an answer."""
-    is_answered = Preference.objects.filter(slot=slot, is_current=True).exists() if slot.versions else False
-    if slot.kind != Slot.Kind.PLANNED or is_answered:
+    if slot.kind != Slot.Kind.PLANNED or has_answer(slot):
         _close_lease([slot.pk])
     else:
         _open([slot.pk])
+
+
+def has_answer(slot: Slot) -> bool:
+    """Whether a judgement that counts stands in it. Former versions may have been withdrawn."""
+    return slot.versions > 0 and Preference.objects.filter(slot=slot, is_current=True).exists()
 
 
 def _open(slot_ids: Iterable[int]) -> None:
@@ -113,5 +126,5 @@ def _open(slot_ids: Iterable[int]) -> None:
 
 
 def _close_lease(slot_ids: Iterable[int]) -> None:
-    """What was made for one person is nobody else's: without an answer it stays empty."""
+    """What was made for one person is nobody else's: without an answer it waits to be given to them again."""
     Slot.objects.filter(pk__in=slot_ids).update(state=Slot.State.DONE, lease_until=None, is_ahead=False)

@@ -150,6 +150,11 @@ def corrected_share(wins_left: int, shown_left: int, wins_right: int, shown_righ
 # --- Redundancy ------------------------------------------------------------------------------------------------------
 
 
+def disagreement(choices: Sequence[str]) -> float:
+    """How likely two of these judgements, drawn by chance, differ, in [0, 1) (Gini-Simpson index); 0 of none."""
+    return 1 - sum((choices.count(choice) / len(choices)) ** 2 for choice in set(choices)) if choices else 0.0
+
+
 def has_majority(choices: Sequence[str]) -> bool:
     """Whether one choice has more than half of the judgements; of none, none has."""
     return bool(choices) and 2 * max(Counter(choices).values()) > len(choices)

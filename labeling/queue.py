@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from labeling import leases, rows
 from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons, clean_comment
+from labeling.claims import by_coin
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo
 from labeling.leases import Desk, Lease
 from labeling.models import Pair, Preference, Project, Skip, Slot
@@ -170,6 +171,8 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
             record_skip(slot.pair_id, annotator_id, known, (note if known == reason else reason)[:500])
         if mine := _own_slot(slot, annotator_id):
             give_back(mine)
+        if slot.kind == Slot.Kind.REPEAT:
+            Slot.objects.filter(pk=slot.pk).update(is_passed_on=True)
 
 
 def undo(project: Project, annotator_id: int) -> Lease:
@@ -312,8 +315,11 @@ def _renew(desk: Desk, page: _Page) -> Standing:
     slot, lease, annotator_id = page.slot, page.lease, desk.annotator_id
     others = [held for held in desk.held if not held.is_ahead and held.pair_id != slot.pair_id]
     if mine := _own_slot(slot, annotator_id):
-        if others and mine.lease_until and mine.lease_until <= desk.now:
-            return Standing.OPEN  # it ran out, and the next sweep opens it for the others
+        has_ended = page.current is None and not (mine.lease_until and mine.lease_until > desk.now)
+        if has_ended and others:
+            return Standing.OPEN  # the next sweep opens it for the others; one's own place is given again
+        if has_ended and mine.state == Slot.State.DONE:
+            leases.take(mine, annotator_id, lease.shown_left, lease.began, desk.until)
         # One that an undo had reopened may be done again by now; it is nobody else's, so it needs no lease.
         Slot.objects.filter(pk=mine.pk, state=Slot.State.LEASED).update(lease_until=desk.until)
         if ahead := desk.ahead:  # what ran out meanwhile may have a successor, so this is of what did not
@@ -341,6 +347,8 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     """Lease the pair of a skip again: its open slot, or one that another person's lease does not need."""
     annotator_id = skipped.annotator_id
     pair = Pair.objects.select_for_update(no_key=True).get(pk=skipped.pair_id)
+    if pair.is_retired or pair.adjudicated_choice:
+        raise NothingToUndo(gettext("Nobody is asked about that pair any more, so it needs you no more."))
     slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
     slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
@@ -350,7 +358,16 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     desk = leases.desk_of(project, annotator_id)
     leases.make_room(desk, besides=slot)
     forget_skip(pair, annotator_id)
-    side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
     slot.lease_number += 1
-    leases.take(slot, annotator_id, side, desk.now, desk.until)
+    leases.take(slot, annotator_id, _side_seen(desk, slots), desk.now, desk.until)
     return Lease(slot, make_token(slot))
+
+
+def _side_seen(desk: Desk, slots: list[Slot]) -> str:
+    """The left side of a pair as this person saw it; where somebody else has been shown its slot since, by the coin."""
+    seen = next((slot.shown_left for slot in slots if slot.shown_to == desk.annotator_id), "")
+    if not seen and desk.seat:
+        seen = by_coin(desk.seat)
+        desk.seat.a_left += 1 if seen == Slot.Side.A else -1
+        rows.update(desk.seat, ("a_left",))
+    return seen or Slot.Side.A

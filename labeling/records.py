@@ -16,7 +16,7 @@ from labeling import rows
 from labeling.answers import AnswerRejected, Details, is_same_text
 from labeling.models import Choice, Pair, Preference, Project, Response, Rewrite, SentBack, Skip, Slot
 from labeling.places import next_place
-from labeling.quality import has_majority, judgements_needed
+from labeling.quality import disagreement, has_majority, judgements_needed
 from labeling.tokens import TokenContent
 
 CONFLICT_PRIORITY = 1e6  # pairs that divide opinions come before all that anybody asks for first
@@ -78,7 +78,7 @@ def _preference(slot: Slot, judged: Judged) -> Preference:
         reasons=list(details.reasons),
         comment=details.comment,
         shown_left=lease.shown_left,
-        seconds=_seconds(details.seconds, slot.leased_at, timezone.now()),
+        seconds=_seconds(details.seconds, slot.leased_at, lease.began, timezone.now()),
         guidelines_version=project.guidelines_version,
         version=slot.versions,
         lease_number=slot.lease_number,
@@ -126,10 +126,15 @@ def _fill(slot: Slot, lease: TokenContent, annotator_id: int) -> None:
         slot.save()
 
 
-def _seconds(on_screen: float | None, leased_at: datetime | None, now: datetime) -> float:
-    """The time that the page measured, but never more than has passed since the lease. Clocks may disagree."""
-    passed = max(0.0, (now - leased_at).total_seconds()) if leased_at else 0.0
-    return passed if on_screen is None else min(max(0.0, on_screen), passed)
+def _seconds(on_screen: float | None, leased_at: datetime | None, began: datetime, now: datetime) -> float:
+    """The time that the page measured, or else what has passed since its turn came; never more than since the lease.
+
+    Clocks may disagree. A page that was offline reads a pair before the server knows that its turn has come, so what it
+    measured is held against the moment in its token.
+    """
+    if on_screen is None:
+        return max(0.0, (now - (leased_at or began)).total_seconds())
+    return min(max(0.0, on_screen), max(0.0, (now - began).total_seconds()))
 
 
 def _add_rewrite(preference: Preference, text: str) -> None:
@@ -153,7 +158,7 @@ def _look_for_conflict(project: Project, pair: Pair) -> None:
     said = list(Preference.objects.counted().filter(pair=pair).values_list("choice", flat=True))
     needed = judgements_needed(said, pair.judgements_wanted, project.most_judgements)
     if needed > pair.judgements_wanted:
-        _add_places(pair, needed, judged=len(said))
+        _add_places(pair, needed, said)
     if has_majority(said):
         _remove_places(pair)
         Pair.objects.filter(pk=pair.pk, review=Pair.Review.CONFLICT).update(review="")
@@ -161,8 +166,8 @@ def _look_for_conflict(project: Project, pair: Pair) -> None:
         Pair.objects.filter(pk=pair.pk, review="").update(review=Pair.Review.CONFLICT)
 
 
-def _add_places(pair: Pair, wanted: int, *, judged: int) -> None:
-    """Late answers fill places as well, so there may be fewer to add than the pair wants more."""
+def _add_places(pair: Pair, wanted: int, said: list[str]) -> None:
+    """Ask first about what divides opinions most. Late answers fill places as well, so there may be fewer to add."""
     expected = Slot.objects.filter(pair=pair, kind=Slot.Kind.PLANNED, state__in=[Slot.State.OPEN, Slot.State.LEASED])
     # Whoever looks at an answer again still gives it.
     coming = expected.exclude(Exists(Preference.objects.filter(slot=OuterRef("pk"), is_current=True)))
@@ -174,9 +179,9 @@ def _add_places(pair: Pair, wanted: int, *, judged: int) -> None:
             place=first + number,
             is_control=pair.is_control,
             is_shared=True,
-            priority=CONFLICT_PRIORITY,
+            priority=CONFLICT_PRIORITY + disagreement(said),
         )
-        for number in range(wanted - judged - coming.count())
+        for number in range(wanted - len(said) - coming.count())
     )
     Pair.objects.filter(pk=pair.pk).update(judgements_wanted=wanted)
     note_arrival(pair.project_id)
@@ -189,6 +194,6 @@ def note_arrival(project: Project | int) -> None:
 
 def _remove_places(pair: Pair) -> None:
     """A conflict that somebody's change of mind has ended needs nobody else."""
-    added = Slot.objects.filter(pair=pair, state=Slot.State.OPEN, priority=CONFLICT_PRIORITY)
+    added = Slot.objects.filter(pair=pair, state=Slot.State.OPEN, priority__gte=CONFLICT_PRIORITY)
     if closed := added.update(state=Slot.State.CLOSED):
         Pair.objects.filter(pk=pair.pk).update(judgements_wanted=F("judgements_wanted") - closed)

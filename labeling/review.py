@@ -6,7 +6,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.translation import gettext
 
-from labeling import places
+from labeling import own_places, places
 from labeling.exceptions import Frozen, LabelingError
 from labeling.models import Adjudication, Choice, Pair, Preference, SentBack
 from labeling.templatetags.formatting import count
@@ -75,6 +75,7 @@ def make_gold(*, pair: Pair, choice: str) -> None:
 def end_gold(*, pair: Pair) -> None:
     """Serve it as any other pair. What was answered while it was gold stays a judgement like the others."""
     Pair.objects.filter(pk=pair.pk).update(gold_choice="")
+    own_places.forget_unseen(pair.pk)
 
 
 def _check_can_go_back(preference: Preference, pair: Pair) -> None:

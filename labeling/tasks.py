@@ -4,6 +4,13 @@ from celery import shared_task
 
 
 @shared_task
+def reserve_places() -> None:
+    from labeling.own_places import reserve_all
+
+    reserve_all()
+
+
+@shared_task
 def measure_quality() -> None:
     from labeling.measure import measure_all  # with numpy, which no other process needs
 

@@ -24,8 +24,9 @@ from django.urls import path
 from django.utils import timezone
 from knox.models import AuthToken
 
-from labeling import claims, places, queue
+from labeling import own_places, places, queue
 from labeling.models import Membership, Pair, Preference, QualityReport, Response, Rewrite, Seat, Slot
+from labeling.own_places import reserve
 from labeling.qualification_items import ItemContent, add_items
 from labeling.records import record_skip
 from labeling.review import adjudicate, make_gold, send_back
@@ -215,8 +216,9 @@ def prepare(planted, project, annotator, make_pair, judge, monkeypatch):
     def made(condition: str) -> Pair:
         """The pair, before its slots are what the condition says."""
         if condition == "second look":
-            monkeypatch.setattr(claims, "REPEAT_AFTER", 0)
+            monkeypatch.setattr(own_places, "REPEAT_AFTER", 0)
             _set_percents(project, repeat_percent=100)
+            reserve(project, annotator.pk)
             return planted.own.pair
         if condition == "reopened":
             queue.reopen(project, annotator.pk, planted.own.pk)
@@ -231,6 +233,7 @@ def prepare(planted, project, annotator, make_pair, judge, monkeypatch):
     def prepare(condition: str) -> Pair:
         pair = made(condition)
         _condition(planted, judge, pair, condition)
+        reserve(project, annotator.pk)
         _origins(planted.batch, planted.policy)
         queue.lease_next(project, annotator.pk)
         _set_percents(project, repeat_percent=0, gold_percent=0, control_percent=0)
@@ -456,6 +459,7 @@ def looked_at(project, annotator, make_prompt, make_pair, sign_in, monkeypatch):
         percents = {"gold_percent": 100 * (kind == "gold"), "control_percent": 100 * (kind == "control")}
         type(project).objects.filter(pk=project.pk).update(**percents)
         project.refresh_from_db()
+        reserve(project, annotator.pk)
         lease = queue.lease_next(project, annotator.pk)
         assert lease.slot.pair_id == pair.pk, kind
         seen = _seen(client, knox, f"/p/{project.slug}/", pair, behind)
@@ -561,6 +565,7 @@ def test_how_much_is_open_does_not_tell_what_kind_a_pair_was(project, annotator,
     Preference.objects.all().delete()  # only what is open is looked at
     type(project).objects.update(gold_percent=100)
     project.refresh_from_db()
+    reserve(project, annotator.pk)
     golden = queue.lease_next(project, annotator.pk)
     assert golden.slot.kind == Slot.Kind.GOLD
     assert _blurred(before) == _blurred(after_plain) == _blurred(said())
@@ -573,6 +578,7 @@ def test_gold_does_not_come_when_everything_is_done(project, annotator, make_pai
     gold = make_pair()
     Slot.objects.filter(pair=gold).update(state=Slot.State.CLOSED)
     make_gold(pair=gold, choice="a")
+    assert reserve(project, annotator.pk) == 1
     assert queue.lease_next(project, annotator.pk) is None
     make_pair()
     assert queue.lease_next(project, annotator.pk).slot.pair == gold

@@ -70,6 +70,7 @@ class Slot(models.Model):
     shown_left = models.CharField(max_length=1, choices=Side.choices, blank=True)
     shown_to = models.BigIntegerField(null=True, blank=True, help_text="To whom it was shown that way.")
     versions = models.PositiveSmallIntegerField(default=0, help_text="Preferences written for it so far.")
+    is_passed_on = models.BooleanField(default=False, help_text="A second look that its person skipped.")
 
     objects = SlotQuerySet.as_manager()
 
@@ -105,6 +106,10 @@ class Slot(models.Model):
             models.Index(fields=["lease_until"], name="slot_expiring", condition=Q(state="leased")),
             models.Index(fields=["project", "lease_until"], name="slot_expiring_here", condition=Q(state="leased")),
             models.Index(fields=["project", "annotator", "lease_until"], name="slot_held", condition=Q(state="leased")),
+            # Places of one's own that wait to be given; a slot that is done otherwise holds an answer.
+            models.Index(
+                fields=["project", "annotator", "kind"], name="slot_own", condition=Q(state="done", versions=0)
+            ),
         ]
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from datetime import timedelta
 
 import pytest
@@ -14,11 +13,13 @@ from django.db.models import F
 from django.utils import timezone
 
 from labeling import leases, places, queue
+from labeling.answers import Details
 from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
 from labeling.models import Pair, Preference, Project, Skip, Slot
 from labeling.queue import Standing
 from labeling.services import create_project
 from labeling.tokens import TokenContent, make_token
+from tests.threads import at_once
 
 
 def _lease(project: Project, user: User) -> queue.Lease:
@@ -424,28 +425,6 @@ def test_a_sweep_and_the_waiting_page_read_leased_slots_alone(project, other_ann
         assert re.search("slot_(expiring|held)", slot_queries(act)[0]), "an index of leased slots alone"
 
 
-def _at_once(*acts) -> list[Exception]:
-    """Run ``acts`` in threads that start together; returns what they raised."""
-    errors: list[Exception] = []
-    start = threading.Barrier(len(acts))
-
-    def run(act) -> None:
-        try:
-            start.wait()
-            act()
-        except Exception as error:
-            errors.append(error)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return errors
-
-
 @pytest.mark.django_db(transaction=True)
 def test_many_tabs_at_once_give_no_duplicate(project, make_pair):
     project.judgements_per_pair = 2
@@ -462,7 +441,7 @@ def test_many_tabs_at_once_give_no_duplicate(project, make_pair):
             taken.append((user.pk, lease.slot.pair_id, lease.slot.pk))
             queue.submit(project, lease.token, user.pk, "a")
 
-    assert _at_once(*[lambda user=user: tab(user) for user in users for _ in range(3)]) == []
+    assert at_once(*[lambda user=user: tab(user) for user in users for _ in range(3)]) == []
     assert len({(user, pair) for user, pair, _ in taken}) == len(set(taken)), "one slot of a pair each"
     assert len({slot for _, _, slot in taken}) == len(set(taken)) == 24, "each slot to one person"
     assert Preference.objects.filter(is_current=True).count() == Preference.objects.count() == 24
@@ -478,7 +457,7 @@ def test_a_slot_that_is_taken_back_and_taken_at_once_has_one_holder(project, ann
         _expire(mine.slot)
         places.sweep_expired()
         got: dict[str, object] = {}
-        errors = _at_once(
+        errors = at_once(
             lambda token=mine.token, got=got: got.update(mine=queue.renew(project, token, annotator.pk)),
             lambda got=got: got.update(theirs=queue.lease_next(project, other_annotator.pk)),
         )
@@ -509,7 +488,7 @@ def test_late_answers_to_slots_that_changed_hands_do_not_wait_for_each_other(
         for slot, user in ((first, other_annotator), (second, annotator)):
             slot.refresh_from_db()
             _take(slot, user)
-        errors = _at_once(
+        errors = at_once(
             lambda token=old[0]: queue.submit(project, token, annotator.pk, "a"),
             lambda token=old[1]: queue.submit(project, token, other_annotator.pk, "b"),
         )
@@ -549,3 +528,55 @@ def test_the_time_of_an_extra_vote_counts_from_its_own_lease(project, annotator,
     _expire(lease.slot)
     _lease(project, other_annotator)
     assert queue.submit(project, token, annotator.pk, "a").preference.seconds > 3599
+
+
+def test_what_divides_opinions_most_is_asked_about_first(project, make_pair, annotator, judge):
+    project.judgements_per_pair, project.most_judgements = 2, 5
+    project.save()
+    people = [User.objects.create_user(f"voter-{number}") for number in range(4)]
+    for person in people:
+        project.memberships.create(user=person)
+    pairs = [make_pair(), make_pair()]
+    for pair, choices in zip(pairs, (("a", "a", "b", "b"), ("a", "b", "tie", "both_bad")), strict=True):
+        for person, choice in zip(people, choices, strict=True):
+            slot = pair.slots.filter(state="open").first() or Slot.objects.create(
+                project=project, pair=pair, place=pair.slots.count() + 1, state="closed"
+            )
+            Slot.objects.filter(pk=slot.pk).update(state="open")
+            slot.refresh_from_db()
+            _take(slot, person)
+            queue.submit(project, make_token(slot), person.pk, choice)
+    assert _lease(project, annotator).slot.pair == pairs[1], "four opinions before two and two"
+
+
+def test_a_pair_that_was_read_offline_took_the_time_its_page_measured(project, make_pair, annotator):
+    """The answer before it arrives late, and its turn comes on the server in the moment of its own answer."""
+    make_pair()
+    make_pair()
+    first, ahead = _lease(project, annotator), queue.lease_ahead(project, annotator.pk)
+    assert ahead is not None
+    hour_ago = timezone.now() - timedelta(minutes=10)
+    Slot.objects.filter(pk=ahead.slot.pk).update(leased_at=hour_ago)
+    ahead.slot.refresh_from_db()
+    token = make_token(ahead.slot)
+    queue.turn(project, first.token, annotator.pk, "a", Details(seconds=3))
+    said = queue.turn(project, token, annotator.pk, "b", Details(seconds=40)).submission
+    assert said is not None
+    assert said.preference.seconds == 40
+
+
+def test_a_pair_that_comes_back_after_somebody_else_saw_it_is_shown_by_the_coin(
+    project, make_pair, annotator, other_annotator
+):
+    sides = set()
+    for _ in range(24):
+        pair = make_pair()
+        queue.skip(project, _lease(project, annotator).token, annotator.pk)
+        theirs = _lease(project, other_annotator)
+        assert theirs.slot.pair == pair
+        _expire(theirs.slot)
+        places.sweep_expired()
+        back = queue.undo(project, annotator.pk)
+        sides.add(back.slot.shown_left)
+        queue.submit(project, back.token, annotator.pk, "a")
+    assert sides == {"a", "b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -14,10 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
-from labeling import claims, places, queue
-from labeling.exceptions import AlreadyAnswered, Frozen, NothingToUndo
+from labeling import own_places, places, queue
+from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, NothingToUndo
 from labeling.models import Choice, Pair, Preference, Project, Skip, Slot
 from labeling.prompts import parse_prompt
+from labeling.review import adjudicate, end_gold, make_gold
 from labeling.services import NewResponse, add_pair, add_prompts, create_project, freeze_preferences
 
 PEOPLE = 3
@@ -62,6 +64,7 @@ class Desk(RuleBasedStateMachine):
             calibration_percent=30, control_percent=30, repeat_percent=20, gold_percent=30
         )
         self.project.refresh_from_db()
+        self.reviewer = User.objects.create_user("reviewer")
         self.people = [User.objects.create_user(f"person-{number}").pk for number in range(PEOPLE)]
         self.pairs = 0
 
@@ -140,7 +143,7 @@ class Desk(RuleBasedStateMachine):
             return
         key = (page.person, page.pair, page.is_repeat)
         if outcome.is_repeat:
-            assert outcome.preference.choice == self.model.said[key].choice, "the answer that counts is the first"
+            assert outcome.preference.choice == self.model.said[key].choice, "the first answer counts"
             return
         assert not (key in self.model.said and self.model.said[key].is_frozen)
         self.model.said[key] = Said(choice)
@@ -149,12 +152,16 @@ class Desk(RuleBasedStateMachine):
     @rule(target=pages, page=pages, choice=CHOICES)
     def somebody_answers_and_goes_on(self, page: Page, choice: str):
         before = self._held(page.person)
+        key = (page.person, page.pair, page.is_repeat)
         try:
             turn = queue.turn(self.project, page.token, page.person, choice)
         except Frozen:
+            assert self.model.said[key].is_frozen
             return multiple()
-        key = (page.person, page.pair, page.is_repeat)
-        if turn.submission and not turn.submission.is_repeat:
+        assert turn.submission
+        if turn.submission.is_repeat:
+            assert turn.submission.preference.choice == self.model.said[key].choice, "the first answer counts"
+        else:
             self.model.said[key] = Said(choice)
             self.model.skipped.discard(key[:2])
         leases = [lease for lease in (turn.now, turn.ahead) if lease]
@@ -195,6 +202,20 @@ class Desk(RuleBasedStateMachine):
         assert shown.slot.pk == lease.slot.pk, "a reload shows the pair that was reopened"
         return page
 
+    @rule(target=pages, number=st.integers(0, PEOPLE - 1), back=st.integers(0, 5))
+    def somebody_opens_an_answer_of_before(self, number: int, back: int):
+        person = self.people[number]
+        own = Preference.objects.filter(annotator_id=person, is_current=True).order_by("-pk")
+        if not (preference := own[back:].first()):
+            return multiple()
+        try:
+            lease = queue.reopen(self.project, person, preference.pk)
+        except Frozen:
+            assert self.model.said[person, preference.pair_id, preference.is_repeat].is_frozen
+            return multiple()
+        assert lease.previous == preference
+        return self._page(lease, person)
+
     @rule(page=pages)
     def a_page_renews(self, page: Page) -> None:
         queue.renew(self.project, page.token, page.person)
@@ -207,6 +228,29 @@ class Desk(RuleBasedStateMachine):
     @rule()
     def the_sweep_comes(self) -> None:
         places.sweep_expired()
+
+    @rule()
+    def places_are_reserved(self) -> None:
+        own_places.reserve_all()
+
+    @rule(number=st.integers(0, 50), verdict=st.sampled_from(["a", "tie", "retire", "leave"]))
+    def a_reviewer_decides(self, number: int, verdict: str) -> None:
+        if pair := Pair.objects.order_by("pk")[number % max(1, self.pairs) :].first():
+            with suppress(LabelingError):  # a choice on a pair that was taken out
+                adjudicate(pair=pair, reviewer=self.reviewer, verdict=verdict)
+            unseen = pair.slots.filter(state="leased", is_ahead=True)
+            pair.refresh_from_db()
+            assert not (unseen.exists() and (pair.is_retired or pair.adjudicated_choice))
+
+    @rule(number=st.integers(0, 50), is_gold=st.booleans())
+    def a_known_answer_changes(self, number: int, is_gold: bool) -> None:
+        if pair := Pair.objects.filter(is_retired=False).order_by("pk")[number % max(1, self.pairs) :].first():
+            make_gold(pair=pair, choice="b") if is_gold else end_gold(pair=pair)
+
+    @rule(is_paused=st.booleans())
+    def the_project_is_paused_or_goes_on(self, is_paused: bool) -> None:
+        self.project.is_paused = is_paused
+        self.project.save(update_fields=["is_paused"])
 
     @rule()
     def a_dataset_is_frozen(self) -> None:
@@ -244,8 +288,8 @@ class Desk(RuleBasedStateMachine):
 
     @invariant()
     def every_wanted_judgement_has_its_place(self) -> None:
-        """Open, with somebody, or given; late answers are judgements as well."""
-        for pair in Pair.objects.all():
+        """Open, with somebody, or given; late answers are judgements as well. Of a decided pair nothing is wanted."""
+        for pair in Pair.objects.filter(is_retired=False, adjudicated_choice=""):
             slots = pair.slots.all()
             places = sum(slot.kind == "planned" and slot.state != "closed" for slot in slots)
             late = sum(slot.kind in ("extra", "gold") for slot in slots)
@@ -280,7 +324,7 @@ def _run(examples: int, steps: int) -> None:
 
 @pytest.fixture(autouse=True)
 def early_second_looks(monkeypatch):
-    monkeypatch.setattr(claims, "REPEAT_AFTER", 1)
+    monkeypatch.setattr(own_places, "REPEAT_AFTER", 1)
 
 
 @pytest.mark.django_db

@@ -10,6 +10,7 @@ from django.utils import timezone
 from labeling import places, queue
 from labeling.exceptions import Frozen, LabelingError
 from labeling.models import Adjudication, Pair, Preference, SentBack, Slot
+from labeling.own_places import reserve
 from labeling.review import MAX_NOTE_CHARACTERS, adjudicate, end_gold, make_gold, send_back
 from labeling.services import freeze_preferences
 
@@ -162,6 +163,7 @@ def test_gold_is_served_to_those_who_have_not_seen_it(project, make_pair, annota
     project.gold_percent = 100
     project.save()
     make_gold(pair=pair, choice="a")
+    reserve(project, other_annotator.pk)
     assert queue.lease_next(project, other_annotator.pk) is None, "known for what it is where nothing else is open"
     make_pair()
     lease = queue.lease_next(project, other_annotator.pk)
@@ -172,3 +174,34 @@ def test_gold_is_served_to_those_who_have_not_seen_it(project, make_pair, annota
     assert pair.gold_choice == ""
     with pytest.raises(LabelingError, match="not a choice"):
         make_gold(pair=pair, choice="left")
+
+
+def test_a_pair_that_nobody_has_seen_yet_goes_when_it_is_taken_out(project, make_pair, annotator, reviewer):
+    """Pairs are taken out because they are harmful; who was to read it next is spared."""
+    make_pair(priority=2)
+    bad, good = make_pair(priority=1), make_pair()
+    queue.lease_next(project, annotator.pk)
+    assert queue.lease_ahead(project, annotator.pk).slot.pair == bad
+    adjudicate(pair=bad, reviewer=reviewer, verdict="retire")
+    assert queue.lease_ahead(project, annotator.pk).slot.pair == good
+    assert bad.slots.get().state == Slot.State.CLOSED
+
+
+def test_a_skipped_pair_that_was_decided_meanwhile_does_not_come_back(project, make_pair, annotator, reviewer):
+    pair = make_pair()
+    queue.skip(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "harmful")
+    adjudicate(pair=pair, reviewer=reviewer, verdict="retire")
+    with pytest.raises(LabelingError, match="Nobody is asked"):
+        queue.undo(project, annotator.pk)
+
+
+def test_a_pair_whose_answer_is_looked_at_again_wants_no_judgement_more_when_it_comes_back(
+    project, make_pair, annotator, reviewer, judge
+):
+    project.judgements_per_pair = 2
+    project.save()
+    pair = make_pair()
+    judge(annotator, "a")
+    queue.undo(project, annotator.pk)
+    adjudicate(pair=pair, reviewer=reviewer, verdict="retire")
+    assert places.bring_back(pair.pk) == 1, "one is given, and one is wanted"

@@ -7,8 +7,9 @@ import base64
 import pytest
 from django.contrib.auth.models import User
 
-from labeling import claims, places, queue
+from labeling import claims, own_places, places, queue
 from labeling.models import Preference, Seat, Slot
+from labeling.own_places import reserve
 from labeling.tokens import read_token
 
 
@@ -85,11 +86,12 @@ def test_a_token_taken_apart_says_nothing_about_the_side(project, annotator, mak
 
 
 def test_a_second_look_has_its_sides_changed_and_is_marked(project, annotator, sign_in, make_pair, monkeypatch):
-    monkeypatch.setattr(claims, "REPEAT_AFTER", 0)
+    monkeypatch.setattr(own_places, "REPEAT_AFTER", 0)
     pair = make_pair()
     first = queue.submit(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "a").preference
     project.repeat_percent = 100
     project.save()
+    reserve(project, annotator.pk)
     lease = queue.lease_next(project, annotator.pk)
     assert (lease.slot.kind, lease.slot.pair_id) == ("repeat", pair.pk)
     assert lease.slot.shown_left != first.shown_left
