@@ -85,7 +85,7 @@ def write_configuration(host: str, port: int) -> Path:
 def commands(host: str, port: int) -> dict[str, list[str]]:
     """The command line of each process. Engines are supervised by threads, so a worker never forks with one running."""
     bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    web = f"gunicorn config.wsgi --bind {bind} --workers 1 --threads 8 --no-control-socket --access-logfile -"
+    web = f"gunicorn config.wsgi --bind {bind} --workers 2 --threads 4 --no-control-socket --access-logfile -"
     schedule = ["--schedule", str(_folder("run") / "schedule"), "--pidfile=", "--loglevel", "INFO"]
     return {
         "web": [*PYTHON, *web.split(), "--graceful-timeout", "5"],

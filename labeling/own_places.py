@@ -34,7 +34,9 @@ def reserve_all() -> int:
 
 def reserve(project: Project, annotator_id: int) -> int:
     """Make what one person lacks of both kinds; returns how many places were made."""
-    seat, _ = Seat.objects.get_or_create(project=project, annotator_id=annotator_id)
+    with transaction.atomic():
+        take_turn(annotator_id)  # they may be taking their seat at this moment
+        seat, _ = Seat.objects.get_or_create(project=project, annotator_id=annotator_id)
     made = [_make(seat, Slot.Kind.GOLD, pair_id) for pair_id in _lacking(seat, Slot.Kind.GOLD, project.gold_percent)]
     repeats = _lacking(seat, Slot.Kind.REPEAT, project.repeat_percent)
     return sum(made) + sum(_make(seat, Slot.Kind.REPEAT, pair_id) for pair_id in repeats)

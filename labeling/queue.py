@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from django.db import models, transaction
+from django.db import models
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext
@@ -95,7 +95,7 @@ def lease_next(project: Project, annotator_id: int) -> Lease | None:
     Asking twice, from two tabs for example, returns the same lease, renewed. Raises ``NotQualified`` for whoever has
     still to pass the project's qualification set.
     """
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         return leases.lease_now(leases.sit_down(project, annotator_id))
 
 
@@ -104,14 +104,14 @@ def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
 
     ``None`` where nothing more is open for them, or nothing is held that it could come after.
     """
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         desk = leases.sit_down(project, annotator_id)
         return leases.lease_after(desk) if desk.held else None
 
 
 def turn(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Turn:
     """Submit an answer, go on to the next pair and lease the one after it, in one transaction."""
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         submission = _submit(project, token, annotator_id, choice, details)
         desk = leases.desk_of(project, annotator_id)
         now = leases.lease_now(desk)
@@ -125,13 +125,13 @@ def submit(project: Project, token: str, annotator_id: int, choice: str, details
     second answer of one lease counts as a repeat of the first. Raises ``LeaseGone`` for a foreign or damaged token,
     ``AnswerRejected`` for an answer that cannot be stored, ``Frozen`` for one that a dataset has used.
     """
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         return _submit(project, token, annotator_id, choice, details)
 
 
 def give_back_ahead(project: Project, annotator_id: int) -> None:
     """Open the pair that was leased ahead for the others; harmless where there is none."""
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         if ahead := leases.sit_down(project, annotator_id).ahead:
             give_back(ahead)
 
@@ -142,7 +142,7 @@ def renew(project: Project, token: str, annotator_id: int) -> Standing:
     A lease that ran out is taken back if nobody has the slot, unless this person has moved on to another pair: nobody
     holds two by leaving pages open. Raises ``LeaseGone`` for a foreign or damaged token.
     """
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         page = _read_page(project, token, annotator_id, is_forgettable=True)
         if page.answer:
             return Standing.ANSWERED
@@ -156,7 +156,7 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
 
     A page that is older than the answer withdraws nothing: ``AlreadyAnswered``.
     """
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         page = _read_page(project, token, annotator_id)
         slot = page.slot
         if page.answer:
@@ -181,7 +181,7 @@ def undo(project: Project, annotator_id: int) -> Lease:
     A judgement stays valid until a new version replaces it; a skip is forgotten. The pair that was on the screen comes
     after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has used.
     """
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         leases.take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         judged = mine.select_related("slot").order_by("-pk").first()
@@ -195,7 +195,7 @@ def undo(project: Project, annotator_id: int) -> Lease:
 
 def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
     """Reopen one of this person's judgements, as ``undo`` does with the last one."""
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         leases.take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         preference = mine.select_related("slot").filter(pk=preference_id).first()
@@ -207,7 +207,7 @@ def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
 
 def add_reasons(project: Project, token: str, annotator_id: int, reasons: tuple[str, ...], comment: str) -> Preference:
     """Say, after the vote, why: onto the judgement that was given under this lease, while no dataset has used it."""
-    with transaction.atomic():
+    with leases.transaction_at_desk():
         check_reasons(project, reasons)
         current = _read_page(project, token, annotator_id).answer
         if current is None:

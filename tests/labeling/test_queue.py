@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -580,3 +582,26 @@ def test_a_pair_that_comes_back_after_somebody_else_saw_it_is_shown_by_the_coin(
         sides.add(back.slot.shown_left)
         queue.submit(project, back.token, annotator.pk, "a")
     assert sides == {"a", "b"}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="says something about SQLite alone")
+def test_on_sqlite_whoever_comes_first_is_served_first():
+    """SQLite has whoever waits sleep, the longer the longer they wait, while others that come later slip in."""
+    served: list[int] = []
+    is_busy = threading.Event()
+
+    def keep_busy() -> None:
+        with leases.transaction_at_desk():
+            is_busy.set()
+            time.sleep(0.7)
+
+    def come(number: int) -> None:
+        is_busy.wait()
+        time.sleep(number * 0.05)
+        with leases.transaction_at_desk():
+            served.append(number)
+            time.sleep(0.02)
+
+    assert at_once(keep_busy, *[lambda number=number: come(number) for number in range(12)]) == []
+    assert served == sorted(served)
