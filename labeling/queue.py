@@ -26,7 +26,15 @@ from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons,
 from labeling.claims import Terms, claim, next_place
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo, NotQualified
 from labeling.models import Pair, Preference, Project, QualificationItem, Seat, Skip, Slot
-from labeling.records import Judged, current_preference, forget_skip, record_preference, record_skip, withdraw
+from labeling.records import (
+    Judged,
+    current_preference,
+    forget_skip,
+    record_preference,
+    record_skip,
+    reinstate,
+    withdraw,
+)
 from labeling.tokens import TokenContent, keyed_share, make_token, read_token
 
 ADVISORY_LOCK_NAMESPACE = 0x7B1E  # any constant of our own; the second key is the annotator's id
@@ -188,7 +196,7 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
 def undo(project: Project, annotator_id: int) -> Lease:
     """Reopen what this person did last in the project, a judgement or a skip.
 
-    A judgement stays valid until a new version replaces it; a skip is forgotten. The pair that was on the screen comes
+    A judgement stays valid until a new version replaces it; a skip is forgotten, and what it withdrew counts again. The pair that was on the screen comes
     after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has used.
     """
     with _at_desk(annotator_id):
@@ -418,8 +426,11 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     now, annotator_id = timezone.now(), skipped.annotator_id
     pair = Pair.objects.select_for_update(no_key=True).get(pk=skipped.pair_id)
     slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
+    withdrawn = _withdrawn_by(skipped)
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
-    slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
+    free = [slot for slot in slots if slot.state == Slot.State.OPEN]
+    free.sort(key=lambda slot: withdrawn is None or slot.pk != withdrawn.slot_id)
+    slot = own or next(iter(free), None)
     if slot is None:
         said = gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
         raise NothingToUndo(said)
@@ -428,7 +439,16 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     side = next((other.shown_left for other in slots if other.shown_to == annotator_id), "") or Slot.Side.A
     slot.lease_number += 1
     _take(slot, annotator_id, side, now, _until(project, now))
-    return Lease(slot, make_token(slot))
+    if withdrawn is None or withdrawn.slot_id != slot.pk:  # its place is somebody else's: this one is judged anew
+        return Lease(slot, make_token(slot))
+    reinstate(project, withdrawn)
+    return Lease(slot, make_token(slot), previous=withdrawn)
+
+
+def _withdrawn_by(skipped: Skip) -> Preference | None:
+    """The judgement that a skip has withdrawn: had there been one since, the skip would be forgotten."""
+    mine = Preference.objects.filter(pair_id=skipped.pair_id, annotator_id=skipped.annotator_id, is_repeat=False)
+    return mine.order_by("-pk").first()
 
 
 def _make_room(project: Project, annotator_id: int, now: datetime, *, besides: Slot) -> None:
