@@ -196,8 +196,9 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
 def undo(project: Project, annotator_id: int) -> Lease:
     """Reopen what this person did last in the project, a judgement or a skip.
 
-    A judgement stays valid until a new version replaces it; a skip is forgotten, and what it withdrew counts again. The pair that was on the screen comes
-    after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has used.
+    A judgement stays valid until a new version replaces it; a skip is forgotten, and what it withdrew counts again. The
+    pair that was on the screen comes after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset
+    has used.
     """
     with _at_desk(annotator_id):
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)

@@ -140,6 +140,7 @@
     delete root.dataset.chosen;
     prepare();
     quietUntil = performance.now() + QUIET_MS;
+    delete document.documentElement.dataset.ready; // a desk that comes back has been ready before
     const top = $("#place").getBoundingClientRect().top + window.scrollY - 8;
     if (window.scrollY > top) window.scrollTo({ top, behavior: "instant" });
     document.getElementById("desk-title").focus({ preventScroll: true });
@@ -266,7 +267,6 @@
     await undoLast(button.form.getAttribute("action"));
     clearTimeout(slow);
     if (document.getElementById("desk-notice").textContent === sentences.undoing) say("desk-notice", "");
-    undoQuietUntil = performance.now() + QUIET_MS;
     isUndoing = false;
   }
 
@@ -285,6 +285,7 @@
     if (answer.isTurn) {
       sayOutbox("");
       takeTurn(answer.text, { isUndo: !answer.isRefused });
+      undoQuietUntil = performance.now() + QUIET_MS;
     } else if (["signed-out", "other-account", "stale"].includes(answer.trouble)) sayOutbox(answer.trouble, answer);
     else say("desk-alert", answer.trouble === "offline" ? sentences.undoOffline : sentences.undoFailed);
   }
@@ -296,8 +297,9 @@
     putBack(entry, outbox.takeBack(entry));
     if (entry.kind === "vote" && !pair.dataset.previous) setToday(Number(document.getElementById("today").textContent) - 1);
     pair.dataset.unsaved = new Map(entry.fields).get("choice") ?? "";
-    setAhead(following);
     swap(pair, sentences.again);
+    setAhead(following);
+    undoQuietUntil = quietUntil;
     say("desk-notice", sentences.takenBack);
   }
 
