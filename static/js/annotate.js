@@ -404,7 +404,7 @@
     const text = $(`[data-side="${side}"] .raw`, desk()).textContent;
     const field = vote().elements.rewrite;
     field.value = text;
-    drafts.keep(desk().dataset.key, Drafts.of(vote()));
+    drafts.keep(desk().dataset.key, [...new FormData(vote())]);
     field.focus();
   }
 
@@ -511,7 +511,7 @@
   });
 
   document.addEventListener("input", (event) => {
-    if (event.target.form === vote() && isPair()) drafts.keep(desk().dataset.key, Drafts.of(vote()));
+    if (event.target.form === vote() && isPair()) drafts.keep(desk().dataset.key, [...new FormData(vote())]);
   });
 
   document.addEventListener("click", (event) => {

@@ -3,6 +3,7 @@
 "use strict";
 class Drafts {
   static #ROOT = "tiebreak-draft:";
+  static #NOT_SAID = ["csrfmiddlewaretoken", "token", "choice", "seconds"];
 
   #name;
   #said = new Map(); // as well as in the storage, which may be forbidden
@@ -12,7 +13,8 @@ class Drafts {
     Drafts.#dropOthers(this.#name);
   }
 
-  keep(key, said) {
+  keep(key, fields) {
+    const said = fields.filter(([name, value]) => value && !Drafts.#NOT_SAID.includes(name));
     this.#said.set(key, said);
     try {
       sessionStorage.setItem(this.#name + key, JSON.stringify(said));
@@ -34,11 +36,7 @@ class Drafts {
   restore(key, form) {
     const said = this.#said.get(key) ?? this.#stored(key);
     if (said) Drafts.#fillIn(form, said);
-    return Boolean(said?.some(([name, value]) => value && name !== "choice" && name !== "seconds"));
-  }
-
-  static of(form) {
-    return [...new FormData(form)].filter(([name]) => !["csrfmiddlewaretoken", "token"].includes(name));
+    return Boolean(said?.length);
   }
 
   static #fillIn(form, said) {

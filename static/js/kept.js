@@ -65,9 +65,17 @@ class Kept {
   static #read(start) {
     try {
       const names = Object.keys(localStorage).filter((name) => name.startsWith(start));
-      return names.map((name) => ({ name, entry: JSON.parse(localStorage.getItem(name)) })).filter(({ entry }) => entry?.id);
+      return names.map((name) => ({ name, entry: Kept.#parsed(localStorage.getItem(name)) })).filter(({ entry }) => entry?.id);
     } catch {
-      return [];
+      return []; // forbidden: nothing was stored
+    }
+  }
+
+  static #parsed(text) {
+    try {
+      return JSON.parse(text);
+    } catch {
+      return null; // not one of ours, and no reason to lose those that are
     }
   }
 

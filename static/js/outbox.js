@@ -7,7 +7,7 @@ class Outbox {
   static LAST_RETRY_MS = 30_000;
   static TIMEOUT_MS = 15_000;
   static MOST_ALIVE = 60_000; // bytes: browsers let no more than 64 KiB outlive their page
-  static TRIES_IN_FRONT = 3; // for one that the server fails to take; then the others come first
+  static TRIES_IN_FRONT = 3; // while something before the server fails: it may be this answer that it fails at
   static PASSING = [408, 429, 502, 503, 504];
 
   #kept;
@@ -22,8 +22,8 @@ class Outbox {
   #failures = 0;
   #timer = 0;
 
-  // handlers: beforeSend(entry) -> more fields; arrived(entry, answer); refused(entry, answer, reasons); changed(trouble,
-  // answer): "" or why something still waits, see `read`.
+  // handlers: beforeSend(entry) -> more fields; arrived(entry, answer); refused(entry, answer, reasons said meanwhile);
+  // changed(trouble, answer): "" or why something still waits: a trouble of `read`, or "elsewhere" for a location.
   constructor(kept, handlers) {
     this.#kept = kept;
     this.#handlers = handlers;
@@ -162,7 +162,7 @@ class Outbox {
   #putOff(entry, trouble, answer) {
     this.#answer = answer;
     entry.isLate = true;
-    entry.tries += answer.status ? 1 : 0;
+    entry.tries += trouble === "offline" && answer.status ? 1 : 0;
     entry.failure = trouble === "failed" ? answer : null;
     if (entry.failure || entry.tries >= Outbox.TRIES_IN_FRONT) this.#toTheBack(entry.key);
     return trouble;
@@ -201,9 +201,9 @@ class Outbox {
     }
   }
 
-  // What a reply is: with `trouble` ("offline", "signed-out", "other-account", "stale", "failed") or a `location` to go to instead of an
-  // answer, or with the server's word. `isTurn`: it brings a turn, as every reply of the desk to an answer does; a page
-  // of something in between, such as a sign-in or a maintenance page, does not, whatever its status.
+  // What a reply is: with `trouble` ("offline", "signed-out", "other-account", "stale" or "failed") or a `location` to go
+  // to instead of an answer, or with the server's word. `isTurn`: it brings a turn, as every reply of the desk to an
+  // answer does; a page of something in between, a sign-in or a maintenance page, does not, whatever its status.
   static read(response, text) {
     const { status } = response;
     const location = response.headers.get("HX-Redirect");

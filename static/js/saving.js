@@ -18,7 +18,7 @@ class SavingLine {
   // Returns whether kept answers have all arrived by now.
   say(trouble, answer = {}) {
     if (!trouble && this.#outbox.waiting) return false; // the last trouble is still the case
-    const text = this.#textOf(trouble, answer);
+    const text = this.#textOf(trouble);
     const hasArrived = this.#isAboutAnswers && !trouble;
     this.#isAboutAnswers = Boolean(text && this.#outbox.waiting);
     if (!text) this.#line.replaceChildren();
@@ -26,13 +26,14 @@ class SavingLine {
     return hasArrived;
   }
 
-  #textOf(trouble, answer) {
+  #textOf(trouble) {
     const { signedOut, otherAccount, stale, elsewhere, noStore } = this.#sentences;
     const known = { "signed-out": signedOut, "other-account": otherAccount, stale, elsewhere }[trouble];
     if (known) return known;
     if (!trouble || !this.#outbox.waiting) return ""; // nothing is at stake, and the page asks again by itself
     if (!this.#outbox.isStored) return noStore;
-    return trouble === "failed" ? this.#textOfFailed(answer) : this.#kept();
+    const failure = trouble === "failed" && this.#outbox.failed[0]?.failure;
+    return failure ? this.#textOfFailed(failure) : this.#kept();
   }
 
   #textOfFailed({ status, isPlain, text }) {

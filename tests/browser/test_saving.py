@@ -481,17 +481,19 @@ def test_other_pages_say_that_answers_wait(desks: Desks) -> None:
     expect(desk.page.locator("#unsent")).to_be_empty()
     waiting = desk.page.locator("#unsent .note")
     desk.page.goto(f"{desk.url}/history/")
-    expect(waiting).to_contain_text("2 answers in elsewhere wait on this device and are not saved yet.")
+    expect(waiting).to_contain_text("2 answers wait on this device and are not saved yet.")
     desk.page.get_by_role("button", name="elsewhere", exact=True).click()
     desk.page.get_by_role("button", name="Sign out").click()
     desk.page.wait_for_url("**/sign-in/**")
-    expect(waiting).to_contain_text("Sign in as before to send what waits.")
+    expect(waiting).to_contain_text(
+        "2 answers wait on this device and are not saved yet. Sign in as before to save everything."
+    )
     _sign_in(desk, "ben")
     expect(waiting).to_have_count(0)
     desk.context.clear_cookies()
     _sign_in(desk, "elsewhere")
     desk.page.unroute(SUBMIT)
-    waiting.get_by_role("link", name="Send now").click()
+    waiting.get_by_role("link", name="Go to elsewhere and send").click()
     assert _said(desk, 2) == ["left", "right"]
     desk.page.goto(f"{desk.url}/history/")
     expect(waiting).to_have_count(0)
