@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
+from django.utils.translation import gettext
 from django_htmx.http import HttpResponseClientRedirect
 
 from labeling.exceptions import NotQualified
@@ -29,6 +30,23 @@ class HtmxLoginMiddleware:
         if request.headers.get("HX-Request") and is_login:
             return HttpResponseClientRedirect(resolve_url(settings.LOGIN_URL))
         return response
+
+
+class SamePersonMiddleware:
+    """A page that one account has opened does not act for another that has signed in since, in the same browser.
+
+    Scripts say in a header whose page they are on. Whoever is signed out is led to sign in, as anywhere.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        whose = request.headers.get("X-Person")
+        if whose is None or request.user.is_anonymous or whose == str(request.user.pk):
+            return self.get_response(request)
+        said = gettext("This page belongs to another account than the one that is signed in now. Reload it.")
+        return HttpResponse(said, status=403, content_type="text/plain; charset=utf-8", headers={"X-Other-Person": "1"})
 
 
 class QualificationMiddleware:

@@ -72,6 +72,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "config.middleware.SamePersonMiddleware",
     "config.middleware.HtmxLoginMiddleware",
     "config.middleware.QualificationMiddleware",
     "config.middleware.NoStoreMiddleware",

@@ -21,7 +21,7 @@ from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGon
 from labeling.leases import Desk, Lease
 from labeling.models import Pair, Preference, Project, Skip, Slot
 from labeling.places import give_back, next_place
-from labeling.records import Judged, forget_skip, record_preference, record_skip, withdraw
+from labeling.records import Judged, forget_skip, record_preference, record_skip, reinstate, withdraw
 from labeling.tokens import TokenContent, keyed_share, make_token, read_token
 
 PAIR_OF_SLOT = "id = (SELECT pair_id FROM labeling_slot WHERE id = %s) AND project_id = %s"
@@ -178,8 +178,9 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
 def undo(project: Project, annotator_id: int) -> Lease:
     """Reopen what this person did last in the project, a judgement or a skip.
 
-    A judgement stays valid until a new version replaces it; a skip is forgotten. The pair that was on the screen comes
-    after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has used.
+    A judgement stays valid until a new version replaces it; a skip is forgotten, and what it withdrew counts again. The
+    pair that was on the screen comes after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset
+    has used.
     """
     with leases.transaction_at_desk():
         leases.take_turn(annotator_id)
@@ -350,8 +351,11 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     if pair.is_retired or pair.adjudicated_choice:
         raise NothingToUndo(gettext("Nobody is asked about that pair any more, so it needs you no more."))
     slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
+    withdrawn = _withdrawn_by(skipped)
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
-    slot = own or next((slot for slot in slots if slot.state == Slot.State.OPEN), None)
+    free = [slot for slot in slots if slot.state == Slot.State.OPEN]
+    free.sort(key=lambda slot: withdrawn is None or slot.pk != withdrawn.slot_id)
+    slot = own or rows.first(free)
     if slot is None:
         said = gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
         raise NothingToUndo(said)
@@ -360,7 +364,16 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     forget_skip(pair, annotator_id)
     slot.lease_number += 1
     leases.take(slot, annotator_id, _side_seen(desk, slots), desk.now, desk.until)
-    return Lease(slot, make_token(slot))
+    if withdrawn is None or withdrawn.slot_id != slot.pk:  # its place is somebody else's: this one is judged anew
+        return Lease(slot, make_token(slot))
+    reinstate(project, withdrawn)
+    return Lease(slot, make_token(slot), previous=withdrawn)
+
+
+def _withdrawn_by(skipped: Skip) -> Preference | None:
+    """The judgement that a skip has withdrawn: had there been one since, the skip would be forgotten."""
+    mine = Preference.objects.filter(pair_id=skipped.pair_id, annotator_id=skipped.annotator_id, is_repeat=False)
+    return mine.order_by("-pk").first()
 
 
 def _side_seen(desk: Desk, slots: list[Slot]) -> str:

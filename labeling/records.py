@@ -95,6 +95,15 @@ def withdraw(project: Project, preference: Preference) -> None:
         _look_for_conflict(project, pair)
 
 
+def reinstate(project: Project, preference: Preference) -> None:
+    """Let a withdrawn judgement count again."""
+    Preference.objects.filter(pk=preference.pk).update(is_current=True)
+    preference.is_current = True
+    pair = Pair.objects.get(pk=preference.pair_id)
+    _count(pair, 1)
+    _look_for_conflict(project, pair)
+
+
 def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None:
     """Write a skip down once, and call a reviewer where it says that something is wrong with the pair."""
     _, is_new = Skip.objects.get_or_create(

@@ -23,43 +23,63 @@
 
   let quietUntil = 0;
   let isBusy = false; // an answer is being painted, or an undo is on its way
+  let isUndoing = false; // what it brings back is not known yet
+  let undoQuietUntil = 0; // twice the same key in a moment undoes once
   let isLeaving = false; // the ring is seen, and the next pair not yet
   const afterwards = []; // what the server answered meanwhile
   let pending = null; // a choice that waits for its reason
   let last = null; // the judgement that reasons can still be added to
   let following = { at: 0, shown: 0 }; // how long the pair has been on the screen
   const answered = new Set();
+  const unsavedDesks = new Map(); // the desks of answers that are not saved: an undo brings them back as they were
 
   // The outbox
 
-  const outbox = new Outbox(`tiebreak:${root.dataset.person}:${root.dataset.project}:`, {
+  const { person, project } = root.dataset;
+  Outbox.person = person;
+  const drafts = new Drafts(person);
+  const tabs = new Tabs(`tiebreak:${person}:${project}`);
+  const outbox = new Outbox(new Kept(person, project), {
     beforeSend: (entry) => (entry.kind === "reasons" ? [] : [["shown", onScreen()?.dataset.key ?? ""]]),
-    arrived: (entry, answer) => entry.kind !== "reasons" && takeTurn(answer.text, { isLate: entry.isLate }),
-    refused: (entry, answer) => {
+    arrived: (entry, answer) => {
       if (entry.kind === "reasons") return;
-      answered.delete(entry.key);
-      if (answer.isPlain || answer.status !== 409) say("desk-alert", answer.isPlain ? answer.text : sentences.reload);
-      else takeTurn(answer.text, { refused: entry });
+      unsavedDesks.delete(entry.key);
+      takeTurn(answer.text, { isLate: entry.isLate });
     },
-    changed: sayOutbox,
+    refused: (entry, answer, reasons) => {
+      if (entry.kind === "reasons") return void say("desk-alert", answer.text);
+      putBack(entry, reasons);
+      takeTurn(answer.text, {});
+    },
+    changed: (trouble, answer) => {
+      sayOutbox(trouble, answer);
+      if (!isPair() && outbox.waiting && !isSending()) fetchTurn();
+    },
   });
+  const savingLine = new SavingLine(document.getElementById("desk-outbox"), outbox, sentences, {
+    retry: () => (outbox.waiting ? outbox.flush() : isPair() ? renew() : fetchTurn()),
+    discard: discardFailed,
+    goTo: (address) => location.assign(address),
+  });
+  // One that fails for what it is keeps nothing else back.
+  const isSending = () => outbox.waiting > outbox.failed.length;
 
-  function sayOutbox(trouble) {
-    const line = document.getElementById("desk-outbox");
-    const count = outbox.waiting;
-    if (!trouble) {
-      if (line.textContent && !count) announce(sentences.arrived);
-      line.replaceChildren();
-      return;
-    }
-    const kept = outbox.isStored ? (count === 1 ? sentences.keptOne : sentences.kept.replace("COUNT", count)) : sentences.noStore;
-    const text = { "signed-out": sentences.signedOut, stale: sentences.stale }[trouble] ?? kept;
-    const button = document.createElement("button");
-    const isStale = trouble === "stale";
-    Object.assign(button, { type: "button", className: "button", textContent: isStale ? sentences.reload : sentences.retry });
-    button.addEventListener("click", () => (isStale ? location.reload() : outbox.flush()));
-    if (line.firstChild?.textContent !== text) line.replaceChildren(text, " ", button);
-    if (!isPair()) explainWait(sentences.offlineWait);
+  function sayOutbox(trouble, answer) {
+    if (savingLine.say(trouble, answer)) announce(sentences.arrived);
+    if (trouble && !isPair()) explainWait(trouble === "offline" ? sentences.offlineWait : sentences.unsavedWait);
+  }
+
+  // What was said with an answer that does not count is not lost: its pair comes back with it.
+  function putBack(entry, reasons) {
+    answered.delete(entry.key);
+    unsavedDesks.delete(entry.key);
+    if (entry.kind === "vote") drafts.keep(entry.key, [...entry.fields, ...reasons]);
+  }
+
+  function discardFailed() {
+    for (const entry of outbox.failed) putBack(entry, outbox.takeBack(entry));
+    say("desk-notice", sentences.discarded);
+    fetchTurn();
   }
 
   // Turns: what the server answers with
@@ -74,7 +94,7 @@
     else take(html, how);
   }
 
-  function take(html, { isLate = false, isUndo = false, refused = null }) {
+  function take(html, { isLate = false, isUndo = false }) {
     const page = document.createElement("template");
     page.innerHTML = html;
     const { today, error, notice } = page.content.getElementById("turn")?.dataset ?? {};
@@ -84,43 +104,32 @@
     if (!isLate) say("desk-notice", notice);
     const now = page.content.getElementById("desk");
     const next = page.content.getElementById("ahead").content.getElementById("desk");
-    const again = refused && [now, next].find((pair) => pair?.dataset.key === refused.key);
-    if (again) fillIn($("form", again), refused.fields);
-    if (isUndo || !isPair() || answered.has(desk().dataset.key)) showFirst(now, next, isUndo);
+    if (isUndo || !isPair() || isAnswered(desk())) showFirst(now, next, isUndo);
     else keepAhead(now, next);
-  }
-
-  // What was said with an answer that the server refused is not lost: its pair comes back with it.
-  function fillIn(form, said) {
-    for (const [name, value] of said) {
-      for (const field of form.elements) {
-        if (field.name !== name || field.type === "hidden") continue;
-        if (field.type === "checkbox" || field.type === "radio") field.checked ||= field.value === value;
-        else field.value = value;
-      }
-    }
   }
 
   // Nothing on the screen that could be judged: show what the server holds for this person, or why there is nothing.
   function showFirst(now, next, isUndo) {
-    const open = [now, next].filter((pair) => pair?.dataset.state === "pair" && !answered.has(pair.dataset.key));
+    const open = [now, next].filter((pair) => pair?.dataset.state === "pair" && !isAnswered(pair));
     if (open.length) {
       setAhead(open[1]);
       swap(open[0], isUndo ? sentences.again : sentences.next);
-    } else if (now?.dataset.state === "waiting" && !outbox.waiting) {
+    } else if (now?.dataset.state === "waiting" && !isSending()) {
       const isNew = desk().dataset.state !== "waiting" || $("#desk-title").textContent !== $("#desk-title", now).textContent;
       setAhead(null);
       if (isNew) swap(now, $("#desk-title", now).textContent);
+      else $(".waiting", desk()).replaceWith($(".waiting", now)); // when there may be more is another time by now
     }
   }
 
   // A pair is being read: nothing is swapped under the reader's eyes. What else the server holds comes after it.
   function keepAhead(now, next) {
     const shown = desk().dataset.key;
-    const isNext = (pair) => pair?.dataset.state === "pair" && pair.dataset.key !== shown && !answered.has(pair.dataset.key);
+    const isNext = (pair) => pair?.dataset.state === "pair" && pair.dataset.key !== shown && !isAnswered(pair);
     setAhead([now, next].find(isNext));
   }
 
+  const isAnswered = (pair) => answered.has(pair.dataset.key) || outbox.has(pair.dataset.key);
   const ahead = () => document.getElementById("ahead").content.getElementById("desk");
   const setAhead = (pair) => document.getElementById("ahead").content.replaceChildren(...(pair ? [pair] : []));
 
@@ -131,6 +140,7 @@
     delete root.dataset.chosen;
     prepare();
     quietUntil = performance.now() + QUIET_MS;
+    delete document.documentElement.dataset.ready; // a desk that comes back has been ready before
     const top = $("#place").getBoundingClientRect().top + window.scrollY - 8;
     if (window.scrollY > top) window.scrollTo({ top, behavior: "instant" });
     document.getElementById("desk-title").focus({ preventScroll: true });
@@ -166,12 +176,15 @@
     for (const button of all(".bar [data-action]")) button.disabled = !pair && button.dataset.action !== "undo";
     for (const choice of CHOICES) {
       const button = $(`button[value="${choice}"]`);
-      if (pair?.dataset.previous) button.setAttribute("aria-pressed", String(pair.dataset.previous === choice));
+      const before = pair?.dataset.previous || pair?.dataset.unsaved;
+      if (before) button.setAttribute("aria-pressed", String(before === choice));
       else button.removeAttribute("aria-pressed");
     }
     if (!pair) return;
     if (pair.dataset.previous) document.getElementById("undo").disabled = true;
     $("#skip-menu [name=token]").value = pair.dataset.token;
+    document.getElementById("skip-withdraws").hidden = !pair.dataset.previous;
+    if (drafts.restore(pair.dataset.key, vote())) document.getElementById("saying").open = true;
     const start = $(".rewrite-start", pair);
     if (start) start.hidden = false;
     // A long conversation opens at its last turn; what scrolls sideways can be reached without a mouse.
@@ -196,7 +209,7 @@
   // Answers
 
   function choose(choice, isStrong = false) {
-    if (isBusy || performance.now() < quietUntil || !isPair() || !CHOICES.includes(choice)) return;
+    if (isBusy || isUndoing || performance.now() < quietUntil || !isPair() || !CHOICES.includes(choice)) return;
     const form = vote();
     const isImproved = form.elements.rewrite?.value.trim();
     if (isImproved && !SIDES.includes(choice)) return void say("desk-alert", sentences.noRewrite);
@@ -220,7 +233,7 @@
   }
 
   function skip(reason) {
-    if (isBusy || !isPair()) return;
+    if (isBusy || isUndoing || !isPair()) return;
     hidePanels();
     last = null;
     document.getElementById("why").hidden = true;
@@ -233,6 +246,8 @@
     isBusy = isLeaving = true;
     const key = desk().dataset.key;
     answered.add(key);
+    unsavedDesks.set(key, desk());
+    drafts.drop(key);
     root.dataset.chosen = choice;
     root.dataset.said = choice ? sentences[choice] : "";
     for (const id of ["desk-alert", "desk-lease", "desk-notice"]) say(id, "");
@@ -246,16 +261,46 @@
 
   async function undo() {
     const button = document.getElementById("undo");
-    if (isBusy || button.disabled) return;
-    isBusy = true;
-    await outbox.flush();
-    if (outbox.waiting) return void (isBusy = false);
+    if (isBusy || isUndoing || button.disabled || performance.now() < undoQuietUntil) return;
+    isUndoing = true;
+    const slow = setTimeout(() => say("desk-notice", sentences.undoing), QUIET_MS);
+    await undoLast(button.form.getAttribute("action"));
+    clearTimeout(slow);
+    if (document.getElementById("desk-notice").textContent === sentences.undoing) say("desk-notice", "");
+    isUndoing = false;
+  }
+
+  async function undoLast(url) {
+    const unsaved = await outbox.newestUnsent();
     document.getElementById("why").hidden = true;
-    const answer = await Outbox.post(button.form.getAttribute("action"), []);
-    isBusy = false;
     root.dataset.said = "";
-    if (answer.trouble) sayOutbox(answer.trouble);
-    else takeTurn(answer.text, { isUndo: !answer.isRefused });
+    if (!unsaved) await undoSaved(url);
+    else if (unsavedDesks.has(unsaved.key)) bringBack(unsaved);
+    else say("desk-alert", sentences.undoUnsaved);
+  }
+
+  async function undoSaved(url) {
+    const answer = await Outbox.post(url, []);
+    if (answer.location) return void location.assign(answer.location);
+    if (answer.isTurn) {
+      sayOutbox("");
+      takeTurn(answer.text, { isUndo: !answer.isRefused });
+      undoQuietUntil = performance.now() + QUIET_MS;
+    } else if (["signed-out", "other-account", "stale"].includes(answer.trouble)) sayOutbox(answer.trouble, answer);
+    else say("desk-alert", answer.trouble === "offline" ? sentences.undoOffline : sentences.undoFailed);
+  }
+
+  // An answer that nobody has got is taken back here alone; the pair that was on the screen comes after it.
+  function bringBack(entry) {
+    const { key } = entry;
+    const [pair, following] = [unsavedDesks.get(key), isPair() ? desk() : null];
+    putBack(entry, outbox.takeBack(entry));
+    if (entry.kind === "vote" && !pair.dataset.previous) setToday(Number(document.getElementById("today").textContent) - 1);
+    pair.dataset.unsaved = new Map(entry.fields).get("choice") ?? "";
+    swap(pair, sentences.again);
+    setAhead(following);
+    undoQuietUntil = quietUntil;
+    say("desk-notice", sentences.takenBack);
   }
 
   function secondsOnScreen() {
@@ -359,6 +404,7 @@
     const text = $(`[data-side="${side}"] .raw`, desk()).textContent;
     const field = vote().elements.rewrite;
     field.value = text;
+    drafts.keep(desk().dataset.key, [...new FormData(vote())]);
     field.focus();
   }
 
@@ -464,6 +510,10 @@
     else undo();
   });
 
+  document.addEventListener("input", (event) => {
+    if (event.target.form === vote() && isPair()) drafts.keep(desk().dataset.key, [...new FormData(vote())]);
+  });
+
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("button");
     if (!button || !root.contains(button)) return;
@@ -502,15 +552,17 @@
   // The lease
 
   async function fetchTurn() {
-    if (document.hidden || isBusy || outbox.waiting) return;
+    if (document.hidden || isBusy || isUndoing || isSending()) return;
     const shown = isPair() ? desk().dataset.key : "";
     const url = `${root.dataset.annotateUrl}?${new URLSearchParams({ shown })}`;
     try {
-      const response = await fetch(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
+      const response = await fetch(url, { headers: Outbox.headers(), signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
       const answer = Outbox.read(response, await response.text());
-      if (answer.location) location.assign(answer.location);
-      else if (answer.trouble) sayOutbox(answer.trouble);
-      else if (shown === (isPair() ? desk().dataset.key : "")) takeTurn(answer.text, { isLate: true });
+      if (answer.location) return void location.assign(answer.location);
+      if (answer.trouble) return sayOutbox(answer.trouble, answer);
+      if (!answer.isTurn) return; // something in between has answered; the next try is near
+      sayOutbox("");
+      if (shown === (isPair() ? desk().dataset.key : "")) takeTurn(answer.text, { isLate: true });
     } catch {
       // Offline for a moment: the next try is near.
     }
@@ -521,26 +573,33 @@
     const { key, token } = desk().dataset;
     const answer = await Outbox.post(root.dataset.renewUrl, [["token", token]]);
     if (desk().dataset.key !== key) return;
-    if (answer.trouble && answer.trouble !== "offline") sayOutbox(answer.trouble);
-    else if (!answer.trouble) say("desk-lease", answer.status === 204 ? "" : answer.text);
+    if (answer.trouble && answer.trouble !== "offline") sayOutbox(answer.trouble, answer);
+    else if (answer.status === 204 || answer.isPlain) {
+      sayOutbox("");
+      say("desk-lease", answer.text);
+    }
   }
 
   setInterval(renew, RENEW_MS);
   setInterval(() => !isPair() && fetchTurn(), POLL_MS);
   document.addEventListener("visibilitychange", () => (isPair() ? renew() : fetchTurn()));
 
-  // A page that goes gives the pair back that it holds unseen; one that comes back from the cache asks again.
+  // A page that goes gives the pair back that it holds unseen, unless another tab holds the same one; a page that comes
+  // back from the cache asks again.
   addEventListener("pagehide", () => {
-    if (!ahead()) return;
+    const isLast = tabs.go();
+    if (ahead() && isLast) Outbox.post(root.dataset.giveBackUrl, []);
     setAhead(null);
-    navigator.sendBeacon(root.dataset.giveBackUrl, new URLSearchParams({ csrfmiddlewaretoken: Outbox.csrfToken() }));
   });
-  addEventListener("pageshow", (event) => event.persisted && fetchTurn());
+  addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    tabs.come();
+    fetchTurn();
+  });
 
   writeKeys();
   root.dataset.script = "";
   if (isPair() && outbox.has(desk().dataset.key)) {
-    answered.add(desk().dataset.key);
     wait();
   } else {
     prepare();

@@ -1,37 +1,42 @@
 // What somebody has said and the server has not confirmed yet. Kept on this device, across reloads, and sent one after
-// the other until it has arrived. Sending twice is harmless: an answer to one lease counts once.
+// the other until it has arrived. Sending twice is harmless: an answer to one lease counts once. An answer leaves only
+// by a reply that is certainly about it; whatever else comes back, it stays, and does not hold up the others.
 "use strict";
 class Outbox {
   static FIRST_RETRY_MS = 1_000;
   static LAST_RETRY_MS = 30_000;
   static TIMEOUT_MS = 15_000;
-  static ADOPT_AFTER_MS = 20_000; // younger ones of another tab are still in its own hands
-  static TAB = "tiebreak:tab";
+  static MOST_ALIVE = 60_000; // bytes: browsers let no more than 64 KiB outlive their page
+  static TRIES_IN_FRONT = 3; // while something before the server fails: it may be this answer that it fails at
+  static PASSING = [408, 429, 502, 503, 504];
 
-  #name;
+  #kept;
   #handlers;
-  #tab = Outbox.#nameOfTab();
   #entries = [];
-  #sending = false;
+  #newest = null; // what an undo is about: the last thing that was said here
+  #sending = null; // the entry that is on its way
+  #isRunning = false;
+  #run = Promise.resolve();
+  #trouble = "";
+  #answer = {}; // with which the trouble came
   #failures = 0;
   #timer = 0;
-  #isStored = true;
 
-  // handlers: beforeSend(entry) -> more fields; arrived(entry, page, isLate); refused(entry, page, text);
-  // changed(state) with how many wait, and why: "", "offline", "signed-out", "stale".
-  constructor(name, handlers) {
-    this.#name = name;
+  // handlers: beforeSend(entry) -> more fields; arrived(entry, answer); refused(entry, answer, reasons said meanwhile);
+  // changed(trouble, answer): "" or why something still waits: a trouble of `read`, or "elsewhere" for a location.
+  constructor(kept, handlers) {
+    this.#kept = kept;
     this.#handlers = handlers;
     this.#adopt();
+    this.#newest = this.#entries.findLast((entry) => entry.kind !== "reasons" && entry.tab === Kept.tab) ?? null;
     addEventListener("online", () => this.flush());
-    setInterval(() => this.#adopt() && this.flush(), Outbox.ADOPT_AFTER_MS);
+    addEventListener("beforeunload", (event) => this.waiting && !kept.isWritable && event.preventDefault());
+    setInterval(() => this.#adopt() && this.flush(), Kept.GRACE_MS);
   }
 
-  // What this tab had not sent before it was reloaded, at once; of another tab what it seems to have left behind.
   #adopt() {
-    const isLeft = (entry) => entry.tab === this.#tab || Date.now() - entry.at > Outbox.ADOPT_AFTER_MS;
     const isKnown = (entry) => this.#entries.some((known) => known.id === entry.id);
-    const found = this.#stored().filter((entry) => isLeft(entry) && !isKnown(entry));
+    const found = this.#kept.left().filter((entry) => !isKnown(entry));
     this.#entries.push(...found.map((entry) => ({ ...entry, isLate: true, isAdopted: true })));
     return found.length > 0;
   }
@@ -40,37 +45,81 @@ class Outbox {
     return this.#entries.length;
   }
 
+  // How many pairs it is about: what somebody says of one, they call one answer.
+  get answers() {
+    return new Set(this.#entries.map((entry) => entry.key)).size;
+  }
+
+  // Those that came back for what they are, and not for the connection.
+  get failed() {
+    return this.#entries.filter((entry) => entry.failure);
+  }
+
   get isStored() {
-    return this.#isStored;
+    return this.#kept.isWritable;
   }
 
   has(key) {
-    return this.#entries.some((entry) => entry.key === key);
+    return this.#entries.some((entry) => entry.key === key && entry.kind !== "reasons");
   }
 
   add(entry) {
-    if (entry.kind === "reasons") this.#dropOlderReasons(entry.key);
-    const kept = { ...entry, id: `${Date.now()}-${Math.random()}`, at: Date.now(), tab: this.#tab };
-    this.#entries.push(kept);
-    this.#store(kept);
+    if (entry.kind === "reasons") this.#remove(this.#reasonsOf(entry.key)); // clicked together, and not on its way yet
+    const said = { ...entry, id: `${Date.now()}-${Math.random()}`, at: Date.now(), tab: Kept.tab, tries: 0 };
+    if (entry.kind !== "reasons") this.#newest = said;
+    this.#entries.push(said);
+    this.#kept.put(said);
     this.flush();
   }
 
-  #dropOlderReasons(key) {
-    // What somebody clicks together replaces what is not on its way yet.
-    const isOlder = (other, index) => other.kind === "reasons" && other.key === key && !(this.#sending && index === 0);
-    this.#entries.filter(isOlder).forEach((other) => this.#forget(other));
-    this.#entries = this.#entries.filter((other, index) => !isOlder(other, index));
+  #reasonsOf(key) {
+    return this.#entries.filter((entry) => entry.kind === "reasons" && entry.key === key && entry !== this.#sending);
   }
 
-  async flush() {
-    if (this.#sending) return;
-    this.#sending = true;
+  #remove(entries) {
+    entries.forEach((entry) => this.#kept.drop(entry));
+    this.#entries = this.#entries.filter((entry) => !entries.includes(entry));
+  }
+
+  // Taking back
+
+  // The newest answer, if it is not saved. One that has been on its way may have arrived, so it is sent once more first.
+  async newestUnsent() {
+    const isWaiting = (entry) => this.#entries.includes(entry);
+    const isUntouched = isWaiting(this.#newest) && this.#newest !== this.#sending && !this.#newest.isLate;
+    if (this.waiting && !isUntouched) await this.flush();
+    return isWaiting(this.#newest) ? this.#newest : null;
+  }
+
+  // Forgets an answer; returns the reasons that were given for it meanwhile.
+  takeBack(entry) {
+    const reasons = this.#reasonsOf(entry.key);
+    this.#remove([entry, ...reasons]);
+    if (entry === this.#newest) this.#newest = this.#entries.findLast((other) => other.kind !== "reasons") ?? null;
+    if (!this.#isRunning) this.#handlers.changed(this.waiting ? this.#trouble : "", this.#answer);
+    return reasons.flatMap((said) => said.fields.filter(([name]) => name !== "token"));
+  }
+
+  // Sending
+
+  // One run at a time; whoever asks meanwhile waits for its end.
+  flush() {
+    if (!this.#isRunning) this.#run = this.#sendAll();
+    return this.#run;
+  }
+
+  async #sendAll() {
+    this.#isRunning = true;
     clearTimeout(this.#timer);
     let trouble = "";
-    while (this.#entries.length && !trouble) trouble = await this.#sendFirst();
-    this.#sending = false;
-    this.#handlers.changed(trouble);
+    try {
+      while (this.#entries.length && !trouble) trouble = await this.#sendFirst();
+    } finally {
+      this.#isRunning = false;
+      this.#sending = null;
+    }
+    this.#trouble = trouble;
+    this.#handlers.changed(trouble, this.#answer);
     if (trouble) this.#retryLater();
   }
 
@@ -81,22 +130,56 @@ class Outbox {
   }
 
   async #sendFirst() {
-    const entry = this.#entries[0];
-    if (entry.isAdopted && this.#isGone(entry)) {
-      this.#entries.shift(); // its own tab was there after all, and may have said more since
+    const entry = (this.#sending = this.#entries[0]);
+    if (entry.isAdopted && this.#kept.isGone(entry)) {
+      this.#remove([entry]); // its own tab was there after all, and may have said more since
       return "";
     }
     const answer = await Outbox.post(entry.url, [...entry.fields, ...this.#handlers.beforeSend(entry)]);
-    if (answer.trouble) {
-      entry.isLate = true;
-      return answer.trouble;
-    }
+    this.#sending = null;
+    const trouble = Outbox.#troubleOf(entry, answer);
+    if (trouble) return this.#putOff(entry, trouble, answer);
     this.#failures = 0;
-    this.#entries.shift();
-    this.#forget(entry);
-    if (answer.isRefused) this.#handlers.refused(entry, answer);
-    else this.#handlers.arrived(entry, answer);
+    if (answer.isRefused) this.#handlers.refused(entry, answer, this.takeBack(entry));
+    else this.#arrive(entry, answer);
     return "";
+  }
+
+  #arrive(entry, answer) {
+    this.#remove([entry]);
+    this.#handlers.arrived(entry, answer);
+  }
+
+  // Why an entry has not arrived; "" if it has, or if Tiebreak itself has refused it and said why.
+  static #troubleOf(entry, answer) {
+    if (answer.trouble === "stale" && entry.isAdopted) return "failed"; // the page is new, so it is not the page
+    if (answer.trouble) return answer.trouble;
+    if (answer.location) return "elsewhere";
+    const isRead = entry.kind === "reasons" ? answer.status === 204 || (answer.status === 409 && answer.isPlain) : answer.isTurn;
+    return isRead ? "" : "failed";
+  }
+
+  #putOff(entry, trouble, answer) {
+    this.#answer = answer;
+    entry.isLate = true;
+    entry.tries += trouble === "offline" && answer.status ? 1 : 0;
+    entry.failure = trouble === "failed" ? answer : null;
+    if (entry.failure || entry.tries >= Outbox.TRIES_IN_FRONT) this.#toTheBack(entry.key);
+    return trouble;
+  }
+
+  // With what else is said of the same pair, in its order.
+  #toTheBack(key) {
+    const [others, same] = [false, true].map((isSame) => this.#entries.filter((entry) => (entry.key === key) === isSame));
+    this.#entries = [...others, ...same];
+  }
+
+  // Requests
+
+  static person = ""; // whose page this is: the server answers nobody else on it
+
+  static headers() {
+    return { "X-CSRFToken": Outbox.csrfToken(), "X-Person": Outbox.person, "HX-Request": "true" };
   }
 
   static csrfToken() {
@@ -106,69 +189,38 @@ class Outbox {
   }
 
   static async post(url, fields) {
-    const headers = { "X-CSRFToken": Outbox.csrfToken(), "HX-Request": "true" };
+    const headers = Outbox.headers();
+    const body = new URLSearchParams(fields);
+    const keepalive = body.toString().length < Outbox.MOST_ALIVE; // of somebody who votes and leaves
     const signal = AbortSignal.timeout(Outbox.TIMEOUT_MS);
     try {
-      const response = await fetch(url, { method: "POST", headers, body: new URLSearchParams(fields), signal });
+      const response = await fetch(url, { method: "POST", headers, body, keepalive, signal });
       return Outbox.read(response, await response.text());
     } catch {
       return { trouble: "offline" };
     }
   }
 
+  // What a reply is: with `trouble` ("offline", "signed-out", "other-account", "stale" or "failed") or a `location` to go
+  // to instead of an answer, or with the server's word. `isTurn`: it brings a turn, as every reply of the desk to an
+  // answer does; a page of something in between, a sign-in or a maintenance page, does not, whatever its status.
   static read(response, text) {
+    const { status } = response;
     const location = response.headers.get("HX-Redirect");
-    if (location?.includes("/sign-in/")) return { trouble: "signed-out" };
-    if (location) return { location, text: "" };
-    if (response.status === 403) return { trouble: "stale" };
-    if (response.status >= 500 || response.status === 429 || response.status === 408) return { trouble: "offline" };
+    if (location?.includes("/sign-in/") || status === 401) return { trouble: "signed-out", status };
+    if (location) return { location, status, text: "" };
+    if (response.headers.has("X-Other-Person")) return { trouble: "other-account", status };
+    if (status === 403) return { trouble: "stale", status, text: "" };
+    if (Outbox.PASSING.includes(status)) return { trouble: "offline", status };
+    if (status >= 500) return { trouble: "failed", status, text: "" };
     const isPlain = response.headers.get("Content-Type")?.startsWith("text/plain");
-    return { isRefused: !response.ok, isPlain, text, status: response.status };
+    const isTurn = [200, 409].includes(status) && Outbox.#hasTurn(text);
+    return { isRefused: !response.ok, isPlain, isTurn, text, status };
   }
 
-  // Each entry under a name of its own, so that tabs do not write over each other's.
-
-  #stored() {
-    try {
-      const names = Object.keys(localStorage).filter((name) => name.startsWith(this.#name));
-      const entries = names.map((name) => JSON.parse(localStorage.getItem(name)));
-      return entries.filter((entry) => entry?.id).sort((one, other) => one.at - other.at);
-    } catch {
-      return [];
-    }
-  }
-
-  #isGone(entry) {
-    try {
-      return localStorage.getItem(this.#name + entry.id) === null;
-    } catch {
-      return false;
-    }
-  }
-
-  // The same across reloads. A copy of a tab has the name of the first, and sends twice, which is harmless.
-  static #nameOfTab() {
-    try {
-      if (!sessionStorage.getItem(Outbox.TAB)) sessionStorage.setItem(Outbox.TAB, String(Math.random()));
-      return sessionStorage.getItem(Outbox.TAB);
-    } catch {
-      return String(Math.random());
-    }
-  }
-
-  #store(entry) {
-    try {
-      localStorage.setItem(this.#name + entry.id, JSON.stringify(entry));
-    } catch {
-      this.#isStored = false; // forbidden or full: what is not sent lasts as long as the page
-    }
-  }
-
-  #forget(entry) {
-    try {
-      localStorage.removeItem(this.#name + entry.id);
-    } catch {
-      // forbidden: nothing was stored either
-    }
+  static #hasTurn(text) {
+    const page = document.createElement("template");
+    page.innerHTML = text;
+    return page.content.getElementById("turn")?.dataset.today !== undefined;
   }
 }

@@ -286,6 +286,36 @@ def test_skipping_a_reopened_pair_withdraws_the_answer(project, annotator, other
     assert _lease(project, other_annotator).slot.pair == pair
 
 
+def test_undoing_the_skip_of_a_reopened_pair_brings_the_answer_back(project, annotator, other_annotator, make_pair):
+    pair = make_pair()
+    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a", Details(comment="Kept."))
+    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk, "long")
+    lease = queue.undo(project, annotator.pk)
+    assert lease.previous == Preference.objects.get(is_current=True)
+    assert (lease.previous.choice, lease.previous.comment) == ("a", "Kept.")
+    pair.refresh_from_db()
+    assert (pair.judgements_count, pair.skips_count) == (1, 0)
+    queue.submit(project, lease.token, annotator.pk, "b")
+    assert [row.choice for row in Preference.objects.filter(is_current=True)] == ["b"]
+    assert queue.lease_next(project, other_annotator.pk) is None, "its place is filled"
+
+
+def test_a_withdrawn_answer_whose_place_is_taken_stays_withdrawn(project, annotator, other_annotator, make_pair):
+    project.judgements_per_pair = 2
+    project.save()
+    pair = make_pair()
+    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
+    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
+    taken = _lease(project, other_annotator)
+    assert taken.slot.pk == Preference.objects.get().slot_id
+    lease = queue.undo(project, annotator.pk)
+    assert lease.previous is None
+    assert not queue.submit(project, lease.token, annotator.pk, "b").is_repeat
+    pair.refresh_from_db()
+    assert pair.judgements_count == 1
+    assert [row.choice for row in Preference.objects.filter(is_current=True)] == ["b"]
+
+
 def test_skipping_on_a_page_older_than_the_answer_withdraws_nothing(project, annotator, make_pair):
     pair = make_pair()
     old = _lease(project, annotator)

@@ -48,6 +48,7 @@ class Said:
 class Model:
     said: dict[tuple[int, int, bool], Said] = field(default_factory=dict)  # person, pair, second look
     skipped: set[tuple[int, int]] = field(default_factory=set)
+    withdrawn: dict[tuple[int, int, bool], Said] = field(default_factory=dict)
     judgements: int = 0
 
 
@@ -180,9 +181,11 @@ class Desk(RuleBasedStateMachine):
         except (AlreadyAnswered, Frozen):
             assert key in self.model.said
             return
-        self.model.said.pop(key, None)
+        withdrawn = self.model.said.pop(key, None)
         if not page.is_repeat:
             self.model.skipped.add(key[:2])
+            if withdrawn:
+                self.model.withdrawn[key] = withdrawn
 
     @rule(target=pages, number=st.integers(0, PEOPLE - 1))
     def somebody_undoes(self, number: int):
@@ -192,11 +195,13 @@ class Desk(RuleBasedStateMachine):
         except (NothingToUndo, Frozen):
             return multiple()
         page = self._page(lease, person)
-        if lease.previous:
-            assert lease.previous.choice == self.model.said[person, page.pair, page.is_repeat].choice
-        else:
-            assert (person, page.pair) in self.model.skipped
+        key = (person, page.pair, page.is_repeat)
+        if (person, page.pair) in self.model.skipped:
             self.model.skipped.discard((person, page.pair))
+            if lease.previous:
+                self.model.said[key] = self.model.withdrawn.pop(key)
+        if lease.previous:
+            assert lease.previous.choice == self.model.said[key].choice
         shown = queue.lease_next(self.project, person)
         assert shown is not None
         assert shown.slot.pk == lease.slot.pk, "a reload shows the pair that was reopened"
