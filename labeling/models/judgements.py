@@ -168,6 +168,12 @@ class Preference(models.Model):
     def __str__(self) -> str:
         return f"{self.get_choice_display()} (pair {self.pair_id})"
 
+    @property
+    def rewritten(self) -> str:
+        """What its author wrote in place of the chosen response; empty where they left it as it was."""
+        rewrite: Rewrite | None = getattr(self, "rewrite", None)
+        return rewrite.response.text if rewrite else ""
+
 
 class Rewrite(models.Model):
     """A better response written by an annotator from the one they chose: a further triple, and a demonstration."""
