@@ -13,7 +13,6 @@ from labeling.difference import Difference, difference
 from labeling.models import Adjudication, Choice, Pair, Preference, Project, Response, SentBack, Skip, Slot
 from labeling.rendering import render_text
 
-
 # Comparing two texts of the greatest length takes a second. Whoever writes many long ones must not stop the page.
 MOST_COMPARED = 5
 

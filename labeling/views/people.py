@@ -7,7 +7,6 @@ from statistics import median
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
-from django.contrib.auth.models import User
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -18,7 +17,7 @@ from django.views.decorators.http import require_GET
 from labeling.access import REVIEWERS, SignedInRequest, project_or_404
 from labeling.charts import bar_chart
 from labeling.figures import BANDS, SIDES, Figure, Note, figure, newest_report, notes
-from labeling.models import Preference, Project, Seat
+from labeling.models import Preference, Seat
 from labeling.progress import labels_per_day, since_first
 from labeling.sent_back import waiting_for
 from labeling.templatetags.formatting import count, short_day
@@ -39,6 +38,7 @@ class PersonFigures:
     band: str
     left: Figure
     left_word: str
+    pull: Figure
     ties: Figure
     gold: Figure
     self_agreement: Figure
@@ -57,6 +57,7 @@ def person_figures(stored: dict[str, Any] | None) -> PersonFigures:
         band=str(BANDS[own.get("band", "too few")]),
         left=figure(own.get("left")),
         left_word=str(SIDES[own.get("left_verdict", "too few")]),
+        pull=figure(own.get("pull")),
         ties=figure(own.get("ties")),
         gold=figure(own.get("gold")),
         self_agreement=figure(again.get("overall")),
