@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from labeling.models import Project
 from tests.installation import Installation
@@ -28,12 +28,19 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def _is_told(message: ConsoleMessage, is_refused: bool) -> bool:
+    """Whether the browser complains of something that a test does not expect."""
+    is_refusal = "the server responded with a status of 4" in message.text
+    return message.type == "error" and not (is_refused and is_refusal)
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    is_refused = request.node.get_closest_marker("refusals") is not None
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
     page = context.new_page()
     problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: problems.append(message.text) if _is_told(message, is_refused) else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     yield page
     context.close()
