@@ -28,7 +28,7 @@ SNIPPET = 240
 def history(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug)
     page = EstimatingPaginator(_own(request, project), JUDGEMENTS_PER_PAGE).get_page(request.GET.get("page"))
-    context = project_context(request, project) | {"page": page, "rows": _rows(page.object_list)}
+    context = project_context(request, project) | {"page": page, "rows": _rows(list(page.object_list))}
     return render(request, "labeling/history.html", context)
 
 
