@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count
 from django.shortcuts import get_object_or_404
 
 from labeling.desk import side_of
@@ -48,7 +47,7 @@ class PairPage:
     earlier: list[Judged]
     skips: list[Skip]
     decisions: list[Adjudication]
-    places: dict[str, int]
+    is_read_now: bool
 
 
 def pair_or_404(project: Project, pair_id: int) -> Pair:
@@ -59,7 +58,6 @@ def pair_or_404(project: Project, pair_id: int) -> Pair:
 def read_pair(pair: Pair) -> PairPage:
     judged = _judgements(pair)
     turns = [{"role": message["role"], "html": render_text(message["content"])} for message in pair.prompt.messages]
-    places = Slot.objects.filter(pair=pair).values_list("state").annotate(count=Count("*")).order_by()
     return PairPage(
         pair=pair,
         earlier_turns=turns[:-1],
@@ -70,7 +68,7 @@ def read_pair(pair: Pair) -> PairPage:
         earlier=[one for one in judged if not one.preference.is_current],
         skips=list(Skip.objects.filter(pair=pair).select_related("annotator").order_by("pk")),
         decisions=list(Adjudication.objects.filter(pair=pair).select_related("reviewer")),
-        places=dict(places),
+        is_read_now=Slot.objects.filter(pair=pair).being_read().exists(),
     )
 
 

@@ -58,9 +58,8 @@ def progress(project: Project) -> Progress:
     judged = Seat.objects.filter(project=project).aggregate(total=Sum("judged"))["total"] or 0
     slots = Slot.objects.filter(project=project)
     open_, leased = (slots.filter(state=state).count() for state in (Slot.State.OPEN, Slot.State.LEASED))
-    shown = slots.filter(state=Slot.State.LEASED, is_ahead=False, lease_until__gt=timezone.now())
     days = labels_per_day(Preference.objects.filter(project=project))
-    return Progress(judged, open_, leased, shown.count(), days, eta(open_ + leased, pace_days(days)))
+    return Progress(judged, open_, leased, slots.being_read().count(), days, eta(open_ + leased, pace_days(days)))
 
 
 def labels_per_day(judgements: QuerySet[Preference], days: int = DAYS_SHOWN) -> list[Day]:

@@ -78,6 +78,20 @@ def test_a_person_shows_what_the_side_alone_does(project: Project, reviewer: Use
     assert "Left, seeing no difference" in sign_in(reviewer).get(url).content.decode()
 
 
+def test_the_pages_of_pairs_tell_them_apart_as_well(
+    project: Project, annotator: User, reviewer: User, make_pair: MakePair, sign_in
+) -> None:
+    for _ in range(2):
+        make_pair()
+    now, ahead = queue.lease_next(project, annotator.pk), queue.lease_ahead(project, annotator.pk)
+    client = sign_in(reviewer)
+    shown = [
+        client.get(reverse("labeling:pair", args=[project.slug, lease.slot.pair_id])).content.decode()
+        for lease in (now, ahead)
+    ]
+    assert ["somebody reads it now" in page for page in shown] == [True, False]
+
+
 def test_a_pair_that_is_held_unseen_is_not_being_read(project: Project, annotator: User, make_pair: MakePair) -> None:
     for _ in range(3):
         make_pair()
