@@ -71,11 +71,13 @@ def _is_well(page: Page, where: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{where}, {size}"
 
 
+@pytest.mark.slow
 def test_pages_of_reviewers_and_admins(visit: Visit, project_admin: User, known: SimpleNamespace) -> None:
     for path in OF_ADMINS:
         _is_well(visit(project_admin, path.format(**vars(known))), path)
 
 
+@pytest.mark.slow
 def test_pages_of_everybody(visit: Visit, annotator: User, known: SimpleNamespace) -> None:
     for path in OF_EVERYBODY:
         _is_well(visit(annotator, path), path)
