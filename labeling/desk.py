@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import connection
+from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 
-from labeling import places, queue, rows
+from labeling import places, queue, rows, sent_back
 from labeling.leases import Lease
 from labeling.models import Choice, Pair, Preference, Project, Prompt, Response, Slot
 from labeling.rendering import raw_text, render_text
@@ -77,6 +79,9 @@ def show(project: Project, lease: Lease, annotator_id: int) -> dict[str, Any]:
         "asks_reason": queue.asks_for_reason(project, slot, annotator_id),
         "previous": side_of(previous.choice, slot.shown_left) if previous else "",
         "said": _said(project, previous, slot.shown_left),
+        "note": (note := sent_back.note_of(previous) if previous else ""),
+        # Beside the one that lies here.
+        "sent_back": sent_back.count_of(project.pk, annotator_id) - bool(note),
     }
 
 
@@ -107,7 +112,17 @@ def _said(project: Project, previous: Preference | None, shown_left: str) -> dic
 
 
 def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
-    """Why there is no pair for this person, and when there may be one."""
+    """Why there is no pair for this person, when there may be one, and what they can do meanwhile."""
+    waiting = _why_nothing(project, annotator_id, now)
+    name, said = "labeling:history", gettext("Your judgements")
+    if count := sent_back.count_of(project.pk, annotator_id):
+        name = "labeling:me"
+        said = ngettext("%(count)d to look at again", "%(count)d to look at again", count) % {"count": count}
+    link = format_html('<a href="{}">{}</a>', reverse(name, args=[project.slug]), said)
+    return replace(waiting, text=format_html("{} {}", waiting.text, link))
+
+
+def _why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
     if project.is_paused:
         return Waiting(gettext("Paused"), gettext("An admin has paused this project. Your judgements are safe."))
     if not project.prompts.exists():

@@ -39,6 +39,7 @@ OWN_FIELDS = (
     *("project", "created_at", "choice", "shown_left", "is_strong", "seconds", "criteria", "reasons", "comment"),
     *("version", "is_repeat", "guidelines_version"),
 )
+RELATED_FIELDS = ("annotator__username", "pair__gold_choice", "pair__prompt__messages", "rewrite__response__text")
 # These have an index of their own, so that nothing else is read.
 INDEXED = {"review", "gold"}
 
@@ -61,6 +62,7 @@ class JudgementFilter(forms.Form):
     text = forms.CharField(label=_("In the prompt"), required=False, max_length=200)
     strong = forms.BooleanField(label=_("Much better"), required=False)
     comment = forms.BooleanField(label=_("With a comment"), required=False)
+    rewrite = forms.BooleanField(label=_("With a rewrite"), required=False)
     conflict = forms.BooleanField(label=_("Others disagree"), required=False)
     gold = forms.BooleanField(label=_("Gold"), required=False)
     repeat = forms.BooleanField(label=_("Second looks"), required=False)
@@ -159,8 +161,8 @@ def pairs_search(project: Project, wanted: dict[str, Any]) -> Search[Pair]:
 
 def judgements_search(project: Project, wanted: dict[str, Any]) -> Search[Preference]:
     """``wanted``: what ``JudgementFilter`` has cleaned."""
-    rows = Preference.objects.filter(project=project, is_current=True).select_related("annotator", "pair__prompt")
-    rows = rows.only(*OWN_FIELDS, "annotator__username", "pair__gold_choice", "pair__prompt__messages")
+    rows = Preference.objects.filter(project=project, is_current=True)
+    rows = rows.select_related("annotator", "pair__prompt", "rewrite__response").only(*OWN_FIELDS, *RELATED_FIELDS)
     if wanted.get("person"):
         rows = rows.filter(annotator=wanted["person"])
     if wanted.get("since"):
@@ -178,6 +180,7 @@ def _conditions(wanted: dict[str, Any]) -> Q:
         "choice": Q(choice=wanted.get("choice")),
         "strong": Q(is_strong=True),
         "comment": ~Q(comment=""),
+        "rewrite": Q(rewrite__isnull=False),
         "repeat": Q(is_repeat=True),
         "gold": ~Q(pair__gold_choice=""),
         "conflict": Q(Exists(said_else)),

@@ -38,7 +38,7 @@ class PairColumns:
     decided: Ints
     p_a: Floats
     new_p_a: Floats
-    a_longer: Ints
+    a_doublings: Floats
     words: Ints
 
     @property
@@ -80,7 +80,7 @@ def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
         seconds=seconds[kept],
         gold=pairs.gold[place],
         is_control=pairs.is_control[place],
-        a_longer=pairs.a_longer[place],
+        a_doublings=pairs.a_doublings[place],
         words=pairs.words[place],
     )
     return judgements, pairs
@@ -141,15 +141,17 @@ def _votes(rows: QuerySet[Preference]) -> tuple[VoteColumns, Bools, Floats]:
 def _pairs(rows: QuerySet[Pair]) -> PairColumns:
     """Lengths are counted by the database: the texts themselves stay there."""
     lengths = {
-        "a_longer": Length("response_a__text") - Length("response_b__text"),
+        "a_length": Length("response_a__text"),
+        "b_length": Length("response_b__text"),
         "words": _words("response_a__text") + _words("response_b__text"),
     }
-    fields = ("pk", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a", "a_longer", "words")
-    pk, control, retired, gold, decided, p_a, a_longer, words = _columns(
+    fields = ("pk", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a", *lengths)
+    pk, control, retired, gold, decided, p_a, a_length, b_length, words = _columns(
         rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
-        (np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.int64, np.int64),
+        (np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.float64, np.float64, np.int64),
     )
-    return PairColumns(pk, control, retired, gold, decided, p_a, np.full(len(pk), np.nan), a_longer, words)
+    doublings = np.log2((a_length + 1) / (b_length + 1))  # and one: an empty response has no logarithm
+    return PairColumns(pk, control, retired, gold, decided, p_a, np.full(len(pk), np.nan), doublings, words)
 
 
 def _words(field: str) -> Any:

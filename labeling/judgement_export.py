@@ -36,6 +36,7 @@ def as_dict(judgement: Preference) -> dict[str, Any]:
         "criteria": judgement.criteria,
         "reasons": judgement.reasons,
         "comment": judgement.comment,
+        "rewrite": judgement.rewritten,
         "version": judgement.version,
         "is_repeat": judgement.is_repeat,
         "guidelines_version": judgement.guidelines_version,

@@ -5,21 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count
 from django.shortcuts import get_object_or_404
 
 from labeling.desk import side_of
-from labeling.models import Adjudication, Pair, Preference, Project, Response, SentBack, Skip, Slot
+from labeling.difference import Difference, difference
+from labeling.models import Adjudication, Choice, Pair, Preference, Project, Response, SentBack, Skip, Slot
 from labeling.rendering import render_text
+
+# Comparing two texts of the greatest length takes a second. Whoever writes many long ones must not stop the page.
+MOST_COMPARED = 5
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One judgement with the side it went to as shown, and whether its author was asked to look again."""
+    """One judgement with the side it went to as shown, and whether its author was asked to look again.
+
+    ``compared``: how its rewrite differs from the chosen response; ``None`` without one, and beyond ``MOST_COMPARED``.
+    """
 
     preference: Preference
     side: str
     sent_back: SentBack | None
+    compared: Difference | None
 
     @property
     def may_go_back(self) -> bool:
@@ -40,7 +47,7 @@ class PairPage:
     earlier: list[Judged]
     skips: list[Skip]
     decisions: list[Adjudication]
-    places: dict[str, int]
+    is_read_now: bool
 
 
 def pair_or_404(project: Project, pair_id: int) -> Pair:
@@ -51,7 +58,6 @@ def pair_or_404(project: Project, pair_id: int) -> Pair:
 def read_pair(pair: Pair) -> PairPage:
     judged = _judgements(pair)
     turns = [{"role": message["role"], "html": render_text(message["content"])} for message in pair.prompt.messages]
-    places = Slot.objects.filter(pair=pair).values_list("state").annotate(count=Count("*")).order_by()
     return PairPage(
         pair=pair,
         earlier_turns=turns[:-1],
@@ -62,15 +68,28 @@ def read_pair(pair: Pair) -> PairPage:
         earlier=[one for one in judged if not one.preference.is_current],
         skips=list(Skip.objects.filter(pair=pair).select_related("annotator").order_by("pk")),
         decisions=list(Adjudication.objects.filter(pair=pair).select_related("reviewer")),
-        places=dict(places),
+        is_read_now=Slot.objects.filter(pair=pair).being_read().exists(),
     )
 
 
 def _judgements(pair: Pair) -> list[Judged]:
-    preferences = list(Preference.objects.filter(pair=pair).select_related("annotator").order_by("pk"))
+    rows = Preference.objects.filter(pair=pair).select_related("annotator", "rewrite__response").order_by("pk")
+    preferences = list(rows)
+    compared = _compared(pair, preferences)
     waiting = SentBack.objects.filter(preference__pair=pair, settled_at=None).select_related("reviewer")
     by_judgement = {back.preference_id: back for back in waiting}
-    return [Judged(one, side_of(one.choice, one.shown_left), by_judgement.get(one.pk)) for one in preferences]
+    return [
+        Judged(one, side_of(one.choice, one.shown_left), by_judgement.get(one.pk), compared.get(one.pk))
+        for one in preferences
+    ]
+
+
+def _compared(pair: Pair, preferences: list[Preference]) -> dict[int, Difference]:
+    """Rewrites with what they change of the chosen response, those that count first."""
+    chosen = {Choice.A: pair.response_a.text, Choice.B: pair.response_b.text}
+    rewritten = [one for one in preferences if one.rewritten]
+    rewritten.sort(key=lambda one: not one.is_current)
+    return {one.pk: difference(chosen[Choice(one.choice)], one.rewritten) for one in rewritten[:MOST_COMPARED]}
 
 
 def _response(response: Response) -> dict[str, Any]:

@@ -29,13 +29,21 @@ class DayAgreement(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """``judged``: judgements given, second looks and extra votes included; ``open`` and ``leased``: places to fill."""
+    """``judged``: judgements given, second looks and extra votes included; ``open`` and ``leased``: places to fill.
+
+    ``reading``: those of the leased that somebody has before them. The others are held, unseen, for who comes next.
+    """
 
     judged: int
     open: int
     leased: int
+    reading: int
     per_day: list[Day]
     eta: Eta | None
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.judged) and not self.open + self.leased
 
     @property
     def wanted(self) -> int:
@@ -51,7 +59,7 @@ def progress(project: Project) -> Progress:
     slots = Slot.objects.filter(project=project)
     open_, leased = (slots.filter(state=state).count() for state in (Slot.State.OPEN, Slot.State.LEASED))
     days = labels_per_day(Preference.objects.filter(project=project))
-    return Progress(judged, open_, leased, days, eta(open_ + leased, pace_days(days)))
+    return Progress(judged, open_, leased, slots.being_read().count(), days, eta(open_ + leased, pace_days(days)))
 
 
 def labels_per_day(judgements: QuerySet[Preference], days: int = DAYS_SHOWN) -> list[Day]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling import agreement
+from labeling import agreement, side_and_length
 from labeling.agreement import Agreement, Estimate, SelfAgreement
 from labeling.posterior import Annotator, Fit
 from labeling.quality import (
@@ -40,8 +40,8 @@ NOT_GOLD = -1
 class JudgementColumns:
     """Current judgements of a project in the order they came, one array a field.
 
-    ``gold``: the known answer as a place in ``CHOICES``, or ``NOT_GOLD``. ``a_longer``: how many characters response A
-    is longer than B. ``words``: of both responses together.
+    ``gold``: the known answer as a place in ``CHOICES``, or ``NOT_GOLD``. ``a_doublings``: log2 of how many times as
+    long response A is as B, in characters. ``words``: of both responses together.
     """
 
     votes: VoteColumns
@@ -49,7 +49,7 @@ class JudgementColumns:
     seconds: Floats
     gold: Ints
     is_control: Bools
-    a_longer: Ints
+    a_doublings: Floats
     words: Ints
 
     def __len__(self) -> int:
@@ -79,6 +79,7 @@ def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str
         "followed_side": asdict(_sum(one.followed_side for one in again.values())),
         **_shares(counted),
         "longer_won": asdict(longer_won(counted)),
+        "pulls": side_and_length.pulls(counted.votes, counted.a_doublings),
         "signals": [asdict(signal) for signal in _project_signals(counted)],
         "arms": {"ordered": _arm(counted.take(~counted.is_control)), "control": _arm(counted.take(counted.is_control))},
         "annotators": _annotators(counted, fitted, together, again, asked),
@@ -87,8 +88,8 @@ def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str
 
 def longer_won(counted: JudgementColumns) -> Share:
     """How often the longer response won, of decided judgements on pairs whose lengths differ."""
-    compared = counted.votes.decided & (counted.a_longer != 0)
-    won = (counted.votes.choice == A) == (counted.a_longer > 0)
+    compared = counted.votes.decided & (counted.a_doublings != 0)
+    won = (counted.votes.choice == A) == (counted.a_doublings > 0)
     return wilson(int((won & compared).sum()), int(compared.sum()))
 
 

@@ -30,6 +30,7 @@ urlpatterns = [
     path("qualification/", onboarding.qualification, name="qualification"),
     path("qualification/import/", onboarding.import_qualification, name="import-qualification"),
     path("qualification/new/", onboarding.add_item, name="add-item"),
+    path("pairs/<int:pair_id>/item/", onboarding.item_of_pair, name="item-of-pair"),
     path("qualification/<int:pk>/", onboarding.edit_item, name="edit-item"),
     path("qualification/<int:pk>/order/", onboarding.order_item, name="order-item"),
     path("qualification/people/<int:user_id>/", onboarding.admit_person, name="admit-person"),

@@ -48,6 +48,7 @@ PAGES = {
     "labeling:import-qualification": ("post", ADMIN),
     "labeling:add-item": ("get", ADMIN),
     "labeling:edit-item": ("get", ADMIN),
+    "labeling:item-of-pair": ("post", ADMIN),
     "labeling:order-item": ("post", ADMIN),
     "labeling:admit-person": ("post", ADMIN),
     "labeling:settings": ("get", ADMIN),

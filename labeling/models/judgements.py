@@ -7,6 +7,7 @@ from typing import Self
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from labeling.models.pairs import Choice, Pair, Response, new_random_key
@@ -23,6 +24,10 @@ class SlotQuerySet(models.QuerySet["Slot"]):
     def open_for(self, annotator_id: int) -> Self:
         """Slots that this person may be given."""
         return self.new_to(annotator_id).filter(state=Slot.State.OPEN)
+
+    def being_read(self) -> Self:
+        """Slots that somebody has before them, and not only holds for when their turn comes."""
+        return self.filter(state=Slot.State.LEASED, is_ahead=False, lease_until__gt=timezone.now())
 
 
 class Slot(models.Model):
@@ -172,6 +177,12 @@ class Preference(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_choice_display()} (pair {self.pair_id})"
+
+    @property
+    def rewritten(self) -> str:
+        """What its author wrote in place of the chosen response; empty where they left it as it was."""
+        rewrite: Rewrite | None = getattr(self, "rewrite", None)
+        return rewrite.response.text if rewrite else ""
 
 
 class Rewrite(models.Model):

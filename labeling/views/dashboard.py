@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 
 from labeling.access import REVIEWERS, SignedInRequest, project_or_404
 from labeling.charts import BarChart, Chart, Series, bar_chart, line_chart
-from labeling.figures import SIDES, figure, newest_report, notes
+from labeling.figures import SIDES, Figure, figure, newest_report, notes
 from labeling.models import Project, QualityReport
 from labeling.progress import Day, Progress, agreement_by_day, progress, since_first
 from labeling.templatetags.formatting import count, in_the_language, short_day
@@ -49,12 +49,36 @@ def _quality(report: QualityReport) -> dict[str, Any]:
         "alpha": figure(data["agreement"]["alpha"]),
         "equal": figure(data["agreement"]["equal"]),
         "notes": notes(data["signals"]),
+        "pulls": _pulls(data),
         "arms": [(_("Ordered"), _arm(data["arms"]["ordered"])), (_("At random"), _arm(data["arms"]["control"]))],
         "criteria": [
             {"name": one["name"], "judged": one["judged"], "agrees": figure(one["agrees"]), "ties": figure(one["ties"])}
             for one in data["criteria"]
         ],
     }
+
+
+def _pulls(data: dict[str, Any]) -> list[tuple[str, list[tuple[str, Figure]]]]:
+    """What pulls at the choices, in two groups of figures that stand beside a half. A report may be older than they."""
+    found = data.get("pulls", {})
+    steps = [
+        _("… by a quarter at most"),
+        _("… up to twice as long"),
+        _("… up to four times as long"),
+        _("… more than that"),
+    ]
+    by_length = found.get("by_length", [None] * len(steps))
+    side = [
+        (_("Left wins, as counted"), figure(data["left"])),
+        (_("Left wins, lengths taken out"), figure(found.get("side"))),
+    ]
+    length = [
+        (_("Longer wins, as counted"), figure(data["longer_won"])),
+        (_("Longer wins, sides taken out"), figure(found.get("longer"))),
+        *((step, figure(one)) for step, one in zip(steps, by_length, strict=True)),
+        (_("Twice as long wins, sides taken out"), figure(found.get("length"))),
+    ]
+    return [(_("The side"), side), (_("The length"), length)]
 
 
 def _arm(stored: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import messages
@@ -14,7 +15,7 @@ from labeling import queue
 from labeling.access import SignedInRequest, project_or_404
 from labeling.desk import side_of
 from labeling.exceptions import LabelingError
-from labeling.models import Preference, Project
+from labeling.models import Preference, Project, SentBack
 from labeling.paginator import EstimatingPaginator
 from labeling.views.projects import project_context
 
@@ -27,16 +28,24 @@ SNIPPET = 240
 def history(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug)
     page = EstimatingPaginator(_own(request, project), JUDGEMENTS_PER_PAGE).get_page(request.GET.get("page"))
-    context = project_context(request, project) | {"page": page, "rows": [_row(row) for row in page.object_list]}
+    context = project_context(request, project) | {"page": page, "rows": _rows(list(page.object_list))}
     return render(request, "labeling/history.html", context)
 
 
 def _own(request: SignedInRequest, project: Project) -> Any:
     mine = Preference.objects.filter(project=project, annotator=request.user, is_current=True)
-    return mine.select_related("pair__prompt", "pair__response_a", "pair__response_b").order_by("-created_at", "-pk")
+    shown = ("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")
+    return mine.select_related(*shown).order_by("-created_at", "-pk")
 
 
-def _row(preference: Preference) -> dict[str, Any]:
+def _rows(preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    waiting = SentBack.objects.filter(preference__in=preferences, settled_at=None)
+    notes = dict(waiting.values_list("preference_id", "note"))
+    return [_row(preference, notes.get(preference.pk, "")) for preference in preferences]
+
+
+def _row(preference: Preference, note: str) -> dict[str, Any]:
+    """By side, as its author saw it. ``note``: of a reviewer who asks them to look again."""
     pair = preference.pair
     texts = {"a": pair.response_a.text, "b": pair.response_b.text}
     left = texts.pop(preference.shown_left)
@@ -46,6 +55,8 @@ def _row(preference: Preference) -> dict[str, Any]:
         "prompt": str(pair.prompt),
         "left": left[:SNIPPET],
         "right": texts.popitem()[1][:SNIPPET],
+        "criteria": [(name, side_of(said, preference.shown_left)) for name, said in preference.criteria.items()],
+        "note": note if preference.frozen_at is None else "",
     }
 
 

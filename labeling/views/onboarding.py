@@ -19,8 +19,9 @@ from labeling.desk import BOTH_BAD, LEFT, RIGHT, TIE, choice_of, side_of
 from labeling.exceptions import ImportRejected, LabelingError
 from labeling.keys import keys_of, name_of
 from labeling.models import Choice, Membership, Project, QualificationAnswer, QualificationItem, Slot
+from labeling.pair_page import pair_or_404
 from labeling.qualification_forms import MAX_ID, AnswerForm, ItemForm, ItemsFileForm
-from labeling.qualification_items import add_items, change_item, import_items, move_item, remove_item
+from labeling.qualification_items import add_item_of_pair, add_items, change_item, import_items, move_item, remove_item
 from labeling.rendering import render_text
 from labeling.views.projects import project_context
 
@@ -114,6 +115,22 @@ def add_item(request: SignedInRequest, slug: str) -> HttpResponse:
             messages.success(request, gettext("The item was added at the end of the set."))
             return redirect("labeling:qualification", slug=slug)
     return _item_page(request, project, form, None)
+
+
+@require_POST
+@login_required
+def item_of_pair(request: SignedInRequest, slug: str, pair_id: int) -> HttpResponse:
+    """Copy a pair with its known answer into the set."""
+    project = project_or_404(request.user, slug, ADMINS)
+    pair = pair_or_404(project, pair_id)
+    said = {name: request.POST.get(name, "") for name in ("choice", "explanation")}
+    try:
+        add_item_of_pair(pair=pair, **said)
+    except LabelingError as error:
+        messages.error(request, str(error))
+    else:
+        messages.success(request, gettext("The item was added at the end of the set."))
+    return redirect("labeling:pair", slug=slug, pair_id=pair.pk)
 
 
 @require_http_methods(["GET", "POST"])

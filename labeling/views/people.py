@@ -7,7 +7,6 @@ from statistics import median
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
-from django.contrib.auth.models import User
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -18,8 +17,9 @@ from django.views.decorators.http import require_GET
 from labeling.access import REVIEWERS, SignedInRequest, project_or_404
 from labeling.charts import bar_chart
 from labeling.figures import BANDS, SIDES, Figure, Note, figure, newest_report, notes
-from labeling.models import Preference, Project, Seat, SentBack
+from labeling.models import Preference, Seat
 from labeling.progress import labels_per_day, since_first
+from labeling.sent_back import waiting_for
 from labeling.templatetags.formatting import count, short_day
 from labeling.views.projects import project_context
 
@@ -38,6 +38,7 @@ class PersonFigures:
     band: str
     left: Figure
     left_word: str
+    pull: Figure
     ties: Figure
     gold: Figure
     self_agreement: Figure
@@ -56,6 +57,7 @@ def person_figures(stored: dict[str, Any] | None) -> PersonFigures:
         band=str(BANDS[own.get("band", "too few")]),
         left=figure(own.get("left")),
         left_word=str(SIDES[own.get("left_verdict", "too few")]),
+        pull=figure(own.get("pull")),
         ties=figure(own.get("ties")),
         gold=figure(own.get("gold")),
         self_agreement=figure(again.get("overall")),
@@ -89,7 +91,7 @@ def person(request: SignedInRequest, slug: str, user_id: int) -> HttpResponse:
         "figures": person_figures(stored),
         "report": report,
         "chart": _days_chart(Preference.objects.filter(project=project, annotator=seat.annotator)),
-        "sent_back": _sent_back(project, seat.annotator),
+        "sent_back": waiting_for(project, seat.annotator_id, SENT_BACK_SHOWN),
     }
     return render(request, "labeling/person.html", context)
 
@@ -118,13 +120,6 @@ def me(request: SignedInRequest, slug: str) -> HttpResponse:
         "seconds_today": median(seconds) if seconds else None,
         "figures": person_figures(stored),
         "report": report,
-        "sent_back": _sent_back(project, request.user),
+        "sent_back": waiting_for(project, request.user.pk, SENT_BACK_SHOWN),
     }
     return render(request, "labeling/me.html", context)
-
-
-def _sent_back(project: Project, user: User) -> list[SentBack]:
-    waiting = SentBack.objects.filter(
-        preference__annotator=user, preference__project=project, preference__is_current=True, settled_at=None
-    )
-    return list(waiting.select_related("reviewer", "preference__pair__prompt").order_by("pk")[:SENT_BACK_SHOWN])

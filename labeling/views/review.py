@@ -7,6 +7,7 @@ from django.contrib.auth.decorators import login_required
 from django.http import HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -16,6 +17,7 @@ from labeling.access import REVIEWERS, SignedInRequest, project_or_404
 from labeling.exceptions import LabelingError
 from labeling.models import Adjudication, Choice, Pair, Preference
 from labeling.pair_page import pair_or_404, read_pair
+from labeling.qualification_items import MAX_EXPLANATION_CHARACTERS
 from labeling.review import adjudicate, end_gold, make_gold, send_back
 from labeling.views.projects import project_context
 
@@ -44,7 +46,12 @@ def pair(request: SignedInRequest, slug: str, pair_id: int) -> HttpResponse:
     """One pair with everything about it."""
     project = project_or_404(request.user, slug, REVIEWERS)
     page = read_pair(pair_or_404(project, pair_id))
-    context = project_context(request, project) | {"page": page, "back": request.path, "choices": Choice.choices}
+    context = project_context(request, project) | {
+        "page": page,
+        "back": request.path,
+        "choices": Choice.choices,
+        "most_explained": MAX_EXPLANATION_CHARACTERS,
+    }
     return render(request, "labeling/pair.html", context)
 
 
@@ -59,7 +66,9 @@ def decide(request: SignedInRequest, slug: str, pair_id: int) -> HttpResponse:
     except LabelingError as error:
         messages.error(request, str(error))
     else:
-        messages.success(request, _said(pair, verdict))
+        there = reverse("labeling:pair", args=[slug, pair.pk])
+        link = _("Pair %(pair)d") % {"pair": pair.pk}
+        messages.success(request, format_html('{} <a href="{}">{}</a>', _said(pair, verdict), there, link))
     return _back(request, slug)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from django.contrib.auth.models import User
+from django.test import Client
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
+from labeling.models import Project
 from tests.installation import Installation
 from tests.services import CHROMIUM, REQUIRED
 
@@ -25,16 +28,46 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def _is_told(message: ConsoleMessage, is_refused: bool) -> bool:
+    """Whether the browser complains of something that a test does not expect."""
+    is_refusal = "the server responded with a status of 4" in message.text
+    return message.type == "error" and not (is_refused and is_refusal)
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    is_refused = request.node.get_closest_marker("refusals") is not None
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
     page = context.new_page()
     problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: problems.append(message.text) if _is_told(message, is_refused) else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     yield page
     context.close()
     assert problems == [], "the browser's console"
+
+
+@pytest.fixture(scope="module")
+def beside_the_event_loop() -> Iterator[None]:
+    """Playwright's loop runs in this thread, and no coroutine of ours in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        yield
+
+
+@pytest.fixture
+def visit(
+    beside_the_event_loop: None, live_server: object, project: Project, sign_in: Callable[[User], Client], page: Page
+) -> Callable[..., Page]:
+    """Opens a path of the project, or of the site with a slash in front, as somebody who is signed in."""
+
+    def open_as(user: User, path: str = "") -> Page:
+        cookie = sign_in(user).cookies["sessionid"].value
+        page.context.add_cookies([{"name": "sessionid", "value": cookie, "url": str(live_server)}])
+        page.goto(f"{live_server}{path}" if path.startswith("/") else f"{live_server}/p/{project.slug}/{path}")
+        return page
+
+    return open_as
 
 
 def sign_in(page: Page, installation: Installation, name: str) -> None:

@@ -6,7 +6,9 @@ import pytest
 from django.urls import reverse
 
 from labeling import queue
+from labeling.answers import Details
 from labeling.models import Preference, Slot
+from labeling.review import send_back
 from labeling.services import freeze_preferences
 
 
@@ -93,3 +95,36 @@ def test_the_page_does_not_grow_in_queries(
     client.get(history)
     with django_assert_max_num_queries(8):
         client.get(history)
+
+
+def test_it_shows_all_that_was_said(project, annotator, sign_in, history, make_pair):
+    project.reason_chips, project.criteria, project.allows_rewrites = ["Clearer", "Safer"], ["Correct"], True
+    project.save()
+    make_pair("Text of A", "Text of B")
+    lease = queue.lease_next(project, annotator.pk)
+    details = Details(
+        reasons=("Safer",), criteria={"Correct": lease.slot.shown_left}, comment="Short.", rewrite="Text of <A>, better"
+    )
+    queue.submit(project, lease.token, annotator.pk, "a", details)
+    page = " ".join(sign_in(annotator).get(history).content.decode().split())
+    for said in ("Safer", "<bdi>Correct</bdi>: Left", "Short.", "Text of &lt;A&gt;, better"):
+        assert said in page
+    assert "Clearer" not in page
+
+
+def test_it_says_what_was_sent_back_and_why(project, annotator, reviewer, sign_in, history, make_pair, judge_next):
+    for _ in range(2):
+        make_pair()
+    judge_next(annotator)
+    back = judge_next(annotator)
+    send_back(preference=back, reviewer=reviewer, note="Read the <end>.")
+    client = sign_in(annotator)
+    assert client.get(history).content.decode().count("Read the &lt;end&gt;.") == 1
+    assert [row["note"] for row in client.get(history).context["rows"]] == ["Read the <end>.", ""]
+    freeze_preferences([back.pk])
+    assert "Read the" not in client.get(history).content.decode(), "it can be changed no more"
+
+
+def test_ones_own_page_leads_there(project, annotator, sign_in, history):
+    me = sign_in(annotator).get(reverse("labeling:me", args=[project.slug])).content.decode()
+    assert f'href="{history}"' in me.split("<main")[1]

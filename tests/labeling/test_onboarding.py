@@ -235,6 +235,27 @@ def test_a_pair_becomes_an_item(project, make_pair):
     assert (item.messages, item.response_a, item.response_b) == (pair.prompt.messages, "One", "Two")
 
 
+def test_admins_use_a_pair_from_its_page(project, make_pair, project_admin, reviewer, sign_in):
+    pair = make_pair("One", "Two")
+    url = reverse("labeling:item-of-pair", args=[project.slug, pair.pk])
+    page = reverse("labeling:pair", args=[project.slug, pair.pk])
+    assert url not in sign_in(reviewer).get(page).content.decode()
+    client = sign_in(project_admin)
+    assert url in client.get(page).content.decode()
+    refused = client.post(url, {"choice": "b", "explanation": " "}, follow=True)
+    assert "Not done." in refused.content.decode()
+    assert not onboarding.set_of(project).exists()
+    used = client.post(url, {"choice": "b", "explanation": "Two is more."}, follow=True)
+    assert "added at the end of the set" in used.content.decode()
+    assert onboarding.set_of(project).get().choice == "b"
+    assert (
+        client.post(
+            reverse("labeling:item-of-pair", args=[project.slug, 10**6]), {"choice": "b", "explanation": "x"}
+        ).status_code
+        == 404
+    )
+
+
 def as_file(*lines) -> io.BytesIO:
     return io.BytesIO("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines).encode())
 

@@ -325,3 +325,21 @@ def test_annotators_find_none_of_it(sign_in, annotator, at, project, users):
     assert client.post(at("send-back", pair.preferences.first().pk), {"note": "x"}).status_code == 403
     pair.refresh_from_db()
     assert (pair.adjudicated_choice, pair.gold_choice) == ("", "")
+
+
+# Taking a decision back
+
+
+def test_a_decision_can_be_taken_back_from_the_pair_that_the_message_links(client, at, project, users):
+    (pair,) = crowd.judge(project, users, 1, each=2)
+    _to_review([pair])
+    assert "Take the decision back" not in _text(client.get(at("review")))
+    page = _text(client.post(at("decide", pair.pk), {"verdict": "a"}, follow=True))
+    assert f'<a href="{at("pair", pair.pk)}">Pair {pair.pk}</a>' in page
+    page = _text(client.get(at("pair", pair.pk)))
+    assert 'value="leave"' in page
+    assert "Take the decision back" in page
+    client.post(at("decide", pair.pk), {"verdict": "leave"})
+    pair.refresh_from_db()
+    assert pair.adjudicated_choice == ""
+    assert 'value="leave"' not in _text(client.get(at("pair", pair.pk))), "nothing to take back"
