@@ -109,6 +109,7 @@ def test_undo_without_a_connection_takes_back_what_was_not_sent(desks: Desks) ->
     expect(desk.page.locator("#today")).to_have_text("0")
     expect(_unsaved(desk)).to_be_empty()
     expect(desk.page.locator('.votes [aria-pressed="true"]')).to_have_attribute("value", "left")
+    expect(desk.page.locator(".pane.is-previous")).to_have_attribute("data-side", "left")
     assert (desk.key, desk.text("left")) == (voted, text)
     desk.vote("2")
     assert desk.text("left") == following, "what was on the screen comes after it"
