@@ -297,6 +297,7 @@
     putBack(entry, outbox.takeBack(entry));
     if (entry.kind === "vote" && !pair.dataset.previous) setToday(Number(document.getElementById("today").textContent) - 1);
     pair.dataset.unsaved = new Map(entry.fields).get("choice") ?? "";
+    for (const pane of all(".pane", pair)) pane.classList.toggle("is-previous", pane.dataset.side === pair.dataset.unsaved);
     swap(pair, sentences.again);
     setAhead(following);
     undoQuietUntil = quietUntil;
