@@ -77,8 +77,9 @@
   function take(html, { isLate = false, isUndo = false, refused = null }) {
     const page = document.createElement("template");
     page.innerHTML = html;
-    const { today, error, notice } = page.content.getElementById("turn")?.dataset ?? {};
+    const { today, error, notice, guidelines } = page.content.getElementById("turn")?.dataset ?? {};
     if (today === undefined) return;
+    noteGuidelines(Number(guidelines));
     setToday(Number(today) + outbox.waiting);
     say("desk-alert", error);
     if (!isLate) say("desk-notice", notice);
@@ -203,7 +204,7 @@
     const needsReason = desk().hasAttribute("data-asks-reason") && !isReasonGiven(form);
     if (needsReason) return askReason(choice, isStrong);
     const fields = [...new FormData(form)].filter(([name, value]) => name !== "csrfmiddlewaretoken" && value !== "");
-    fields.push(["choice", choice], ["seconds", secondsOnScreen().toFixed(2)]);
+    fields.push(["choice", choice], ["seconds", secondsOnScreen().toFixed(2)], ["guidelines", root.dataset.guidelines]);
     if (isStrong && SIDES.includes(choice) && form.elements.is_strong) fields.push(["is_strong", "on"]);
     offerWhy(choice, fields.some(([name]) => name === "reasons"));
     leave(choice, { kind: "vote", url: form.getAttribute("action"), fields });
@@ -282,6 +283,51 @@
     const chosen = all('#why [aria-pressed="true"]').map((pressed) => ["reasons", pressed.dataset.reason]);
     outbox.add({ kind: "reasons", key: last.key, url: root.dataset.reasonsUrl, fields: [["token", last.token], ...chosen] });
   }
+
+  // The guidelines: a judgement goes by the version that its page has shown, which may not be the newest
+
+  const guidelinesPanel = document.getElementById("guidelines-panel");
+  const guidelinesInPanel = () => Number($("#guidelines", guidelinesPanel)?.dataset.version ?? 0);
+  const isPanelShown = () => guidelinesPanel.matches(":popover-open");
+
+  function noteGuidelines(newest) {
+    if (newest <= Number(root.dataset.newestGuidelines)) return; // a late answer knows no better
+    root.dataset.newestGuidelines = newest;
+    if (isPanelShown()) htmx.trigger(guidelinesPanel, "wanted");
+    else document.getElementById("guidelines-text").replaceChildren();
+    sayGuidelines();
+  }
+
+  function readGuidelines(version) {
+    root.dataset.guidelines = Math.max(version, Number(root.dataset.guidelines));
+  }
+
+  function sayGuidelines() {
+    const line = document.getElementById("desk-guidelines");
+    const { guidelines: read, newestGuidelines: newest } = root.dataset;
+    if (Number(read) >= Number(newest)) {
+      if (line.contains(document.activeElement)) document.getElementById("desk-title").focus({ preventScroll: true });
+      return void line.replaceChildren();
+    }
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "button", popoverTargetElement: guidelinesPanel });
+    button.append(sentences.readVersion.replace("VERSION", newest));
+    const link = document.createElement("a");
+    const href = `${root.dataset.guidelinesUrl}${newest}/?${new URLSearchParams({ against: read })}`;
+    Object.assign(link, { href, target: "_blank", textContent: sentences.whatChanged });
+    link.addEventListener("click", () => {
+      readGuidelines(Number(newest));
+      setTimeout(sayGuidelines);
+    });
+    line.replaceChildren(sentences.guidelinesChanged, " ", button, " ", link);
+  }
+
+  guidelinesPanel.addEventListener("htmx:afterSwap", () => isPanelShown() && readGuidelines(guidelinesInPanel()));
+  guidelinesPanel.addEventListener("toggle", () => {
+    if (!isPanelShown()) return sayGuidelines();
+    if (guidelinesInPanel() < Number(root.dataset.newestGuidelines)) htmx.trigger(guidelinesPanel, "wanted");
+    else readGuidelines(guidelinesInPanel());
+  });
 
   // Views of the two texts: always of both at once
 
@@ -538,6 +584,7 @@
   addEventListener("pageshow", (event) => event.persisted && fetchTurn());
 
   writeKeys();
+  sayGuidelines();
   root.dataset.script = "";
   if (isPair() && outbox.has(desk().dataset.key)) {
     answered.add(desk().dataset.key);
