@@ -80,7 +80,7 @@
     const { today, error, notice, guidelines } = page.content.getElementById("turn")?.dataset ?? {};
     if (today === undefined) return;
     noteGuidelines(Number(guidelines));
-    setToday(Number(today) + outbox.waiting);
+    setToday(Number(today) + outbox.count((entry) => entry.isFirst));
     say("desk-alert", error);
     if (!isLate) say("desk-notice", notice);
     const now = page.content.getElementById("desk");
@@ -171,6 +171,7 @@
       else button.removeAttribute("aria-pressed");
     }
     if (!pair) return;
+    writeKeys(pair);
     if (pair.dataset.previous) document.getElementById("undo").disabled = true;
     $("#skip-menu [name=token]").value = pair.dataset.token;
     const start = $(".rewrite-start", pair);
@@ -207,7 +208,7 @@
     fields.push(["choice", choice], ["seconds", secondsOnScreen().toFixed(2)], ["guidelines", root.dataset.guidelines]);
     if (isStrong && SIDES.includes(choice) && form.elements.is_strong) fields.push(["is_strong", "on"]);
     offerWhy(choice, fields.some(([name]) => name === "reasons"));
-    leave(choice, { kind: "vote", url: form.getAttribute("action"), fields });
+    leave(choice, { kind: "vote", url: form.getAttribute("action"), fields, isFirst: !desk().dataset.previous });
   }
 
   const isReasonGiven = (form) => form.elements.comment.value.trim() || $("[name=reasons]:checked", form);
@@ -239,7 +240,7 @@
     for (const id of ["desk-alert", "desk-lease", "desk-notice"]) say(id, "");
     document.getElementById("undo").disabled = false;
     outbox.add({ ...entry, key });
-    if (entry.kind === "vote" && !desk().dataset.previous) setToday(Number(document.getElementById("today").textContent) + 1);
+    if (entry.isFirst) setToday(Number(document.getElementById("today").textContent) + 1);
     const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (isCalm) showNext();
     else setTimeout(showNext, RING_MS);
@@ -331,6 +332,8 @@
 
   // Views of the two texts: always of both at once
 
+  const comparing = new WeakSet(); // pairs whose difference is on its way
+
   function view(name) {
     const wanted = desk().dataset.view === name ? "rendered" : name;
     desk().dataset.view = wanted;
@@ -340,22 +343,33 @@
       const words = $(".difference", pane);
       if (words) words.hidden = wanted !== "difference";
     }
+    for (const button of all(".views button", desk())) button.setAttribute("aria-pressed", String(button.dataset.action === wanted));
     clamp(desk());
   }
 
   async function showDifference() {
     const pair = desk();
-    if (!$(".difference", pair)) {
-      const url = `${root.dataset.differenceUrl}?${new URLSearchParams({ token: pair.dataset.token })}`;
-      try {
-        const response = await fetch(url, { signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
-        if (!response.ok) return void say("desk-alert", await response.text());
-        addDifference(pair, await response.json());
-      } catch {
-        return void say("desk-alert", sentences.offlineWait);
-      }
+    if (comparing.has(pair)) return; // pressed again before the words are there
+    comparing.add(pair);
+    const problem = $(".difference", pair) ? "" : await fetchDifference(pair);
+    comparing.delete(pair);
+    if (pair !== desk()) return;
+    if (problem || !pending) say("desk-alert", problem);
+    if (!problem) view("difference");
+  }
+
+  // Puts the compared words beside the texts, or returns what there is to say instead.
+  async function fetchDifference(pair) {
+    const url = `${root.dataset.differenceUrl}?${new URLSearchParams({ token: pair.dataset.token })}`;
+    try {
+      const response = await fetch(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
+      const answer = Outbox.read(response, await response.text());
+      if (answer.isRefused === false) return addDifference(pair, JSON.parse(answer.text));
+      const known = { "signed-out": sentences.signedOut, stale: sentences.stale }[answer.trouble];
+      return known ?? (answer.isPlain ? answer.text : sentences.noDifference);
+    } catch {
+      return sentences.noDifference;
     }
-    if (pair === desk()) view("difference");
   }
 
   function addDifference(pair, words) {
@@ -366,6 +380,7 @@
       text.innerHTML = words[side]; // escaped where it was made; only its ins and del are markup
       $(`[data-side="${side}"] .pane-text`, pair).append(text);
     }
+    return "";
   }
 
   // Long ones are cut off at the same height, and scroll together
@@ -516,6 +531,7 @@
     if (button.dataset.reason !== undefined) toggleReason(button);
     else if (button.hasAttribute("data-why-close")) document.getElementById("why").hidden = true;
     else if (button.dataset.startFrom) startRewrite(button.dataset.startFrom);
+    else if (button.closest(".views")) ACTIONS[button.dataset.action]();
     else if (button.hasAttribute("data-show-all")) {
       button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
       clamp(desk());
@@ -532,14 +548,14 @@
     return element;
   }
 
-  function writeKeys() {
-    for (const element of all("[data-key-of]")) element.textContent = label(keys[element.dataset.keyOf][0]);
-    for (const button of all(".bar [data-action]")) {
+  function writeKeys(within = root) {
+    for (const element of all("[data-key-of]", within)) element.textContent = label(keys[element.dataset.keyOf][0] ?? "");
+    for (const button of all("[data-action]", within)) {
       button.setAttribute("aria-keyshortcuts", keys[button.dataset.action].map((name) => (name.length === 1 ? name.toUpperCase() : name)).join(" "));
     }
-    for (const list of all("[data-keys-of]")) {
+    for (const list of all("[data-keys-of]", within)) {
       const actions = list.dataset.keysOf.split(" ");
-      const names = actions.length > 1 ? actions.map((action) => keys[action][0]) : keys[actions[0]];
+      const names = actions.length > 1 ? actions.flatMap((action) => keys[action].slice(0, 1)) : keys[actions[0]];
       const before = list.dataset.with ? [cap(list.dataset.with), " "] : [];
       list.replaceChildren(...before, ...names.flatMap((name, index) => (index ? [" ", cap(name)] : [cap(name)])));
     }

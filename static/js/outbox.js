@@ -40,6 +40,10 @@ class Outbox {
     return this.#entries.length;
   }
 
+  count(isCounted) {
+    return this.#entries.filter(isCounted).length;
+  }
+
   get isStored() {
     return this.#isStored;
   }
