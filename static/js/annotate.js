@@ -436,14 +436,21 @@
   const openPanel = () => document.querySelector("[popover]:popover-open");
   const hidePanels = () => openPanel()?.hidePopover();
 
+  // What the key says, if somebody gave that an action; else a digit by its place in the row, so that digits work on
+  // every layout; else a Latin letter. The number block says itself what it is: digits, or arrows without NumLock.
   function nameOf(event) {
-    // Digits by their place on the keyboard, so that they work on every layout; letters by what they say.
-    if (/^(Digit|Numpad)\d$/.test(event.code)) return event.code.slice(-1);
-    if (event.key === " ") return "space";
-    return event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const said = event.key === " " ? "space" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (actionOf[said] && !/^\d$/.test(said)) return said;
+    return /^Digit(\d)$/.exec(event.code)?.[1] ?? letterOf(event) ?? said;
   }
 
-  const isUndo = (event) => event.ctrlKey && !event.shiftKey && event.key.toLowerCase() === "z";
+  // Where a layout or an input method has no Latin letters, the place on the keyboard says which is meant.
+  function letterOf(event) {
+    if (/^\p{Script=Latin}$/u.test(event.key)) return event.key.toLowerCase();
+    return /^Key([A-Z])$/.exec(event.code)?.[1].toLowerCase();
+  }
+
+  const isUndo = (event) => event.ctrlKey && !event.shiftKey && letterOf(event) === "z";
 
   const ACTIONS = {
     ...Object.fromEntries(CHOICES.map((choice) => [choice, (event) => choose(choice, event.shiftKey)])),
