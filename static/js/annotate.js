@@ -8,6 +8,7 @@
   const POLL_MS = 5_000;
   const SIDES = ["left", "right"];
   const CHOICES = [...SIDES, "tie", "both_bad"];
+  const STACKED = { left: "first", right: "second" }; // where the panes lie on top of each other, see desk.css
   const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", space: "␣" };
 
   const root = document.getElementById("annotate");
@@ -19,6 +20,7 @@
   const vote = () => document.getElementById("vote");
   const $ = (selector, within = root) => within.querySelector(selector);
   const all = (selector, within = root) => [...within.querySelectorAll(selector)];
+  const sentenceOf = (choice) => sentences[(matchMedia("(max-width: 700px)").matches && STACKED[choice]) || choice];
   const say = (id, text) => (document.getElementById(id).textContent = text);
 
   let quietUntil = 0;
@@ -236,7 +238,7 @@
     const key = desk().dataset.key;
     answered.add(key);
     root.dataset.chosen = choice;
-    root.dataset.said = choice ? sentences[choice] : "";
+    root.dataset.said = choice ? [sentenceOf(choice), ...whyHint()].join(" ") : "";
     for (const id of ["desk-alert", "desk-lease", "desk-notice"]) say(id, "");
     document.getElementById("undo").disabled = false;
     outbox.add({ ...entry, key });
@@ -275,8 +277,21 @@
     const strip = document.getElementById("why");
     last = { token: desk().dataset.token, key: desk().dataset.key };
     strip.hidden = isSaid || !$("[data-reason]", strip);
-    say("why-said", sentences[choice]);
+    say("why-said", sentenceOf(choice));
     for (const chip of all("[data-reason]", strip)) chip.setAttribute("aria-pressed", "false");
+  }
+
+  const whyHint = () => (document.getElementById("why").hidden || !keys.why[0] ? [] : [sentences.maySayWhy.replace("KEY", label(keys.why[0]))]);
+
+  function sayWhy() {
+    const strip = document.getElementById("why");
+    if (!strip.hidden) $("[data-reason]", strip).focus();
+  }
+
+  function closeWhy() {
+    const strip = document.getElementById("why");
+    if (strip.contains(document.activeElement)) document.getElementById("desk-title").focus({ preventScroll: true });
+    strip.hidden = true;
   }
 
   function toggleReason(chip) {
@@ -458,13 +473,14 @@
     undo,
     comment: () => openSaying(vote()?.elements.comment),
     rewrite: () => openSaying(vote()?.elements.rewrite),
+    why: sayWhy,
     difference: showDifference,
     raw: () => view("raw"),
     focus: focusOther,
     guidelines: () => document.getElementById("guidelines-panel").togglePopover(),
     help: () => document.getElementById("help").togglePopover(),
   };
-  const WITHOUT_PAIR = new Set(["undo", "guidelines", "help"]);
+  const WITHOUT_PAIR = new Set(["undo", "why", "guidelines", "help"]);
 
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || event.altKey || event.metaKey) return;
@@ -473,6 +489,7 @@
     const name = event.ctrlKey ? keys.undo[0] : nameOf(event);
     if (isInUse(event, name)) return;
     const panel = openPanel();
+    if (name === "Escape" && event.target.closest?.("#why")) closeWhy();
     const handled = panel ? keyInPanel(panel, name) : keyForReason(name) || keyForAction(event, name);
     if (handled) event.preventDefault();
   });
@@ -536,7 +553,7 @@
     const button = event.target.closest?.("button");
     if (!button || !root.contains(button)) return;
     if (button.dataset.reason !== undefined) toggleReason(button);
-    else if (button.hasAttribute("data-why-close")) document.getElementById("why").hidden = true;
+    else if (button.hasAttribute("data-why-close")) closeWhy();
     else if (button.dataset.startFrom) startRewrite(button.dataset.startFrom);
     else if (button.closest(".views")) ACTIONS[button.dataset.action]();
     else if (button.hasAttribute("data-show-all")) {
