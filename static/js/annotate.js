@@ -83,7 +83,7 @@
     if (today === undefined) return;
     noteGuidelines(Number(guidelines));
     setToday(Number(today) + outbox.count((entry) => entry.isFirst));
-    say("desk-alert", error);
+    if (error || isUndo) say("desk-alert", error); // an answer to the pair before takes back nothing said of this one
     if (!isLate) say("desk-notice", notice);
     const now = page.content.getElementById("desk");
     const next = page.content.getElementById("ahead").content.getElementById("desk");
@@ -358,7 +358,7 @@
       const words = $(".difference", pane);
       if (words) words.hidden = wanted !== "difference";
     }
-    for (const button of all(".views button", desk())) button.setAttribute("aria-pressed", String(button.dataset.action === wanted));
+    for (const button of all("[data-view-as]", desk())) button.setAttribute("aria-pressed", String(button.dataset.viewAs === wanted));
     clamp(desk());
   }
 
@@ -555,7 +555,7 @@
     if (button.dataset.reason !== undefined) toggleReason(button);
     else if (button.hasAttribute("data-why-close")) closeWhy();
     else if (button.dataset.startFrom) startRewrite(button.dataset.startFrom);
-    else if (button.closest(".views")) ACTIONS[button.dataset.action]();
+    else if (button.dataset.viewAs) ACTIONS[button.dataset.viewAs]();
     else if (button.hasAttribute("data-show-all")) {
       button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
       clamp(desk());
@@ -574,8 +574,9 @@
 
   function writeKeys(within = root) {
     for (const element of all("[data-key-of]", within)) element.textContent = label(keys[element.dataset.keyOf][0] ?? "");
-    for (const button of all("[data-action]", within)) {
-      button.setAttribute("aria-keyshortcuts", keys[button.dataset.action].map((name) => (name.length === 1 ? name.toUpperCase() : name)).join(" "));
+    for (const button of all("[data-action], [data-view-as]", within)) {
+      const names = keys[button.dataset.action ?? button.dataset.viewAs];
+      button.setAttribute("aria-keyshortcuts", names.map((name) => (name.length === 1 ? name.toUpperCase() : name)).join(" "));
     }
     for (const list of all("[data-keys-of]", within)) {
       const actions = list.dataset.keysOf.split(" ");

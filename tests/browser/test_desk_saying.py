@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.desks import Desks
 
@@ -16,6 +16,7 @@ SAID = {"reason_chips": CHIPS, "criteria": ["Correct", "Kind"], "asks_strength":
 PROJECTS = {
     "enter": {"pairs": 2, "settings": SAID},
     "enter-plain": {"pairs": 2, "settings": SAID},
+    "late": {"pairs": 3, "settings": SAID | {"reasons_percent": 100}},
     "by-hand": {"pairs": 3, "settings": SAID},
 }
 
@@ -62,3 +63,25 @@ def test_a_criterion_and_much_better_chosen_by_hand(desks: Desks) -> None:
     expect(page.get_by_label("Much better, not only better")).not_to_be_checked()
     desk.vote("3")
     assert [row["is_strong"] for row in desk.arrived(2)] == [1, 0]
+
+
+def test_what_is_asked_of_a_pair_stays_while_the_last_answer_arrives(desks: Desks) -> None:
+    desk = desks("late")
+    desk.has_next()
+    desk.ready()
+    held: list[Route] = []
+    desk.page.route("**/annotate/submit/", lambda route: held.append(route))
+    alert = desk.page.get_by_role("alert")
+    for _ in range(2):
+        desk.page.keyboard.press("1")
+        expect(alert).to_contain_text("This pair needs a reason.")
+        if not held:
+            before = desk.key
+            desk.page.keyboard.press("2")
+            desk.page.keyboard.press("Enter")
+            desk.moved_on(before)
+            desk.ready()
+    held[0].continue_()
+    desk.has_next()
+    expect(alert).to_contain_text("This pair needs a reason.")
+    assert [row["reasons"] for row in desk.arrived(1)] == ['["Clearer"]']

@@ -80,6 +80,7 @@ def test_pressed_twice_while_it_loads_it_is_one_view(desks: Desks) -> None:
 def test_what_cannot_be_fetched_is_said_in_its_own_words(desks: Desks) -> None:
     desks.is_network_cut = True
     desk = desks("broken")
+    desk.has_next()
     desk.ready()
     alert = desk.page.get_by_role("alert")
     for answer, sentence in (
