@@ -17,6 +17,7 @@ SIZES = {"magnified": (640, 400), "laptop": (683, 384), "phone": (390, 844), "wi
 PROJECTS = {
     **{f"tab-{name}": {"texts": [(LINKED, f"{LINKED} Or so.")], "settings": SAID} for name in SIZES},
     **{f"read-{name}": {"texts": [(LINKED, f"{LINKED} Or so.")] * 2, "settings": SAID} for name in SIZES},
+    "whole": {"pairs": 2},
     "stacked": {"pairs": 4, "settings": SAID},
 }
 # What somebody who tabs through the page sees of what has the focus, or the name of what does not let them.
@@ -75,6 +76,25 @@ def test_a_magnified_page_belongs_to_the_texts(desks: Desks, size: str) -> None:
     expect(page.locator("#why")).to_be_visible()
     page.keyboard.press("w")
     expect(page.get_by_role("button", name="More correct")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+@pytest.mark.parametrize("width", [390, 701, 800, 1001, 1201])
+def test_every_button_is_whole_in_both_languages(desks: Desks, width: int, language: str) -> None:
+    desk = desks("whole", viewport={"width": width, "height": 700}, locale=language)
+    desk.ready()
+    for button in desk.page.locator(".bar button, .views button").all():
+        box = button.bounding_box()
+        assert box, "it is there"
+        assert 0 <= box["x"] < box["x"] + box["width"] <= width, button.text_content()
+        assert button.evaluate("(button) => button.scrollWidth <= button.clientWidth"), button.text_content()
+    head = desk.page.locator(".desk-head").bounding_box()
+    views = desk.page.locator(".views").bounding_box()
+    title = desk.page.locator("#desk-title").bounding_box()
+    assert head
+    assert views
+    assert title
+    assert views["x"] >= title["x"] + title["width"] or views["y"] >= title["y"] + title["height"], "beside or below"
 
 
 def test_stacked_panes_are_first_and_second_everywhere(desks: Desks) -> None:
