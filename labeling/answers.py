@@ -22,7 +22,10 @@ class AnswerRejected(LabelingError):
 
 @dataclass(frozen=True)
 class Details:
-    """What goes with a choice. ``criteria``: by name "a", "b" or "tie"; ``seconds``: the pair's time on the screen."""
+    """What goes with a choice. ``criteria``: by name "a", "b" or "tie"; ``seconds``: the pair's time on the screen.
+
+    ``guidelines_version``: the version that the page showed; ``None`` means the current one.
+    """
 
     is_strong: bool = False
     criteria: dict[str, str] = field(default_factory=dict)
@@ -30,6 +33,7 @@ class Details:
     comment: str = ""
     rewrite: str = ""
     seconds: float | None = None
+    guidelines_version: int | None = None
 
 
 NOTHING_MORE = Details()
@@ -56,6 +60,7 @@ def check_answer(project: Project, choice: str, details: Details) -> Details:
         comment=clean_comment(details.comment),
         rewrite=rewrite,
         seconds=details.seconds,
+        guidelines_version=details.guidelines_version,
     )
 
 

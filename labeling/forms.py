@@ -57,6 +57,7 @@ class VoteForm(ReasonsForm):
     is_strong = forms.BooleanField(required=False)
     rewrite = forms.CharField(max_length=MAX_REWRITE_CHARACTERS, required=False, strip=False)
     seconds = forms.FloatField(min_value=0, max_value=MAX_SECONDS, required=False)
+    guidelines = forms.IntegerField(min_value=1, required=False)
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,6 +77,7 @@ class VoteForm(ReasonsForm):
             comment=said["comment"],
             rewrite=said["rewrite"],
             seconds=said["seconds"],
+            guidelines_version=said["guidelines"],
         )
 
 

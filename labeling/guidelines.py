@@ -1,4 +1,4 @@
-"""With which version of the guidelines somebody judged last, and whether there is a newer one."""
+"""Which version of the guidelines somebody has read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ def version_last_judged_with(project: Project, annotator_id: int) -> int | None:
     return mine.values_list("guidelines_version", flat=True).first()
 
 
-def newer_version_for(project: Project, annotator_id: int) -> int | None:
-    """The current version, if this person has judged with an older one and with none since."""
-    last = version_last_judged_with(project, annotator_id)
-    return project.guidelines_version if last is not None and last < project.guidelines_version else None
+def version_read_by(project: Project, annotator_id: int) -> int:
+    """What a page that opens takes as read: the version they judged with last. Newcomers start with the current one."""
+    return version_last_judged_with(project, annotator_id) or project.guidelines_version

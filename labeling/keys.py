@@ -1,7 +1,8 @@
 """The keys of the annotate page: the usual ones, those that a person chose, and which ones cannot be chosen.
 
 A key is written as the page sees it: one character in lower case ("s", "1", "?"), or a name ("space", "ArrowLeft").
-Digits are meant by their place on the keyboard, so that they work on every layout; letters by what they say.
+Digits are meant by their place on the keyboard, so that they work on every layout; letters by what they say, and on
+layouts without Latin letters by their place too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "skip": ("s",),
     "comment": ("c",),
     "rewrite": ("e",),
+    "why": ("w",),
     "difference": ("d",),
     "undo": ("u",),
     "guidelines": ("g",),
@@ -39,6 +41,7 @@ ACTIONS = {
     "skip": _("Skip the pair"),
     "comment": _("Write a comment"),
     "rewrite": _("Improve the better response"),
+    "why": _("Say why, after an answer"),
     "difference": _("Show what differs"),
     "undo": _("Undo"),
     "guidelines": _("Guidelines"),

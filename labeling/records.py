@@ -79,7 +79,7 @@ def _preference(slot: Slot, judged: Judged) -> Preference:
         comment=details.comment,
         shown_left=lease.shown_left,
         seconds=_seconds(details.seconds, slot.leased_at, lease.began, timezone.now()),
-        guidelines_version=project.guidelines_version,
+        guidelines_version=_version_read(project, details.guidelines_version),
         version=slot.versions,
         lease_number=slot.lease_number,
         is_repeat=slot.kind == Slot.Kind.REPEAT,
@@ -144,6 +144,11 @@ def _seconds(on_screen: float | None, leased_at: datetime | None, began: datetim
     if on_screen is None:
         return max(0.0, (now - (leased_at or began)).total_seconds())
     return min(max(0.0, on_screen), max(0.0, (now - began).total_seconds()))
+
+
+def _version_read(project: Project, shown: int | None) -> int:
+    """The version of the guidelines that the page showed. A page may be older than they are, and never newer."""
+    return project.guidelines_version if shown is None else max(1, min(shown, project.guidelines_version))
 
 
 def _add_rewrite(preference: Preference, text: str) -> None:

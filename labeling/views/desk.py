@@ -22,6 +22,7 @@ from labeling.desk import choice_of, show, texts_of, why_nothing
 from labeling.difference import difference
 from labeling.exceptions import LabelingError
 from labeling.forms import ReasonsForm, SkipForm, TokenForm, VoteForm
+from labeling.guidelines import version_read_by
 from labeling.keys import keys_of
 from labeling.models import Preference, Project, Skip
 from labeling.tokens import lease_key, read_token
@@ -191,5 +192,6 @@ def _frame(request: SignedInRequest, project: Project) -> dict[str, Any]:
         "can_undo": Preference.objects.filter(project=project, annotator=request.user, is_current=True).exists()
         or Skip.objects.filter(pair__project=project, annotator=request.user).exists(),
         "keys": keys_of(request.user),
+        "guidelines_read": version_read_by(project, request.user.pk),
         "skip_reasons": [(value, label) for value, label in Skip.Reason.choices if value],
     }

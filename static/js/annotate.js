@@ -8,6 +8,7 @@
   const POLL_MS = 5_000;
   const SIDES = ["left", "right"];
   const CHOICES = [...SIDES, "tie", "both_bad"];
+  const STACKED = { left: "first", right: "second" }; // where the panes lie on top of each other, see desk.css
   const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", space: "␣" };
 
   const root = document.getElementById("annotate");
@@ -19,6 +20,7 @@
   const vote = () => document.getElementById("vote");
   const $ = (selector, within = root) => within.querySelector(selector);
   const all = (selector, within = root) => [...within.querySelectorAll(selector)];
+  const sentenceOf = (choice) => sentences[(matchMedia("(max-width: 700px)").matches && STACKED[choice]) || choice];
   const say = (id, text) => (document.getElementById(id).textContent = text);
 
   let quietUntil = 0;
@@ -97,10 +99,11 @@
   function take(html, { isLate = false, isUndo = false }) {
     const page = document.createElement("template");
     page.innerHTML = html;
-    const { today, error, notice } = page.content.getElementById("turn")?.dataset ?? {};
+    const { today, error, notice, guidelines } = page.content.getElementById("turn")?.dataset ?? {};
     if (today === undefined) return;
-    setToday(Number(today) + outbox.waiting);
-    say("desk-alert", error);
+    noteGuidelines(Number(guidelines));
+    setToday(Number(today) + outbox.count((entry) => entry.isFirst));
+    if (error || isUndo) say("desk-alert", error); // an answer to the pair before takes back nothing said of this one
     if (!isLate) say("desk-notice", notice);
     const now = page.content.getElementById("desk");
     const next = page.content.getElementById("ahead").content.getElementById("desk");
@@ -181,6 +184,7 @@
       else button.removeAttribute("aria-pressed");
     }
     if (!pair) return;
+    writeKeys(pair);
     if (pair.dataset.previous) document.getElementById("undo").disabled = true;
     $("#skip-menu [name=token]").value = pair.dataset.token;
     document.getElementById("skip-withdraws").hidden = !pair.dataset.previous;
@@ -216,10 +220,10 @@
     const needsReason = desk().hasAttribute("data-asks-reason") && !isReasonGiven(form);
     if (needsReason) return askReason(choice, isStrong);
     const fields = [...new FormData(form)].filter(([name, value]) => name !== "csrfmiddlewaretoken" && value !== "");
-    fields.push(["choice", choice], ["seconds", secondsOnScreen().toFixed(2)]);
+    fields.push(["choice", choice], ["seconds", secondsOnScreen().toFixed(2)], ["guidelines", root.dataset.guidelines]);
     if (isStrong && SIDES.includes(choice) && form.elements.is_strong) fields.push(["is_strong", "on"]);
     offerWhy(choice, fields.some(([name]) => name === "reasons"));
-    leave(choice, { kind: "vote", url: form.getAttribute("action"), fields });
+    leave(choice, { kind: "vote", url: form.getAttribute("action"), fields, isFirst: !desk().dataset.previous });
   }
 
   const isReasonGiven = (form) => form.elements.comment.value.trim() || $("[name=reasons]:checked", form);
@@ -249,11 +253,11 @@
     unsavedDesks.set(key, desk());
     drafts.drop(key);
     root.dataset.chosen = choice;
-    root.dataset.said = choice ? sentences[choice] : "";
+    root.dataset.said = choice ? [sentenceOf(choice), ...whyHint()].join(" ") : "";
     for (const id of ["desk-alert", "desk-lease", "desk-notice"]) say(id, "");
     document.getElementById("undo").disabled = false;
     outbox.add({ ...entry, key });
-    if (entry.kind === "vote" && !desk().dataset.previous) setToday(Number(document.getElementById("today").textContent) + 1);
+    if (entry.isFirst) setToday(Number(document.getElementById("today").textContent) + 1);
     const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (isCalm) showNext();
     else setTimeout(showNext, RING_MS);
@@ -319,8 +323,21 @@
     const strip = document.getElementById("why");
     last = { token: desk().dataset.token, key: desk().dataset.key };
     strip.hidden = isSaid || !$("[data-reason]", strip);
-    say("why-said", sentences[choice]);
+    say("why-said", sentenceOf(choice));
     for (const chip of all("[data-reason]", strip)) chip.setAttribute("aria-pressed", "false");
+  }
+
+  const whyHint = () => (document.getElementById("why").hidden || !keys.why[0] ? [] : [sentences.maySayWhy.replace("KEY", label(keys.why[0]))]);
+
+  function sayWhy() {
+    const strip = document.getElementById("why");
+    if (!strip.hidden) $("[data-reason]", strip).focus();
+  }
+
+  function closeWhy() {
+    const strip = document.getElementById("why");
+    if (strip.contains(document.activeElement)) document.getElementById("desk-title").focus({ preventScroll: true });
+    strip.hidden = true;
   }
 
   function toggleReason(chip) {
@@ -329,7 +346,54 @@
     outbox.add({ kind: "reasons", key: last.key, url: root.dataset.reasonsUrl, fields: [["token", last.token], ...chosen] });
   }
 
+  // The guidelines: a judgement goes by the version that its page has shown, which may not be the newest
+
+  const guidelinesPanel = document.getElementById("guidelines-panel");
+  const guidelinesInPanel = () => Number($("#guidelines", guidelinesPanel)?.dataset.version ?? 0);
+  const isPanelShown = () => guidelinesPanel.matches(":popover-open");
+
+  function noteGuidelines(newest) {
+    if (newest <= Number(root.dataset.newestGuidelines)) return; // a late answer knows no better
+    root.dataset.newestGuidelines = newest;
+    if (isPanelShown()) htmx.trigger(guidelinesPanel, "wanted");
+    else document.getElementById("guidelines-text").replaceChildren();
+    sayGuidelines();
+  }
+
+  function readGuidelines(version) {
+    root.dataset.guidelines = Math.max(version, Number(root.dataset.guidelines));
+  }
+
+  function sayGuidelines() {
+    const line = document.getElementById("desk-guidelines");
+    const { guidelines: read, newestGuidelines: newest } = root.dataset;
+    if (Number(read) >= Number(newest)) {
+      if (line.contains(document.activeElement)) document.getElementById("desk-title").focus({ preventScroll: true });
+      return void line.replaceChildren();
+    }
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "button", popoverTargetElement: guidelinesPanel });
+    button.append(sentences.readVersion.replace("VERSION", newest));
+    const link = document.createElement("a");
+    const href = `${root.dataset.guidelinesUrl}${newest}/?${new URLSearchParams({ against: read })}`;
+    Object.assign(link, { href, target: "_blank", textContent: sentences.whatChanged });
+    link.addEventListener("click", () => {
+      readGuidelines(Number(newest));
+      setTimeout(sayGuidelines);
+    });
+    line.replaceChildren(sentences.guidelinesChanged, " ", button, " ", link);
+  }
+
+  guidelinesPanel.addEventListener("htmx:afterSwap", () => isPanelShown() && readGuidelines(guidelinesInPanel()));
+  guidelinesPanel.addEventListener("toggle", () => {
+    if (!isPanelShown()) return sayGuidelines();
+    if (guidelinesInPanel() < Number(root.dataset.newestGuidelines)) htmx.trigger(guidelinesPanel, "wanted");
+    else readGuidelines(guidelinesInPanel());
+  });
+
   // Views of the two texts: always of both at once
+
+  const comparing = new WeakSet(); // pairs whose difference is on its way
 
   function view(name) {
     const wanted = desk().dataset.view === name ? "rendered" : name;
@@ -340,22 +404,33 @@
       const words = $(".difference", pane);
       if (words) words.hidden = wanted !== "difference";
     }
+    for (const button of all("[data-view-as]", desk())) button.setAttribute("aria-pressed", String(button.dataset.viewAs === wanted));
     clamp(desk());
   }
 
   async function showDifference() {
     const pair = desk();
-    if (!$(".difference", pair)) {
-      const url = `${root.dataset.differenceUrl}?${new URLSearchParams({ token: pair.dataset.token })}`;
-      try {
-        const response = await fetch(url, { signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
-        if (!response.ok) return void say("desk-alert", await response.text());
-        addDifference(pair, await response.json());
-      } catch {
-        return void say("desk-alert", sentences.offlineWait);
-      }
+    if (comparing.has(pair)) return; // pressed again before the words are there
+    comparing.add(pair);
+    const problem = $(".difference", pair) ? "" : await fetchDifference(pair);
+    comparing.delete(pair);
+    if (pair !== desk()) return;
+    if (problem || !pending) say("desk-alert", problem);
+    if (!problem) view("difference");
+  }
+
+  // Puts the compared words beside the texts, or returns what there is to say instead.
+  async function fetchDifference(pair) {
+    const url = `${root.dataset.differenceUrl}?${new URLSearchParams({ token: pair.dataset.token })}`;
+    try {
+      const response = await fetch(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
+      const answer = Outbox.read(response, await response.text());
+      if (answer.isRefused === false) return addDifference(pair, JSON.parse(answer.text));
+      const known = { "signed-out": sentences.signedOut, stale: sentences.stale }[answer.trouble];
+      return known ?? (answer.isPlain ? answer.text : sentences.noDifference);
+    } catch {
+      return sentences.noDifference;
     }
-    if (pair === desk()) view("difference");
   }
 
   function addDifference(pair, words) {
@@ -366,6 +441,7 @@
       text.innerHTML = words[side]; // escaped where it was made; only its ins and del are markup
       $(`[data-side="${side}"] .pane-text`, pair).append(text);
     }
+    return "";
   }
 
   // Long ones are cut off at the same height, and scroll together
@@ -422,14 +498,21 @@
   const openPanel = () => document.querySelector("[popover]:popover-open");
   const hidePanels = () => openPanel()?.hidePopover();
 
+  // What the key says, if somebody gave that an action; else a digit by its place in the row, so that digits work on
+  // every layout; else a Latin letter. The number block says itself what it is: digits, or arrows without NumLock.
   function nameOf(event) {
-    // Digits by their place on the keyboard, so that they work on every layout; letters by what they say.
-    if (/^(Digit|Numpad)\d$/.test(event.code)) return event.code.slice(-1);
-    if (event.key === " ") return "space";
-    return event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const said = event.key === " " ? "space" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (actionOf[said] && !/^\d$/.test(said)) return said;
+    return /^Digit(\d)$/.exec(event.code)?.[1] ?? letterOf(event) ?? said;
   }
 
-  const isUndo = (event) => event.ctrlKey && !event.shiftKey && event.key.toLowerCase() === "z";
+  // Where a layout or an input method has no Latin letters, the place on the keyboard says which is meant.
+  function letterOf(event) {
+    if (/^\p{Script=Latin}$/u.test(event.key)) return event.key.toLowerCase();
+    return /^Key([A-Z])$/.exec(event.code)?.[1].toLowerCase();
+  }
+
+  const isUndo = (event) => event.ctrlKey && !event.shiftKey && letterOf(event) === "z";
 
   const ACTIONS = {
     ...Object.fromEntries(CHOICES.map((choice) => [choice, (event) => choose(choice, event.shiftKey)])),
@@ -437,13 +520,14 @@
     undo,
     comment: () => openSaying(vote()?.elements.comment),
     rewrite: () => openSaying(vote()?.elements.rewrite),
+    why: sayWhy,
     difference: showDifference,
     raw: () => view("raw"),
     focus: focusOther,
     guidelines: () => document.getElementById("guidelines-panel").togglePopover(),
     help: () => document.getElementById("help").togglePopover(),
   };
-  const WITHOUT_PAIR = new Set(["undo", "guidelines", "help"]);
+  const WITHOUT_PAIR = new Set(["undo", "why", "guidelines", "help"]);
 
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || event.altKey || event.metaKey) return;
@@ -452,6 +536,7 @@
     const name = event.ctrlKey ? keys.undo[0] : nameOf(event);
     if (isInUse(event, name)) return;
     const panel = openPanel();
+    if (name === "Escape" && event.target.closest?.("#why")) closeWhy();
     const handled = panel ? keyInPanel(panel, name) : keyForReason(name) || keyForAction(event, name);
     if (handled) event.preventDefault();
   });
@@ -519,8 +604,9 @@
     const button = event.target.closest?.("button");
     if (!button || !root.contains(button)) return;
     if (button.dataset.reason !== undefined) toggleReason(button);
-    else if (button.hasAttribute("data-why-close")) document.getElementById("why").hidden = true;
+    else if (button.hasAttribute("data-why-close")) closeWhy();
     else if (button.dataset.startFrom) startRewrite(button.dataset.startFrom);
+    else if (button.dataset.viewAs) ACTIONS[button.dataset.viewAs]();
     else if (button.hasAttribute("data-show-all")) {
       button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
       clamp(desk());
@@ -537,14 +623,15 @@
     return element;
   }
 
-  function writeKeys() {
-    for (const element of all("[data-key-of]")) element.textContent = label(keys[element.dataset.keyOf][0]);
-    for (const button of all(".bar [data-action]")) {
-      button.setAttribute("aria-keyshortcuts", keys[button.dataset.action].map((name) => (name.length === 1 ? name.toUpperCase() : name)).join(" "));
+  function writeKeys(within = root) {
+    for (const element of all("[data-key-of]", within)) element.textContent = label(keys[element.dataset.keyOf][0] ?? "");
+    for (const button of all("[data-action], [data-view-as]", within)) {
+      const names = keys[button.dataset.action ?? button.dataset.viewAs];
+      button.setAttribute("aria-keyshortcuts", names.map((name) => (name.length === 1 ? name.toUpperCase() : name)).join(" "));
     }
-    for (const list of all("[data-keys-of]")) {
+    for (const list of all("[data-keys-of]", within)) {
       const actions = list.dataset.keysOf.split(" ");
-      const names = actions.length > 1 ? actions.map((action) => keys[action][0]) : keys[actions[0]];
+      const names = actions.length > 1 ? actions.flatMap((action) => keys[action].slice(0, 1)) : keys[actions[0]];
       const before = list.dataset.with ? [cap(list.dataset.with), " "] : [];
       list.replaceChildren(...before, ...names.flatMap((name, index) => (index ? [" ", cap(name)] : [cap(name)])));
     }
@@ -599,6 +686,7 @@
   });
 
   writeKeys();
+  sayGuidelines();
   root.dataset.script = "";
   if (isPair() && outbox.has(desk().dataset.key)) {
     wait();

@@ -5,8 +5,9 @@
   const form = document.querySelector("[data-keys-form]");
 
   function nameOf(event) {
-    const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code);
-    if (digit && !event.shiftKey) return digit[1];
+    // With Shift as well: a digit with Shift says "much better", so what it types elsewhere is no key of its own.
+    const digit = /^Digit(\d)$/.exec(event.code);
+    if (digit) return digit[1];
     if (event.key === " ") return form.dataset.space;
     return event.key.length === 1 ? event.key.toUpperCase() : ARROWS[event.key];
   }

@@ -55,6 +55,10 @@ class Outbox {
     return this.#entries.filter((entry) => entry.failure);
   }
 
+  count(isCounted) {
+    return this.#entries.filter(isCounted).length;
+  }
+
   get isStored() {
     return this.#kept.isWritable;
   }

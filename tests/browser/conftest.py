@@ -10,6 +10,7 @@ from django.test import Client
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from labeling.models import Project
+from tests.browser.desks import Desks, Server, web_alone
 from tests.installation import Installation
 from tests.services import CHROMIUM, REQUIRED
 
@@ -68,6 +69,21 @@ def visit(
         return page
 
     return open_as
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A web server of a file's own, with what its ``PROJECTS`` asks for."""
+    with web_alone(tmp_path_factory.mktemp("desk")) as server:
+        server.seed(request.module.PROJECTS)
+        yield server
+
+
+@pytest.fixture
+def desks(browser: Browser, server: Server) -> Iterator[Desks]:
+    desks = Desks(browser, server)
+    yield desks
+    desks.close()
 
 
 def sign_in(page: Page, installation: Installation, name: str) -> None:

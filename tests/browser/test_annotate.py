@@ -55,7 +55,7 @@ PROJECTS = {
     "arabic": {"texts": [ARABIC]},
     "waiting": {"pairs": 1},
     "touch": {"pairs": 4},
-    "focus": {"pairs": 3},
+    "focus": {"pairs": 3, "settings": {"reason_chips": []}},
     "plain": {"pairs": 5},
     **{f"fits-{device}": FITTED for device in DEVICES},
     "around": {"pairs": 4},
@@ -624,7 +624,8 @@ def test_votes_by_touch(desks: Desks) -> None:
 FOCUSED = """() => {
   const at = document.activeElement;
   const side = at.closest("[data-side]")?.dataset.side;
-  return at.id || side || at.dataset.action || at.className || at.closest("details")?.className || at.tagName;
+  const does = at.dataset.action || at.dataset.viewAs;
+  return at.id || side || does || at.className || at.closest("details")?.className || at.tagName;
 }"""
 
 
@@ -634,12 +635,12 @@ def test_the_focus_goes_through_the_page_in_order(desks: Desks) -> None:
     expect(desk.page.locator("#desk-title")).to_be_focused()
     expect(desk.page.locator("#announcer")).to_have_text("You chose left. Next pair.")
     order = []
-    for _ in range(13):
+    for _ in range(15):
         desk.page.keyboard.press("Tab")
         order.append(desk.page.evaluate(FOCUSED))
-    start = ["prompt", "prompt-text", "left", "right", "saying"]
-    assert order[:5] == start
-    assert order[5:] == [
+    start = ["difference", "raw", "prompt", "prompt-text", "left", "right", "saying"]
+    assert order[:7] == start
+    assert order[7:] == [
         *("left", "right", "tie", "both_bad"),
         *("skip", "undo", "guidelines-button", "help-button"),
     ]

@@ -6,9 +6,10 @@ import pytest
 from django.urls import reverse
 
 from labeling import queue
+from labeling.answers import Details
 from labeling.exceptions import GuidelinesChanged, LabelingError
-from labeling.guidelines import newer_version_for, version_last_judged_with
-from labeling.models import Guidelines, Project
+from labeling.guidelines import version_last_judged_with, version_read_by
+from labeling.models import Guidelines, Preference, Project
 from labeling.services import create_project, set_guidelines
 
 
@@ -38,18 +39,46 @@ def test_too_long_is_told(project):
 
 
 def test_the_version_somebody_judged_with_last(project, annotator, make_pair, django_assert_num_queries):
+    def judge(**said):
+        make_pair()
+        token = queue.lease_next(project, annotator.pk).token
+        return queue.submit(project, token, annotator.pk, "a", Details(**said)).preference.guidelines_version
+
     assert version_last_judged_with(project, annotator.pk) is None
-    assert newer_version_for(project, annotator.pk) is None
-    make_pair()
-    queue.submit(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "a")
-    assert newer_version_for(project, annotator.pk) is None
+    assert version_read_by(project, annotator.pk) == 1
+    assert judge() == 1
     set_guidelines(project=project, text="New rules", author=None)
     with django_assert_num_queries(1):
-        assert newer_version_for(project, annotator.pk) == 2
+        assert version_read_by(project, annotator.pk) == 1
     assert version_last_judged_with(project, annotator.pk) == 1
+    assert judge() == 2
+    assert version_read_by(project, annotator.pk) == 2
+
+
+@pytest.mark.parametrize(("shown", "kept"), [("1", 1), ("2", 2), ("", 2), ("3", 2), ("99999999999999999999", 2)])
+def test_a_judgement_keeps_the_version_that_its_page_showed(project, annotator, make_pair, sign_in, url, shown, kept):
+    set_guidelines(project=project, text="New rules", author=None)
     make_pair()
+    token = queue.lease_next(project, annotator.pk).token
+    sign_in(annotator).post(url("submit"), {"token": token, "choice": "left", "guidelines": shown})
+    assert Preference.objects.get().guidelines_version == kept
+
+
+def test_the_annotate_page_says_which_version_was_read_and_which_is_the_newest(
+    project, annotator, make_pair, sign_in, url
+):
+    make_pair()
+    client = sign_in(annotator)
+    assert 'data-guidelines="1" data-newest-guidelines="1"' in _in_one_line(client.get(url("annotate")))
     queue.submit(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "a")
-    assert newer_version_for(project, annotator.pk) is None
+    set_guidelines(project=project, text="New rules", author=None)
+    assert 'data-guidelines="1" data-newest-guidelines="2"' in _in_one_line(client.get(url("annotate")))
+    turn = client.get(url("annotate"), headers={"HX-Request": "true"})
+    assert 'data-today="1" data-guidelines="2"' in _in_one_line(turn)
+
+
+def _in_one_line(response) -> str:
+    return " ".join(response.content.decode().split())
 
 
 def test_the_page_of_everybody(project, annotator, sign_in, url):
