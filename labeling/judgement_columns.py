@@ -25,6 +25,16 @@ Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
+class Moved:
+    """A pair as it was read, and its new probability."""
+
+    pair_id: int
+    judgements: int
+    p_a: float | None
+    new_p_a: float | None
+
+
+@dataclass(frozen=True)
 class PairColumns:
     """Pairs, sorted by id, with what a measurement asks of them.
 
@@ -32,6 +42,7 @@ class PairColumns:
     """
 
     pair_id: Ints
+    judgements: Ints
     is_control: Bools
     is_retired: Bools
     gold: Ints
@@ -55,13 +66,14 @@ class PairColumns:
         new[is_known] = found.p[places[is_known]]
         return replace(self, new_p_a=new)
 
-    def moved_by(self, least: float) -> list[tuple[int, float | None]]:
-        """Id and new probability of pairs where it moved by more than ``least``, came or went."""
+    def moved_by(self, least: float) -> list[Moved]:
+        """Pairs whose probability moved by more than ``least``, came or went."""
         is_gone, was_none = np.isnan(self.new_p_a), np.isnan(self.p_a)
         distance = np.abs(np.nan_to_num(self.new_p_a) - np.nan_to_num(self.p_a))
         moved = (is_gone != was_none) | (distance > least)
-        rows = zip(self.pair_id[moved].tolist(), self.new_p_a[moved].tolist(), is_gone[moved].tolist(), strict=True)
-        return [(pair_id, None if gone else p) for pair_id, p, gone in rows]
+        columns = (self.pair_id, self.judgements, self.p_a, self.new_p_a)
+        rows = zip(*(column[moved].tolist() for column in columns), strict=True)
+        return [Moved(pair_id, judgements, _or_none(p_a), _or_none(new)) for pair_id, judgements, p_a, new in rows]
 
 
 def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
@@ -144,17 +156,25 @@ def _pairs(rows: QuerySet[Pair]) -> PairColumns:
         "a_longer": Length("response_a__text") - Length("response_b__text"),
         "words": _words("response_a__text") + _words("response_b__text"),
     }
-    fields = ("pk", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a", "a_longer", "words")
-    pk, control, retired, gold, decided, p_a, a_longer, words = _columns(
-        rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
-        (np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.int64, np.int64),
+    fields = (
+        *("pk", "judgements_count", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a"),
+        *("a_longer", "words"),
     )
-    return PairColumns(pk, control, retired, gold, decided, p_a, np.full(len(pk), np.nan), a_longer, words)
+    pk, judgements, control, retired, gold, decided, p_a, a_longer, words = _columns(
+        rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
+        (np.int64, np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.int64, np.int64),
+    )
+    new = np.full(len(pk), np.nan)
+    return PairColumns(pk, judgements, control, retired, gold, decided, p_a, new, a_longer, words)
 
 
 def _words(field: str) -> Any:
     """Spaces and one: close enough for a bound on reading time, and too few rather than too many."""
     return Length(F(field)) - Length(Replace(F(field), Value(" "))) + 1
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _code(values: Sequence[str]) -> Ints:

@@ -8,8 +8,10 @@ For background tasks only (numpy). Every minute each project with something new 
 - In between only the pairs with new judgements or decisions are given their probability, with the annotators as they
   were found the last time: a few rows instead of all.
 
-A judgement that is withdrawn leaves no newer row; everything anew sees it. Two at once are harmless: who finds another
-report than the one they began from measures again.
+Every change of a pair's judgements takes its probability away, in the same statement that counts it (``records``). So
+what is written here was found from the judgements that the pair has, and a pair without one waits to be measured, also
+where no newer row says so: after a withdrawal, or where an older judgement was committed after a newer one was read.
+Two at once are harmless: who finds another report than the one they began from measures again.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import IntegrityError, connection, transaction
+from django.db.models import Model, QuerySet
 from django.utils import timezone
 
 from labeling import posterior
@@ -39,6 +42,8 @@ BATCH = 1000
 WRITTEN_BEYOND = 0.002
 TRIES = 3
 
+_Row = TypeVar("_Row", bound=Model)
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -50,7 +55,10 @@ class Reach:
 
 @dataclass(frozen=True)
 class Known:
-    """The newest report of a project: how far it has read, and how far the last measurement of everything had."""
+    """The newest report of a project: how far it has read, and how far the last measurement of everything had.
+
+    ``is_whole``: nothing was measured since then.
+    """
 
     pk: int
     day: date
@@ -59,6 +67,7 @@ class Known:
     whole: Reach
     whole_at: datetime
     judgements: int
+    is_whole: bool
 
 
 def measure_all() -> int:
@@ -76,7 +85,7 @@ def measure(project: Project) -> bool:
     """Bring the project's figures up to its newest judgement; ``False`` where nothing was new."""
     for _ in range(TRIES):
         known, newest = _known(project), _newest(project)
-        if not _is_behind(known, newest):
+        if not _is_behind(project, known, newest):
             return False
         if known is None or _asks_for_everything(project, known):
             is_stored = _measure_everything(project, known, newest)
@@ -106,6 +115,7 @@ def _known(project: Project) -> Known | None:
         whole=Reach(reach["whole"]["preference_id"], reach["whole"]["adjudication_id"]),
         whole_at=datetime.fromisoformat(reach["whole"]["at"]),
         judgements=reach["whole"]["judgements"],
+        is_whole=reach["whole"].get("is_all", False),
     )
 
 
@@ -115,12 +125,14 @@ def _newest(project: Project) -> Reach:
     return Reach(preferences.first() or 0, decisions.first() or 0)
 
 
-def _is_behind(known: Known | None, newest: Reach) -> bool:
+def _is_behind(project: Project, known: Known | None, newest: Reach) -> bool:
     if known is None:
         return newest.preference_id > 0
     if known.reach != newest:
         return True
-    return known.whole != newest and timezone.now() - known.whole_at > PATIENCE
+    if not known.is_whole and timezone.now() - known.whole_at > PATIENCE:
+        return True
+    return Pair.objects.filter(project=project).to_measure().exists()
 
 
 def _asks_for_everything(project: Project, known: Known) -> bool:
@@ -145,6 +157,7 @@ def _measure_everything(project: Project, known: Known | None, newest: Reach) ->
         "adjudication_id": newest.adjudication_id,
         "at": timezone.now().isoformat(),
         "judgements": len(counted),
+        "is_all": True,
     }
     data = report(judgements, fitted, asked=max(2, project.judgements_per_pair)) | {
         "criteria": load_criteria(project),
@@ -162,13 +175,15 @@ def _measure_changes(project: Project, known: Known, newest: Reach) -> bool:
         _write_probabilities(pairs.with_p(found))
     row = QualityReport.objects.only("data").get(pk=known.pk)
     row.data["reach"]["adjudication_id"] = newest.adjudication_id
+    row.data["reach"]["whole"]["is_all"] = False
     return _store(project, known, newest, row.data)
 
 
 def _changed_pairs(project: Project, since: Reach) -> list[int]:
     judged = Preference.objects.filter(project=project, pk__gt=since.preference_id).values_list("pair_id", flat=True)
     decided = Adjudication.objects.filter(pair__project=project, pk__gt=since.adjudication_id)
-    return sorted({*judged, *decided.values_list("pair_id", flat=True)})
+    waiting = Pair.objects.filter(project=project).to_measure().values_list("pk", flat=True)
+    return sorted({*judged, *decided.values_list("pair_id", flat=True), *waiting})
 
 
 def _parameters(known: Known) -> Parameters:
@@ -195,15 +210,19 @@ def _store(project: Project, known: Known | None, newest: Reach, data: dict[str,
 
 
 def _write_probabilities(pairs: PairColumns) -> None:
-    """Only those that moved, in short transactions: an annotator who answers meanwhile does not wait for long."""
+    """Only those that moved, in short transactions: an annotator who answers meanwhile does not wait for long.
+
+    A pair that is no more as it was read has been judged or withdrawn since; it is measured the next time.
+    """
     changed = pairs.moved_by(WRITTEN_BEYOND)
     for start in range(0, len(changed), BATCH):
-        batch = dict(changed[start : start + BATCH])
+        batch = {one.pair_id: one for one in changed[start : start + BATCH]}
         with transaction.atomic():
-            free = _locked_if_free(Pair.objects.filter(pk__in=batch))
+            free = _locked_if_free(Pair.objects.filter(pk__in=batch)).values_list("pk", "p_a", "judgements_count")
+            found = [(batch[pk].new_p_a, pk) for pk, *now in free if now == [batch[pk].p_a, batch[pk].judgements]]
             with connection.cursor() as cursor:
                 # One statement with a thousand cases takes the database seconds; a thousand small ones do not.
-                cursor.executemany("UPDATE labeling_pair SET p_a = %s WHERE id = %s", [(batch[pk], pk) for pk in free])
+                cursor.executemany("UPDATE labeling_pair SET p_a = %s WHERE id = %s", found)
 
 
 def _write_seats(project: Project, fitted: Fit) -> None:
@@ -211,7 +230,7 @@ def _write_seats(project: Project, fitted: Fit) -> None:
     people = {annotator.annotator_id: annotator for annotator in fitted.annotators}
     with transaction.atomic():
         free = _locked_if_free(Seat.objects.filter(project=project, annotator__in=people))
-        seats = list(Seat.objects.filter(pk__in=free))
+        seats = list(Seat.objects.filter(pk__in=list(free.values_list("pk", flat=True))))
         for seat in seats:
             one = people[seat.annotator_id]
             seat.reliability = one.reliability if one.shared >= LEAST_PAIRS else None
@@ -219,11 +238,10 @@ def _write_seats(project: Project, fitted: Fit) -> None:
         Seat.objects.bulk_update(seats, ["reliability", "left_bias"], batch_size=BATCH)
 
 
-def _locked_if_free(rows: Any) -> list[int]:
+def _locked_if_free(rows: QuerySet[_Row]) -> QuerySet[_Row]:
     """Lock these rows but those that somebody is writing: nobody waits for this job, and it waits for nobody.
 
     What is left out differs from what is found the next time, and is written then.
     """
     skips = connection.features.has_select_for_update_skip_locked
-    locked = rows.select_for_update(skip_locked=skips, no_key=True, of=("self",)).order_by("pk")
-    return list(locked.values_list("pk", flat=True))
+    return rows.select_for_update(skip_locked=skips, no_key=True, of=("self",)).order_by("pk")

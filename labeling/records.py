@@ -26,7 +26,8 @@ FILLED = (
     *("lease_number", "leased_at"),
 )
 ONE_MORE_JUDGED = "UPDATE labeling_seat SET judged = judged + 1 WHERE project_id = %s AND annotator_id = %s"
-COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s WHERE id = %s"
+# What was found of the pair is of other judgements than it has now: it has no probability until it is measured again.
+COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s, p_a = NULL WHERE id = %s"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def record_preference(slot: Slot, judged: Judged) -> Preference:
         rows.update(slot, FILLED)
         if is_new:
             rows.execute(ONE_MORE_JUDGED, [judged.project.pk, judged.annotator_id])
-        if is_new and is_counted:
-            _count(slot.pair, 1)
+        if is_counted:
+            _count(slot.pair, int(is_new))
         inserted = rows.insert(_preference(slot, judged))
     preference = inserted()
     if judged.details.rewrite:

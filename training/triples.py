@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from labeling.models import Choice
+from labeling.soft_label import doubt_of_strangers
 from training.jobspec import Completion, Message, Split, TripleLine
 
 Ties = Literal["drop", "half"]
@@ -40,7 +41,9 @@ class LabelRule:
     being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
     Or it is 1 - max(p, 1 - p), at most ``MOST_NOISE``, for p the probability that A is better given all votes and what
     is known of those who cast them, and the label is the side of p ("posterior"). A p within ``UNDECIDED`` is no
-    majority. Where no p was estimated yet the votes decide, as with "votes".
+    majority. A pair that was judged since the last estimate has no p; then the majority of its votes decides, and is
+    wrong with the probability that the same estimate gives where nothing is known of anybody: a vote that nobody has
+    looked into is doubted like any other, 0.22 for a single one.
     ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
     noise, DPO's loss is then the likelihood of these judgements, each by itself, under Bradley and Terry's model, but
     for pairs at ``MOST_NOISE``. Or a pair counts as much as its p is sure of the side ("posterior"): w = abs(2 p - 1),
@@ -202,7 +205,13 @@ def _label(decided: Sequence[Judgement], ties: Sequence[Judgement], rule: LabelR
         low, high = UNDECIDED
         return _Label(0.0 if low <= p_a <= high else p_a - 0.5, 1 - max(p_a, 1 - p_a))
     lead = sum(1 if judgement.counts_as == Choice.A else -1 for judgement in decided)
+    if rule.uses_posterior and not _has_verdict(decided):
+        return _Label(lead, doubt_of_strangers(lead))
     return _Label(lead, _share_against(len(decided), abs(lead), len(ties)))
+
+
+def _has_verdict(judgements: Sequence[Judgement]) -> bool:
+    return any(judgement.verdict for judgement in judgements)
 
 
 def _share_against(decided: int, lead: int, ties: int) -> float:

@@ -9,12 +9,13 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from labeling import measure
+from labeling import measure, queue
 from labeling.measure import measure_all
-from labeling.models import Pair, Preference, QualityReport, Seat
+from labeling.models import Pair, Preference, QualityReport, Seat, Slot
 from labeling.review import adjudicate
 from labeling.services import create_project
 from labeling.tasks import measure_quality
+from labeling.tokens import make_token
 from tests.labeling import crowd
 
 
@@ -71,9 +72,134 @@ def test_without_anything_new_nothing_is_measured_or_written(project, users, dja
     crowd.judge(project, users, 20)
     measure_all()
     before = _report(project).computed_at
-    with django_assert_num_queries(4):  # the projects, and three of this one
+    with django_assert_num_queries(5):  # the projects, and four of this one
         assert measure_all() == 0
     assert _report(project).computed_at == before
+
+
+# A probability is of the judgements that its pair has now
+
+
+@pytest.fixture
+def asked_twice(project):
+    project.judgements_per_pair = 2
+    project.save()
+
+
+def _measured_pair(project, make_pair, judge, person, choice="a") -> Pair:
+    pair = make_pair()
+    judge(pair, person, choice)
+    measure_all()
+    pair.refresh_from_db()
+    assert pair.p_a is not None
+    return pair
+
+
+def test_a_new_judgement_takes_the_probability_away_until_it_is_measured(
+    project, asked_twice, make_pair, judge, annotator, other_annotator
+):
+    pair = _measured_pair(project, make_pair, judge, annotator)
+    judge(pair, other_annotator, "b")
+    pair.refresh_from_db()
+    assert pair.p_a is None
+    assert measure_all() == 1
+    pair.refresh_from_db()
+    assert pair.p_a == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_change_of_mind_takes_the_probability_away_until_it_is_measured(project, make_pair, judge, annotator):
+    pair = _measured_pair(project, make_pair, judge, annotator, "a")
+    lease = queue.undo(project, annotator.pk)
+    queue.submit(project, lease.token, annotator.pk, "b")
+    pair.refresh_from_db()
+    assert (pair.p_a, pair.judgements_count) == (None, 1)
+    measure_all()
+    pair.refresh_from_db()
+    assert pair.p_a < 0.4
+
+
+def test_a_second_look_changes_nothing_of_the_pair(project, make_pair, judge, annotator):
+    pair = _measured_pair(project, make_pair, judge, annotator)
+    again = Slot.objects.create(
+        project=project, pair=pair, place=9, kind="repeat", state="leased", annotator=annotator, shown_left="b",
+        lease_number=1, leased_at=timezone.now(), lease_until=timezone.now() + timedelta(minutes=9),
+    )  # fmt: skip
+    queue.submit(project, make_token(again), annotator.pk, "b")
+    assert Pair.objects.get(pk=pair.pk).p_a == pair.p_a
+
+
+def test_a_withdrawal_is_measured_though_it_leaves_no_newer_row(
+    project, asked_twice, make_pair, judge, annotator, other_annotator
+):
+    pair = make_pair()
+    judge(pair, annotator, "a")
+    judge(pair, other_annotator, "a")
+    measure_all()
+    sure = Pair.objects.get(pk=pair.pk).p_a
+    queue.skip(project, queue.undo(project, other_annotator.pk).token, other_annotator.pk)
+    assert Pair.objects.get(pk=pair.pk).p_a is None
+    assert measure_all() == 1, "no row is newer than what the report knows"
+    assert 0.5 < Pair.objects.get(pk=pair.pk).p_a < sure - 0.05
+    assert measure_all() == 0
+
+
+def test_the_figures_learn_of_a_withdrawal_when_patience_ends(
+    project, make_pair, judge, annotator, count_everything, monkeypatch
+):
+    _measured_pair(project, make_pair, judge, annotator)
+    other = _measured_pair(project, make_pair, judge, annotator)
+    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
+    crowd.add(other, crowd.people(project, 1)[0], "a", place=9)
+    measure_all()
+    monkeypatch.setattr(measure, "PATIENCE", timedelta(0))
+    assert measure_all() == 1
+    assert _report(project).data["judgements"] == 2
+    assert measure_all() == 0
+
+
+def test_a_judgement_that_was_committed_behind_a_newer_one_is_measured(project, users):
+    """Its number is smaller than what the report knows; on PostgreSQL it may come to light after it."""
+    pairs = crowd.judge(project, users, 20, each=1)
+    measure_all()
+    QualityReport.objects.update(last_preference_id=10**9)
+    Preference.objects.filter(pair=pairs[0]).update(choice="b")
+    Pair.objects.filter(pk=pairs[0].pk).update(p_a=None)
+    newest = measure._newest(project)
+    QualityReport.objects.update(last_preference_id=newest.preference_id)
+    assert measure_all() == 1
+    assert Pair.objects.get(pk=pairs[0].pk).p_a < 0.5
+
+
+def test_what_is_judged_while_it_is_measured_keeps_no_probability_of_before(
+    project, asked_twice, make_pair, judge, annotator, other_annotator, monkeypatch
+):
+    pair = _measured_pair(project, make_pair, judge, annotator)
+    judge(pair, other_annotator, "a")
+    write, meanwhile = measure._write_probabilities, [lambda: queue.undo(project, other_annotator.pk)]
+
+    def slow(columns) -> None:
+        if meanwhile:
+            lease = meanwhile.pop()()
+            queue.skip(project, lease.token, other_annotator.pk)
+        write(columns)
+
+    monkeypatch.setattr(measure, "_write_probabilities", slow)
+    measure_all()
+    assert Pair.objects.get(pk=pair.pk).p_a is None, "two votes for A were read, and one is left"
+    measure_all()
+    assert 0.6 < Pair.objects.get(pk=pair.pk).p_a < 0.85
+
+
+def test_pairs_that_wait_are_found_by_their_index(project, users):
+    crowd.judge(project, users, 5)
+    waiting = Pair.objects.filter(project=project).to_measure().values_list("pk")
+    if connection.vendor == "sqlite":
+        assert "pair_to_measure" in waiting.explain()
+    else:
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute("SET LOCAL enable_bitmapscan = off")
+        assert "pair_to_measure" in waiting.explain()
 
 
 def test_a_project_without_judgements_has_no_report(project, make_pair):

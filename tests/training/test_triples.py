@@ -8,12 +8,16 @@ import json
 import math
 import threading
 
+import numpy as np
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labeling import posterior
+from labeling.posterior import Parameters, Vote
+from labeling.soft_label import doubt_of_strangers
 from training import services, snapshots, store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
@@ -243,19 +247,40 @@ def test_a_posterior_near_one_half_is_no_majority(p_a, rule):
     assert not _derive(*_with(_votes("aa", held_out=True), p_a=p_a), **rule, ties="half")[0]
 
 
+@pytest.mark.parametrize("lead", [-400, -2, -1, 0, 1, 3, 400])
+def test_where_nothing_is_known_of_anybody_the_prior_says_how_far_a_majority_is_believed(lead):
+    votes = [Vote(1, person, "a" if lead > 0 else "b", "ab"[person % 2]) for person in range(abs(lead))]
+    annotators = np.arange(abs(lead))
+    found = posterior.update(Parameters.before_votes(annotators), votes)
+    expected = found.of(1) if lead else 0.5
+    assert doubt_of_strangers(lead) == pytest.approx(1 - max(expected, 1 - expected))
+
+
 @given(st.text("abtx", max_size=9), st.sampled_from(["drop", "half"]))
-def test_without_a_posterior_the_votes_decide(choices, ties):
-    assert _derive(*_votes(choices), noise="posterior", ties=ties) == _derive(
-        *_votes(choices), noise="votes", ties=ties
-    )
-    by_votes, _ = _derive(*_votes(choices), noise="votes")
+def test_without_a_posterior_the_majority_decides_with_the_doubt_of_the_prior(choices, ties):
+    lead = choices.count("a") - choices.count("b")
+    soft, counts = _derive(*_votes(choices), noise="posterior", ties=ties)
+    by_votes, counts_by_votes = _derive(*_votes(choices), noise="votes", ties=ties)
+    assert [triple.chosen for triple in soft] == [triple.chosen for triple in by_votes]
+    assert counts == counts_by_votes
+    for triple in soft:
+        assert triple.label_noise == (pytest.approx(doubt_of_strangers(lead)) if lead else 0.5)
     weighted, _ = _derive(*_votes(choices), weight="posterior")
-    for one, other in zip(by_votes, weighted, strict=True):
-        assert one.chosen == other.chosen
-        assert other.label_noise == 0.0
-        assert other.weight > 0
-        if one.label_noise < MOST_NOISE:
-            assert other.weight == pytest.approx(1 - 2 * one.label_noise)
+    for one, other in zip(_derive(*_votes(choices), noise="posterior")[0], weighted, strict=True):
+        assert (other.chosen, other.label_noise) == (one.chosen, 0.0)
+        assert other.weight == pytest.approx(1 - 2 * one.label_noise)
+
+
+def test_a_judgement_that_was_not_measured_yet_is_doubted_like_one_that_was():
+    (measured,), _ = _derive(*_with(_votes("a"), p_a=0.78), noise="posterior")
+    (new,), _ = _derive(*_votes("a"), noise="posterior")
+    assert new.label_noise == pytest.approx(measured.label_noise, abs=0.01)
+
+
+def test_a_verdict_is_certain_whether_its_pair_was_measured_or_not():
+    for p_a in (None, 0.4):
+        (triple,), _ = _derive(*_with(_votes("ab"), p_a=p_a, verdict="a"), noise="posterior")
+        assert (triple.chosen, triple.label_noise) == (A, 0.0)
 
 
 @given(st.floats(0, 1))
