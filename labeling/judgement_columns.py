@@ -12,7 +12,7 @@ import numpy as np
 from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Length, Replace
 
-from labeling.models import Choice, Pair, Preference, Project
+from labeling.models import Choice, Pair, Preference, Project, Slot
 from labeling.posterior import Adjudication, Posterior
 from labeling.quality import wilson
 from labeling.quality_report import NOT_GOLD, JudgementColumns
@@ -20,7 +20,7 @@ from labeling.votes import CHOICES, Bools, Floats, Ints, VoteColumns
 
 CHUNK = 5000
 CODES = {choice: code for code, choice in enumerate(CHOICES)} | {"": NOT_GOLD}
-VOTE_FIELDS = ("pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds")
+VOTE_FIELDS = ("pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds", "slot__kind")
 Row = tuple[Any, ...]
 
 
@@ -80,7 +80,9 @@ def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
     """The project's current judgements in the order they came, without those of retired pairs; and every pair that has
     a judgement, a decision or a probability.
     """
-    votes, is_repeat, seconds = _votes(Preference.objects.filter(project=project, is_current=True).order_by("pk"))
+    votes, is_repeat, seconds, as_gold = _votes(
+        Preference.objects.filter(project=project, is_current=True).order_by("pk")
+    )
     touched = Q(judgements_count__gt=0) | Q(p_a__isnull=False) | ~Q(adjudicated_choice="")
     pairs = _pairs(Pair.objects.filter(touched, project=project).order_by("pk"))
     places, is_known = find(pairs.pair_id, votes.pair_id)
@@ -91,6 +93,7 @@ def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
         is_repeat=is_repeat[kept],
         seconds=seconds[kept],
         gold=pairs.gold[place],
+        as_gold=as_gold[kept],
         is_control=pairs.is_control[place],
         a_longer=pairs.a_longer[place],
         words=pairs.words[place],
@@ -100,7 +103,7 @@ def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
 
 def load_of(pair_ids: Sequence[int]) -> tuple[VoteColumns, PairColumns]:
     """Everything that counts of a few pairs."""
-    votes, _, _ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
+    votes, *_ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
     return votes, _pairs(Pair.objects.filter(pk__in=pair_ids).order_by("pk"))
 
 
@@ -142,12 +145,12 @@ def find(known: Ints, wanted: Ints) -> tuple[Ints, Bools]:
     return places, known[places] == wanted
 
 
-def _votes(rows: QuerySet[Preference]) -> tuple[VoteColumns, Bools, Floats]:
-    pair, annotator, choice, left, strong, repeat, seconds = _columns(
+def _votes(rows: QuerySet[Preference]) -> tuple[VoteColumns, Bools, Floats, Bools]:
+    pair, annotator, choice, left, strong, repeat, seconds, as_gold = _columns(
         rows.values_list(*VOTE_FIELDS).iterator(chunk_size=CHUNK),
-        (np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64),
+        (np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64, _is_gold),
     )
-    return VoteColumns(pair, annotator, choice, left, strong), repeat, seconds
+    return VoteColumns(pair, annotator, choice, left, strong), repeat, seconds, as_gold
 
 
 def _pairs(rows: QuerySet[Pair]) -> PairColumns:
@@ -183,6 +186,10 @@ def _code(values: Sequence[str]) -> Ints:
 
 def _is_a(values: Sequence[str]) -> Bools:
     return np.fromiter((value == "a" for value in values), np.bool_, len(values))
+
+
+def _is_gold(kinds: Sequence[str]) -> Bools:
+    return np.fromiter((kind == Slot.Kind.GOLD for kind in kinds), np.bool_, len(kinds))
 
 
 def _columns(rows: Iterator[Row], kinds: Sequence[Any]) -> list[Any]:

@@ -1,7 +1,8 @@
 """What a project's judgements say of agreement, biases and people, as plain data. Pure; of columns, so with numpy.
 
 For background tasks only. What is stored of a day (``QualityReport.data``) is what ``report`` returns; pages read it
-and compute nothing. Second looks count for self-agreement alone.
+and compute nothing. Second looks count for self-agreement alone. Pairs with a known answer test people: they were
+chosen for being clear, and everybody answers them, so they say nothing of how far people agree on the others.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ NOT_GOLD = -1
 class JudgementColumns:
     """Current judgements of a project in the order they came, one array a field.
 
-    ``gold``: the known answer as a place in ``CHOICES``, or ``NOT_GOLD``. ``a_longer``: how many characters response A
-    is longer than B. ``words``: of both responses together.
+    ``gold``: the known answer as a place in ``CHOICES``, or ``NOT_GOLD``. ``as_gold``: judged when the pair was served
+    for its known answer. ``a_longer``: how many characters response A is longer than B. ``words``: of both responses
+    together.
     """
 
     votes: VoteColumns
     is_repeat: Bools
     seconds: Floats
     gold: Ints
+    as_gold: Bools
     is_control: Bools
     a_longer: Ints
     words: Ints
@@ -63,11 +66,17 @@ class JudgementColumns:
     def first_looks(self) -> JudgementColumns:
         return self.take(~self.is_repeat)
 
+    @property
+    def ordinary(self) -> JudgementColumns:
+        """Those of pairs without a known answer, now or when they were judged."""
+        return self.take((self.gold == NOT_GOLD) & ~self.as_gold)
+
 
 def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str, Any]:
     """Everything the pages show of the quality of these judgements. ``asked``: judgements wanted of a shared pair."""
     counted = judgements.first_looks
-    together = agreement.overall(counted.votes, asked=asked)
+    ordinary = counted.ordinary
+    together = agreement.overall(ordinary.votes, asked=asked)
     again = agreement.self_agreement(_first_looks_first(judgements))
     return {
         "judgements": len(counted),
@@ -78,9 +87,12 @@ def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str
         "self_agreement": asdict(_sum(one.overall for one in again.values())),
         "followed_side": asdict(_sum(one.followed_side for one in again.values())),
         **_shares(counted),
-        "longer_won": asdict(longer_won(counted)),
+        "longer_won": asdict(longer_won(ordinary)),
         "signals": [asdict(signal) for signal in _project_signals(counted)],
-        "arms": {"ordered": _arm(counted.take(~counted.is_control)), "control": _arm(counted.take(counted.is_control))},
+        "arms": {
+            "ordered": _arm(ordinary.take(~ordinary.is_control)),
+            "control": _arm(ordinary.take(ordinary.is_control)),
+        },
         "annotators": _annotators(counted, fitted, together, again, asked),
     }
 
@@ -113,7 +125,8 @@ def _left(votes: VoteColumns) -> tuple[int, int]:
 
 
 def _gold(counted: JudgementColumns) -> Share:
-    known = counted.gold != NOT_GOLD
+    """Of what was judged before a pair was made gold nothing: its answer may have been chosen by those judgements."""
+    known = counted.as_gold & (counted.gold != NOT_GOLD)
     return wilson(int(((counted.votes.choice == counted.gold) & known).sum()), int(known.sum()))
 
 
@@ -147,7 +160,7 @@ def _arm(counted: JudgementColumns) -> dict[str, Any]:
 
 
 def _project_signals(counted: JudgementColumns) -> list[Signal]:
-    longer = longer_won(counted)
+    longer = longer_won(counted.ordinary)
     found = [side_signal(*_left(counted.votes)), length_signal(int(longer.hits), int(longer.of))]
     return [signal for signal in found if signal]
 
@@ -158,7 +171,7 @@ def _project_signals(counted: JudgementColumns) -> list[Signal]:
 def _annotators(
     counted: JudgementColumns, fitted: Fit, together: Agreement, again: Mapping[int, SelfAgreement], asked: int
 ) -> dict[str, Any]:
-    own_agreement = agreement.by_annotator(counted.votes, asked=asked)
+    own_agreement = agreement.by_annotator(counted.ordinary.votes, asked=asked)
     nothing = agreement.overall([])
     mean = together.equal.value
     of_people = dict(_by_person(counted))

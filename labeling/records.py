@@ -148,8 +148,11 @@ def _count(pair: Pair, more: int) -> None:
 
 
 def _look_for_conflict(project: Project, pair: Pair) -> None:
-    """Ask for more judgements while none has a majority; where no more may be asked for, call a reviewer."""
-    if pair.is_retired or pair.adjudicated_choice:
+    """Ask for more judgements while none has a majority; where no more may be asked for, call a reviewer.
+
+    Not of a pair whose answer is known: who differs from it says something of themselves, and everybody is asked.
+    """
+    if pair.is_retired or pair.adjudicated_choice or pair.gold_choice:
         return
     said = list(Preference.objects.counted().filter(pair=pair).values_list("choice", flat=True))
     needed = judgements_needed(said, pair.judgements_wanted, project.most_judgements)

@@ -12,7 +12,7 @@ from django.core.cache import cache
 from django.db.models import Avg, Count, F, FloatField, OuterRef, Q, Subquery
 from django.db.models.functions import Abs
 
-from labeling.models import Choice, Preference, Project
+from labeling.models import Choice, Preference, Project, Slot
 from labeling.quality import Share, wilson
 from training import tallies
 from training.models import PairOrigin
@@ -25,7 +25,7 @@ KEPT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Arm:
-    """The judged pairs of one order.
+    """The judged pairs of one order, but those with a known answer, which come in neither.
 
     ``scored`` are those with a margin, and ``mean_margin`` the mean of its size. ``agreement``: of the scored ones that
     have a better response, those where people chose the one that the policy's implicit reward chooses; a reviewer's
@@ -74,7 +74,8 @@ def order_report(project: Project) -> OrderReport:
 
 
 def _arm(project: Project, *, is_control: bool) -> Arm:
-    counted = Preference.objects.counted().filter(project=project, pair__is_control=is_control)
+    counted = Preference.objects.counted().filter(project=project, pair__is_control=is_control, pair__gold_choice="")
+    counted = counted.exclude(slot__kind=Slot.Kind.GOLD)
     margin = PairOrigin.objects.filter(pair=OuterRef("pair_id")).values("margin")
     said: dict[str, Any] = {f"for_{side.value}": Count("pk", filter=Q(choice=side)) for side in (Choice.A, Choice.B)}
     said["cast"] = Count("pk", filter=~Q(choice=Choice.BOTH_BAD))

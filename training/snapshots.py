@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, JSONField, Max, Q, When
 
-from labeling.models import Preference, Project
+from labeling.models import Preference, Project, Slot
 from labeling.services import freeze_preferences
 from training import store
 from training.jobspec import Completion, TripleLine
@@ -37,6 +37,7 @@ def judgements(
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
         .select_related("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")
+        .annotate(as_gold=Q(slot__kind=Slot.Kind.GOLD))
         .order_by("pair_id", "pk")
     )
     stream = rows.iterator(chunk_size=CHUNK)
@@ -71,7 +72,7 @@ def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int
     }
 
 
-def _judgement(preference: Preference, origin: _Origin) -> Judgement:
+def _judgement(preference: Any, origin: _Origin) -> Judgement:
     pair, rewrite = preference.pair, getattr(preference, "rewrite", None)
     return Judgement(
         preference_id=preference.pk,
@@ -85,6 +86,7 @@ def _judgement(preference: Preference, origin: _Origin) -> Judgement:
         prompt_token_ids=origin.prompt_token_ids,
         verdict=pair.adjudicated_choice,
         p_a=pair.p_a,
+        as_gold=preference.as_gold,
         rewrite=Completion(rewrite.response.text) if rewrite else None,
     )
 

@@ -46,7 +46,9 @@ class LabelRule:
     looked into is doubted like any other, 0.22 for a single one.
     ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
     noise, DPO's loss is then the likelihood of these judgements, each by itself, under Bradley and Terry's model, but
-    for pairs at ``MOST_NOISE``. Or a pair counts as much as its p is sure of the side ("posterior"): w = abs(2 p - 1),
+    for pairs at ``MOST_NOISE``. Answers to a pair that was served for its known answer add nothing to its weight, for
+    they test people, and every one of them is asked. Or a pair counts as much as its p is sure of the side
+    ("posterior"): w = abs(2 p - 1),
     with the fall-back of "posterior" above. At margin z = 0, where training starts, a hard label of that weight has the
     gradient of the soft label of Mitchell's note, -(1 - epsilon) sigma(-z) + epsilon sigma(z) = -(1 - 2 epsilon) / 2
     = -w / 2. Further on they part: the soft label has its optimum at z = log((1 - epsilon) / epsilon), and the weighted
@@ -74,7 +76,8 @@ class Judgement:
     """One counted preference with everything its triples need.
 
     ``verdict`` is a reviewer's decision on the pair and ``p_a`` the posterior probability that A is better, where there
-    is one. ``rewrite`` is what the annotator made of the response they chose.
+    is one. ``as_gold``: the pair was served because its answer is known. ``rewrite`` is what the annotator made of the
+    response they chose.
     """
 
     preference_id: int
@@ -88,6 +91,7 @@ class Judgement:
     prompt_token_ids: list[int] = field(default_factory=list)
     verdict: str = ""
     p_a: float | None = None
+    as_gold: bool = False
     rewrite: Completion | None = None
 
     @property
@@ -228,7 +232,7 @@ def _noise(label: _Label, rule: LabelRule) -> float:
 
 def _weight(behind: Sequence[Judgement], label: _Label, rule: LabelRule) -> float:
     if rule.weight == "votes":
-        return float(len(behind))
+        return float(max(1, sum(not judgement.as_gold for judgement in behind)))
     return 1 - 2 * label.doubt if rule.weight == "posterior" and label.lead else 1.0
 
 

@@ -332,19 +332,39 @@ def test_second_looks_count_for_self_agreement_alone(project, users):
     assert data["self_agreement"]["of"] == 30
 
 
-def test_arms_criteria_and_gold_stand_side_by_side(project, users):
+def test_arms_and_criteria_stand_side_by_side(project, users):
     project.criteria = ["Correct"]
     project.save()
     crowd.judge(project, users, 40, each=3)
-    control = crowd.judge(project, users, 30, each=3, right=0.5, is_control=True, gold_choice="a")
+    control = crowd.judge(project, users, 30, each=3, right=0.5, is_control=True)
     Preference.objects.filter(pair=control[0]).update(criteria={"Correct": "b"}, choice="b")
     measure_all()
     data = _report(project).data
     ordered, by_chance = data["arms"]["ordered"], data["arms"]["control"]
     assert (ordered["judgements"], by_chance["judgements"]) == (120, 90)
     assert ordered["conflicts"]["value"] < by_chance["conflicts"]["value"]
-    assert data["gold"]["of"] == 90
     assert data["criteria"][0]["agrees"]["hits"] == data["criteria"][0]["agrees"]["of"] == 3
+
+
+def test_gold_scores_what_was_served_as_gold_and_speaks_of_nothing_else(project, users):
+    crowd.judge(project, users, 40)
+    measure_all()
+    before = _report(project).data
+    QualityReport.objects.all().delete()
+    gold = crowd.judge(project, users[:3], 30, each=2, right=1, gold_choice="b")
+    for number, pair in enumerate(gold):
+        crowd.add(pair, users[3], "b" if number else "a", place=9, as_gold=True)
+    ended = crowd.judge(project, users[:3], 1, each=0, judgements_count=1)
+    crowd.add(ended[0], users[3], "b", as_gold=True)
+    measure_all()
+    data = _report(project).data
+    assert (data["gold"]["hits"], data["gold"]["of"]) == (29, 30), "who judged before it was gold is not tested by it"
+    assert data["annotators"][str(users[0].pk)]["gold"]["of"] == 0
+    for figure in ("agreement", "arms", "longer_won"):
+        assert data[figure] == before[figure]
+    for user in users:
+        old, new = (one["annotators"][str(user.pk)] for one in (before, data))
+        assert [new[name] for name in ("agreement", "band")] == [old[name] for name in ("agreement", "band")]
 
 
 def test_whoever_votes_left_or_faster_than_reading_is_pointed_out_with_why(project, users):

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling import posterior
+from labeling.models import Slot
 from labeling.posterior import Parameters, Vote
 from labeling.soft_label import doubt_of_strangers
 from training import services, snapshots, store
@@ -210,6 +211,23 @@ def test_a_verdict_for_neither_gives_no_triple_and_counts_as_such(verdict, count
     assert (counts.ties, counts.both_bad) == counted
     half, _ = _derive(*_with(_votes("aab"), verdict=verdict), ties="half")
     assert [triple.label_noise for triple in half] == ([0.5] if verdict == "tie" else [])
+
+
+def test_answers_to_a_known_pair_add_no_weight():
+    served = [dataclasses.replace(vote, as_gold=number > 0) for number, vote in enumerate(_votes("aabta"))]
+    (triple,), _ = _derive(*served, noise="votes", weight="votes")
+    assert triple.weight == 1.0
+    (only,), _ = _derive(*_with(served, as_gold=True), noise="votes", weight="votes")
+    assert only.weight == 1.0
+    (ordinary,), _ = _derive(*_with(served, as_gold=False), noise="votes", weight="votes")
+    assert (ordinary.weight, ordinary.label_noise) == (5.0, triple.label_noise)
+
+
+def test_a_snapshot_knows_which_judgements_were_answers_to_a_known_pair(project, make_pair, judge, annotator):
+    judge(make_pair(held_out=False), annotator, "a")
+    assert [each.as_gold for each in snapshots.judgements(project)] == [False]
+    Slot.objects.update(kind=Slot.Kind.GOLD)
+    assert [each.as_gold for each in snapshots.judgements(project)] == [True]
 
 
 # The posterior
