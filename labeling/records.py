@@ -25,7 +25,7 @@ FILLED = (
     *("state", "annotator", "lease_until", "is_ahead", "shown_left", "shown_to", "versions"),
     *("lease_number", "leased_at"),
 )
-ONE_MORE_JUDGED = "UPDATE labeling_seat SET judged = judged + 1 WHERE project_id = %s AND annotator_id = %s"
+COUNT_BY_PERSON = "UPDATE labeling_seat SET judged = judged + %s WHERE project_id = %s AND annotator_id = %s"
 # What was found of the pair is of other judgements than it has now: it has no probability until it is measured again.
 COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s, p_a = NULL WHERE id = %s"
 
@@ -52,7 +52,7 @@ def record_preference(slot: Slot, judged: Judged) -> Preference:
     with rows.pipelined():
         rows.update(slot, FILLED)
         if is_new:
-            rows.execute(ONE_MORE_JUDGED, [judged.project.pk, judged.annotator_id])
+            rows.execute(COUNT_BY_PERSON, [1, judged.project.pk, judged.annotator_id])
         if is_counted:
             _count(slot.pair, int(is_new))
         inserted = rows.insert(_preference(slot, judged))
@@ -90,6 +90,7 @@ def _preference(slot: Slot, judged: Judged) -> Preference:
 def withdraw(project: Project, preference: Preference) -> None:
     """Let a judgement count no more; nothing takes its place."""
     Preference.objects.filter(pk=preference.pk).update(is_current=False)
+    rows.execute(COUNT_BY_PERSON, [-1, project.pk, preference.annotator_id])
     if not preference.is_repeat:
         pair = Pair.objects.get(pk=preference.pair_id)
         _count(pair, -1)

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from labeling import leases, places, queue
 from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
-from labeling.models import Pair, Preference, Project, Skip, Slot
+from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
 from labeling.queue import Standing
 from labeling.services import create_project
 from labeling.tokens import TokenContent, make_token
@@ -549,3 +549,12 @@ def test_the_time_of_an_extra_vote_counts_from_its_own_lease(project, annotator,
     _expire(lease.slot)
     _lease(project, other_annotator)
     assert queue.submit(project, token, annotator.pk, "a").preference.seconds > 3599
+
+
+def test_a_judgement_that_is_withdrawn_and_given_again_counts_once_for_its_author(project, annotator, make_pair):
+    make_pair()
+    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
+    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
+    assert Seat.objects.get(annotator=annotator).judged == 0
+    queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "b")
+    assert Seat.objects.get(annotator=annotator).judged == 1
