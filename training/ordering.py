@@ -21,6 +21,7 @@ from training.triples import LabelRule
 # The page is looked at often, and the pairs of a large project take seconds to count.
 LARGE = 20_000  # judged pairs
 KEPT_SECONDS = 60
+BY_VOTES = LabelRule(noise="none")  # what people chose is asked, not what a run would make of it
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _arm(project: Project, *, is_control: bool) -> Arm:
     rows = tallies.by_pair(counted).annotate(
         **said, margin=Subquery(margin, output_field=FloatField()), size=Abs(F("margin"))
     )
-    judged, decided, scored = tallies.is_judged(), tallies.is_decided(LabelRule()), Q(margin__isnull=False)
+    judged, decided, scored = tallies.is_judged(), tallies.is_decided(BY_VOTES), Q(margin__isnull=False)
     for_both = Q(for_a__gt=0, for_b__gt=0)
     found = rows.filter(judged).aggregate(
         judged=Count("pair_id"),

@@ -145,8 +145,8 @@ def _refusal(recipe: Recipe, reference: Checkpoint) -> str:
 def _note(project: Project, recipe: Recipe) -> str:
     if recipe.label_rule.uses_posterior and not project.pairs.filter(p_a__isnull=False).exists():
         return (
-            "No pair has a posterior probability yet, so the votes are taken. The background job that finds out how "
-            "reliable each annotator is writes them once there are enough judgements."
+            "No pair has a posterior probability yet, so every annotator is taken for as reliable as people usually "
+            "are. The background job that finds out more writes one for each judged pair within a minute."
         )
     if "votes" not in (recipe.label_noise, recipe.pair_weight):
         return ""

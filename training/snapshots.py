@@ -95,10 +95,10 @@ def _completion(response: Any, logps: list[float], policy_hash: str) -> Completi
     return Completion(response.text, response.token_ids, response.finish_reason, logps, policy_hash if logps else "")
 
 
-def write_triples(*, project: Project, path: Path) -> TripleCounts:
+def write_triples(*, project: Project, path: Path, rule: LabelRule | None = None) -> TripleCounts:
     """Write the project's triples as JSONL, one a line, for people: without what only the engine reads."""
     counts = TripleCounts()
-    triples = derive_triples(judgements(project), counts)
+    triples = derive_triples(judgements(project), counts, rule)
     write_lines(path, (json.dumps(without_engine_fields(triple), **AS_JSON) for triple in triples))
     return counts
 
@@ -125,11 +125,11 @@ class TriplePage:
     next_after: int | None
 
 
-def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
+def triple_page(project: Project, after_pair_id: int, size: int, rule: LabelRule | None = None) -> TriplePage:
     """Triples of the next ``size`` judged pairs after a pair."""
     judged = project.pairs.filter(pk__gt=after_pair_id, judgements_count__gt=0, is_retired=False).order_by("pk")
     pair_ids = list(judged.values_list("pk", flat=True)[:size])
-    triples = list(derive_triples(judgements(project, pair_ids), TripleCounts()))
+    triples = list(derive_triples(judgements(project, pair_ids), TripleCounts(), rule))
     return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
 
 

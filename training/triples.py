@@ -58,7 +58,7 @@ class LabelRule:
     """
 
     ties: Ties = "drop"
-    noise: Noise = "none"
+    noise: Noise = "posterior"
     weight: Weight = "equal"
 
     @property
@@ -141,7 +141,8 @@ class TripleCounts:
 def derive_triples(
     judgements: Iterable[Judgement], counts: TripleCounts, rule: LabelRule | None = None
 ) -> Iterator[TripleLine]:
-    """Yield at most one triple a pair, then one for each rewrite of its responses. By default ties give none.
+    """Yield at most one triple a pair, then one for each rewrite of its responses. By default ties give none, and the
+    posterior says how far a label is believed.
 
     ``judgements`` come sorted by pair.
     """

@@ -10,13 +10,14 @@ import threading
 
 import numpy as np
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling import posterior
-from labeling.models import Slot
+from labeling.models import Pair, Slot
 from labeling.posterior import Parameters, Vote
 from labeling.soft_label import doubt_of_strangers
 from training import services, snapshots, store
@@ -43,7 +44,7 @@ def _judgement(number: int, choice: str, pair: int = 1, *, held_out: bool = Fals
 
 def _derive(*judgements: Judgement, **rule: str) -> tuple[list[TripleLine], TripleCounts]:
     counts = TripleCounts()
-    return list(derive_triples(judgements, counts, LabelRule(**rule))), counts
+    return list(derive_triples(judgements, counts, LabelRule(**{"noise": "none"} | rule))), counts
 
 
 def _votes(choices: str, *, held_out: bool = False) -> list[Judgement]:
@@ -295,6 +296,21 @@ def test_a_judgement_that_was_not_measured_yet_is_doubted_like_one_that_was():
     assert new.label_noise == pytest.approx(measured.label_noise, abs=0.01)
 
 
+def test_exports_say_what_a_run_would_train_on(project, data_dir, make_pair, judge, annotator, capsys):
+    pair = make_pair(held_out=False)
+    judge(pair, annotator, "a")
+    Pair.objects.filter(pk=pair.pk).update(p_a=0.7)
+    path = data_dir / "triples.jsonl"
+    said = []
+    for options in ([], ["--label-noise", "none", "--pair-weight", "posterior"], ["--label-noise", "none"]):
+        call_command("export_triples", project.slug, str(path), "--force", *options)
+        (line,) = map(json.loads, path.read_text().splitlines())
+        said.append((line["label_noise"], line["weight"]))
+    assert said == [(pytest.approx(0.3), 1.0), (0.0, pytest.approx(0.4)), (0.0, 1.0)]
+    with pytest.raises(CommandError, match="the same doubt"):
+        call_command("export_triples", project.slug, str(path), "--force", "--pair-weight", "posterior")
+
+
 def test_a_verdict_is_certain_whether_its_pair_was_measured_or_not():
     for p_a in (None, 0.4):
         (triple,), _ = _derive(*_with(_votes("ab"), p_a=p_a, verdict="a"), noise="posterior")
@@ -370,7 +386,7 @@ def test_triples_without_rewrites_keep_the_bytes_that_they_always_had():
                 Judgement(number, pair, pair * 10, chosen, said.endswith("."), messages, first, second, [9, 8])
             )
     for rule, expected in (
-        (LabelRule(), "d27bfe5c504efcb70f436936843233f021c1d844108fac76d575f2c7cd32dfa2"),
+        (LabelRule(noise="none"), "d27bfe5c504efcb70f436936843233f021c1d844108fac76d575f2c7cd32dfa2"),
         (LabelRule("half", "votes", "votes"), "bae1199355ea082fb9cdbd6e4eeea6e1134f3935fe1924f628c2e36d2fb4458e"),
     ):
         lines = "".join(as_line(triple) + "\n" for triple in derive_triples(judged, TripleCounts(), rule))
