@@ -7,12 +7,13 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 
 from labeling import measure, queue
 from labeling.measure import measure_all
 from labeling.models import Pair, Preference, QualityReport, Seat, Slot
-from labeling.review import adjudicate
+from labeling.review import adjudicate, end_gold, make_gold
 from labeling.services import create_project
 from labeling.tasks import measure_quality
 from labeling.tokens import make_token
@@ -75,6 +76,39 @@ def test_without_anything_new_nothing_is_measured_or_written(project, users, dja
     with django_assert_num_queries(5):  # the projects, and four of this one
         assert measure_all() == 0
     assert _report(project).computed_at == before
+
+
+def test_figures_are_as_old_as_they_are(project, users, reviewer, sign_in):
+    pairs = crowd.judge(project, users, 30, each=1)
+    measure_all()
+    first = _report(project)
+    assert (first.as_of - first.computed_at).total_seconds() < 1
+    earlier = first.as_of - timedelta(minutes=9)
+    first.data["reach"]["whole"]["at"] = earlier.isoformat()
+    first.save()
+    crowd.add(pairs[0], users[2], "a", place=2)
+    assert measure_all() == 1
+    report = _report(project)
+    assert (report.data["judgements"], report.as_of) == (30, earlier)
+    page = sign_in(reviewer).get(reverse("labeling:people", args=[project.slug])).content.decode()
+    assert "From 30 judgements, 9" in " ".join(page.split()).replace("\u202f", " ").replace("\xa0", " ")
+    assert QualityReport(project=project, computed_at=earlier).as_of == earlier, "a report of an earlier version"
+
+
+def test_a_change_of_the_known_answer_is_new(project, users, count_everything, monkeypatch):
+    pairs = crowd.judge(project, users, 30)
+    crowd.add(pairs[0], users[2], "b", place=9, as_gold=True)
+    measure_all()
+    assert _report(project).data["gold"]["of"] == 0
+    make_gold(pair=pairs[0], choice="b")
+    assert measure_all() == 1
+    monkeypatch.setattr(measure, "PATIENCE", timedelta(0))
+    assert measure_all() == 1
+    assert (_report(project).data["gold"]["hits"], _report(project).data["gold"]["of"]) == (1, 1)
+    end_gold(pair=pairs[0])
+    assert measure_all() == 1
+    assert _report(project).data["gold"]["of"] == 0
+    assert measure_all() == 0
 
 
 # A probability is of the judgements that its pair has now
