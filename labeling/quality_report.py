@@ -24,6 +24,7 @@ from labeling.quality import (
     gold_signal,
     length_signal,
     pace_signals,
+    reliability_signal,
     side_signal,
     side_verdict,
     speed_signal,
@@ -175,7 +176,7 @@ def _annotators(
     nothing = agreement.overall([])
     mean = together.equal.value
     of_people = dict(_by_person(counted))
-    signals = person_signals(of_people)
+    signals = person_signals(of_people, fitted)
     found = {}
     for who, own in of_people.items():
         agrees = own_agreement.get(who, nothing).equal
@@ -192,16 +193,25 @@ def _annotators(
     return found
 
 
-def person_signals(of_people: Mapping[int, JudgementColumns]) -> dict[int, list[Signal]]:
-    """Of each person's newest judgements, what a person should look at; gold answers are rare and all count."""
+def person_signals(of_people: Mapping[int, JudgementColumns], fitted: Fit) -> dict[int, list[Signal]]:
+    """Of each person's newest judgements, what a person should look at; gold answers are rare and all count, and what
+    the label model knows is of all.
+    """
     recent = {who: own.take(np.arange(max(0, len(own) - RECENT), len(own))) for who, own in of_people.items()}
     pace = pace_signals({who: own.seconds.tolist() for who, own in recent.items()})
     found = {}
     for who, own in recent.items():
         gold = _gold(of_people[who])
-        signals = [pace.get(who), gold_signal(int(gold.hits), int(gold.of)), *_recent_signals(own)]
+        of_all = [gold_signal(int(gold.hits), int(gold.of)), _reliability_signal(fitted.annotator(who))]
+        signals = [pace.get(who), *of_all, *_recent_signals(own)]
         found[who] = [signal for signal in signals if signal]
     return found
+
+
+def _reliability_signal(one: Annotator) -> Signal | None:
+    if one.shared < agreement.LEAST_PAIRS:
+        return None
+    return reliability_signal(one.reliability, one.reliability_low, one.reliability_high, one.shared)
 
 
 def _recent_signals(own: JudgementColumns) -> list[Signal | None]:

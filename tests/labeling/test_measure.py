@@ -414,6 +414,17 @@ def test_whoever_votes_left_or_faster_than_reading_is_pointed_out_with_why(proje
     assert Seat.objects.filter(annotator=lefty).exists(), "and nobody is excluded"
 
 
+def test_whose_votes_are_worth_less_than_a_coins_is_pointed_out(project, users):
+    pairs = crowd.judge(project, users[:3], 90, each=2, right=0.95)
+    for number, pair in enumerate(pairs):
+        crowd.add(pair, users[3], "abb"[number % 3], place=9, shown_left="ab"[number % 2])
+    measure_all()
+    people = _report(project).data["annotators"]
+    own = {who: [signal["kind"] for signal in one["signals"]] for who, one in people.items()}
+    assert "reliability" in own[str(users[3].pk)]
+    assert all("reliability" not in own[str(user.pk)] for user in users[:3])
+
+
 def test_queries_do_not_grow_with_judgements(project, users):
     def queries() -> int:
         QualityReport.objects.all().delete()
