@@ -13,7 +13,7 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Length, Replace
 
 from labeling.models import Choice, Pair, Preference, Project, Slot
-from labeling.posterior import Adjudication, Posterior
+from labeling.posterior import ADJUDICATION_ERROR, GOLD_ERROR, Adjudication, Posterior
 from labeling.quality import wilson
 from labeling.quality_report import NOT_GOLD, JudgementColumns
 from labeling.votes import CHOICES, Bools, Floats, Ints, VoteColumns
@@ -54,10 +54,13 @@ class PairColumns:
 
     @property
     def decisions(self) -> list[Adjudication]:
-        """What reviewers decided of pairs that are not retired."""
-        which = (self.decided != NOT_GOLD) & ~self.is_retired
-        rows = zip(self.pair_id[which].tolist(), self.decided[which].tolist(), strict=True)
-        return [Adjudication(pair_id, CHOICES[choice]) for pair_id, choice in rows]
+        """What reviewers decided of pairs that are not retired, and else the answers that are known."""
+        is_decided = self.decided != NOT_GOLD
+        choice = np.where(is_decided, self.decided, self.gold)
+        error = np.where(is_decided, ADJUDICATION_ERROR, GOLD_ERROR)
+        which = (choice != NOT_GOLD) & ~self.is_retired
+        rows = zip(*(column[which].tolist() for column in (self.pair_id, choice, error)), strict=True)
+        return [Adjudication(pair_id, CHOICES[code], wrong) for pair_id, code, wrong in rows]
 
     def with_p(self, found: Posterior) -> PairColumns:
         """The probabilities of ``found``; none for a pair that is not in it."""

@@ -425,6 +425,21 @@ def test_whose_votes_are_worth_less_than_a_coins_is_pointed_out(project, users):
     assert all("reliability" not in own[str(user.pk)] for user in users[:3])
 
 
+def test_known_answers_show_who_is_able_where_nothing_is_shared(project, users):
+    """A quarter of the project's single judgements are of gold pairs; nobody else has judged any of them."""
+    able, careless = users[:2]
+    crowd.judge(project, users, 40, each=1, right=1)
+    for who, right in ((able, 1), (careless, 0)):
+        crowd.judge(project, [who], 30, each=1, right=right, gold_choice="a")
+    decided = crowd.judge(project, users[2:3], 1, each=1, right=1, gold_choice="a", adjudicated_choice="b")
+    measure_all()
+    data = _report(project).data["annotators"]
+    assert data[str(able.pk)]["reliability"]["low"] > 0.7
+    assert data[str(careless.pk)]["reliability"]["high"] < 0.4
+    assert data[str(users[3].pk)]["reliability"] is None
+    assert Pair.objects.get(pk=decided[0].pk).p_a < 0.1, "a reviewer's decision stands over it"
+
+
 def test_queries_do_not_grow_with_judgements(project, users):
     def queries() -> int:
         QualityReport.objects.all().delete()
