@@ -3,8 +3,8 @@
 For background tasks only (numpy). Every minute each project with something new is looked at:
 
 - *Everything* is measured anew, the label model starting from its last parameters, with the first new judgement of a
-  day, once there are ``LEAST_NEW`` and ``NEW_SHARE`` more judgements than it knew, and at the latest ``PATIENCE`` after
-  the last time.
+  day, then from none as well; once there are ``LEAST_NEW`` and ``NEW_SHARE`` more judgements than it knew; and at the
+  latest ``PATIENCE`` after the last time.
 - In between only the pairs with new judgements or decisions are given their probability, with the annotators as they
   were found the last time: a few rows instead of all.
 
@@ -29,9 +29,11 @@ from labeling import posterior
 from labeling.agreement import LEAST_PAIRS
 from labeling.judgement_columns import PairColumns, load_all, load_criteria, load_of
 from labeling.models import Adjudication, Pair, Preference, Project, QualityReport, Seat
+from labeling.posterior import Adjudication as Decision
 from labeling.posterior import Fit, Parameters
 from labeling.quality import LEAST_VOTES
 from labeling.quality_report import report
+from labeling.votes import VoteColumns
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +150,7 @@ def _asks_for_everything(project: Project, known: Known) -> bool:
 def _measure_everything(project: Project, known: Known | None, newest: Reach) -> bool:
     judgements, pairs = load_all(project)
     counted = judgements.first_looks.votes
-    start = _parameters(known) if known else None
-    fitted = posterior.fit(counted, adjudications=pairs.decisions, start=start)
+    fitted = _fitted(project, known, counted, pairs.decisions)
     _write_probabilities(pairs.with_p(fitted.posterior))
     _write_seats(project, fitted)
     whole = {
@@ -162,9 +163,28 @@ def _measure_everything(project: Project, known: Known | None, newest: Reach) ->
     data = report(judgements, fitted, asked=max(2, project.judgements_per_pair)) | {
         "criteria": load_criteria(project),
         "parameters": fitted.parameters.as_json(),
+        "model": {"has_converged": fitted.has_converged, "steps": fitted.iterations},
         "reach": {"adjudication_id": newest.adjudication_id, "whole": whole},
     }
     return _store(project, known, newest, data)
+
+
+def _fitted(project: Project, known: Known | None, votes: VoteColumns, decisions: list[Decision]) -> Fit:
+    """From the last parameters, and with the first measurement of a day from the start as well: the better is kept.
+
+    Otherwise the model would stay for ever near what it took the first few judgements for.
+    """
+    start = _parameters(known) if known else None
+    fitted = posterior.fit(votes, adjudications=decisions, start=start)
+    if known and known.day != timezone.localdate():
+        fitted = posterior.better(fitted, posterior.fit(votes, adjudications=decisions))
+    if not fitted.has_converged:
+        log.warning(
+            "The label model of project %s has not come to rest in %d steps; its figures may be a little off",
+            project.slug,
+            fitted.iterations,
+        )
+    return fitted
 
 
 def _measure_changes(project: Project, known: Known, newest: Reach) -> bool:

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from labeling import measure, queue
+from labeling import measure, posterior, queue
 from labeling.measure import measure_all
 from labeling.models import Pair, Preference, QualityReport, Seat, Slot
 from labeling.review import adjudicate, end_gold, make_gold
@@ -438,6 +438,35 @@ def test_known_answers_show_who_is_able_where_nothing_is_shared(project, users):
     assert data[str(careless.pk)]["reliability"]["high"] < 0.4
     assert data[str(users[3].pk)]["reliability"] is None
     assert Pair.objects.get(pk=decided[0].pk).p_a < 0.1, "a reviewer's decision stands over it"
+
+
+def test_a_model_that_took_the_wrong_way_is_found_out_with_the_next_day(project, users):
+    """Two of three agree; that both are wrong and the third alone is right explains the votes less well."""
+    pairs = crowd.judge(project, users[:2], 60, right=0.95)
+    for pair in pairs:
+        crowd.add(pair, users[2], "b", place=9, shown_left="ab"[pair.pk % 2])
+    measure_all()
+    report, right = _report(project), pairs[0]
+    assert report.data["model"]["has_converged"]
+    places = report.data["parameters"]["annotator_ids"]
+    mirrored = {users[0].pk: -3.0, users[1].pk: -3.0, users[2].pk: 3.0}
+    report.data["parameters"] |= {"ability": [mirrored[who] for who in places], "mean": 0.25}
+    report.save()
+    crowd.judge(project, users[:2], measure.LEAST_NEW, right=0.95)
+    measure_all()
+    assert Pair.objects.get(pk=right.pk).p_a < 0.5, "from there it does not find back"
+    QualityReport.objects.update(day=timezone.localdate() - timedelta(days=1))
+    crowd.add(pairs[1], users[3], "a", place=10)
+    measure_all()
+    assert Pair.objects.get(pk=right.pk).p_a > 0.9
+
+
+def test_a_model_that_has_not_come_to_rest_is_told(project, users, monkeypatch, caplog):
+    crowd.judge(project, users, 20)
+    monkeypatch.setattr(posterior, "MOST_STEPS", 2)
+    measure_all()
+    assert _report(project).data["model"] == {"has_converged": False, "steps": 2}
+    assert "has not come to rest" in caplog.text
 
 
 def test_queries_do_not_grow_with_judgements(project, users):
