@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from django.db.models import F, Q, QuerySet, Value
+from django.db.models import F, Min, Q, QuerySet, Value
 from django.db.models.functions import Length, Replace
 
 from labeling.models import Choice, Pair, Preference, Project, Slot
@@ -19,8 +19,14 @@ from labeling.quality_report import NOT_GOLD, JudgementColumns
 from labeling.votes import CHOICES, Bools, Floats, Ints, VoteColumns
 
 CHUNK = 5000
+# Of a pair that was made before it was kept how many it was asked for: every shared pair was asked for so many.
+LEAST_ASKED = 2
 CODES = {choice: code for code, choice in enumerate(CHOICES)} | {"": NOT_GOLD}
-VOTE_FIELDS = ("pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds", "slot__kind")
+VOTE_FIELDS = (
+    *("pk", "pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds"),
+    "slot__kind",
+)
+FIRST_FIELDS = ("pair_id", "annotator_id", "is_repeat")
 Row = tuple[Any, ...]
 
 
@@ -38,11 +44,13 @@ class Moved:
 class PairColumns:
     """Pairs, sorted by id, with what a measurement asks of them.
 
-    ``gold`` and ``decided``: places in ``CHOICES`` or ``NOT_GOLD``. ``p_a`` and ``new_p_a``: nan where there is none.
+    ``gold`` and ``decided``: places in ``CHOICES`` or ``NOT_GOLD``. ``asked``, ``p_a`` and ``new_p_a``: nan where there
+    is none.
     """
 
     pair_id: Ints
     judgements: Ints
+    asked: Floats
     is_control: Bools
     is_retired: Bools
     gold: Ints
@@ -80,10 +88,10 @@ class PairColumns:
 
 
 def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
-    """The project's current judgements in the order they came, without those of retired pairs; and every pair that has
-    a judgement, a decision or a probability.
+    """The project's current judgements in the order in which each was first given, without those of retired pairs; and
+    every pair that has a judgement, a decision or a probability.
     """
-    votes, is_repeat, seconds, as_gold = _votes(
+    numbers, votes, is_repeat, seconds, as_gold = _votes(
         Preference.objects.filter(project=project, is_current=True).order_by("pk")
     )
     touched = Q(judgements_count__gt=0) | Q(p_a__isnull=False) | ~Q(adjudicated_choice="")
@@ -91,22 +99,35 @@ def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
     places, is_known = find(pairs.pair_id, votes.pair_id)
     kept = is_known & ~pairs.is_retired[places] if len(pairs.pair_id) else is_known
     place = places[kept]
+    asked = np.nan_to_num(pairs.asked[place], nan=LEAST_ASKED).astype(np.int64)
     judgements = JudgementColumns(
         votes=votes.take(kept),
         is_repeat=is_repeat[kept],
         seconds=seconds[kept],
+        asked=np.maximum(asked, LEAST_ASKED),
         gold=pairs.gold[place],
         as_gold=as_gold[kept],
         is_control=pairs.is_control[place],
         a_longer=pairs.a_longer[place],
         words=pairs.words[place],
     )
-    return judgements, pairs
+    return judgements.take(_by_first_version(project, numbers[kept], judgements)), pairs
+
+
+def _by_first_version(project: Project, numbers: Ints, judgements: JudgementColumns) -> Ints:
+    """The order in which people first said something of each pair: who looks again has not come later."""
+    rows = Preference.objects.filter(project=project, is_current=False).order_by()
+    changed = rows.values("pair_id", "annotator_id", "is_repeat").annotate(first=Min("pk"))
+    first = {tuple(key): number for *key, number in changed.values_list(*FIRST_FIELDS, "first").iterator(CHUNK)}
+    votes = judgements.votes
+    keys = zip(votes.pair_id.tolist(), votes.annotator_id.tolist(), judgements.is_repeat.tolist(), strict=True)
+    began = [first.get(key, number) for key, number in zip(keys, numbers.tolist(), strict=True)]
+    return np.argsort(np.asarray(began, np.int64), kind="stable")
 
 
 def load_of(pair_ids: Sequence[int]) -> tuple[VoteColumns, PairColumns]:
     """Everything that counts of a few pairs."""
-    votes, *_ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
+    _, votes, *_ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
     return votes, _pairs(Pair.objects.filter(pk__in=pair_ids).order_by("pk"))
 
 
@@ -148,12 +169,12 @@ def find(known: Ints, wanted: Ints) -> tuple[Ints, Bools]:
     return places, known[places] == wanted
 
 
-def _votes(rows: QuerySet[Preference]) -> tuple[VoteColumns, Bools, Floats, Bools]:
-    pair, annotator, choice, left, strong, repeat, seconds, as_gold = _columns(
+def _votes(rows: QuerySet[Preference]) -> tuple[Ints, VoteColumns, Bools, Floats, Bools]:
+    pk, pair, annotator, choice, left, strong, repeat, seconds, as_gold = _columns(
         rows.values_list(*VOTE_FIELDS).iterator(chunk_size=CHUNK),
-        (np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64, _is_gold),
+        (np.int64, np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64, _is_gold),
     )
-    return VoteColumns(pair, annotator, choice, left, strong), repeat, seconds, as_gold
+    return pk, VoteColumns(pair, annotator, choice, left, strong), repeat, seconds, as_gold
 
 
 def _pairs(rows: QuerySet[Pair]) -> PairColumns:
@@ -163,15 +184,24 @@ def _pairs(rows: QuerySet[Pair]) -> PairColumns:
         "words": _words("response_a__text") + _words("response_b__text"),
     }
     fields = (
-        *("pk", "judgements_count", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a"),
+        *(
+            "pk",
+            "judgements_count",
+            "judgements_asked",
+            "is_control",
+            "is_retired",
+            "gold_choice",
+            "adjudicated_choice",
+            "p_a",
+        ),
         *("a_longer", "words"),
     )
-    pk, judgements, control, retired, gold, decided, p_a, a_longer, words = _columns(
+    pk, judgements, asked, control, retired, gold, decided, p_a, a_longer, words = _columns(
         rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
-        (np.int64, np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.int64, np.int64),
+        (np.int64, np.int64, np.float64, np.bool_, np.bool_, _code, _code, np.float64, np.int64, np.int64),
     )
     new = np.full(len(pk), np.nan)
-    return PairColumns(pk, judgements, control, retired, gold, decided, p_a, new, a_longer, words)
+    return PairColumns(pk, judgements, asked, control, retired, gold, decided, p_a, new, a_longer, words)
 
 
 def _words(field: str) -> Any:

@@ -160,7 +160,7 @@ def _measure_everything(project: Project, known: Known | None, newest: Reach) ->
         "judgements": len(counted),
         "is_all": True,
     }
-    data = report(judgements, fitted, asked=max(2, project.judgements_per_pair)) | {
+    data = report(judgements, fitted) | {
         "criteria": load_criteria(project),
         "parameters": fitted.parameters.as_json(),
         "model": {"has_converged": fitted.has_converged, "steps": fitted.iterations},

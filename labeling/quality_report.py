@@ -40,16 +40,17 @@ NOT_GOLD = -1
 
 @dataclass(frozen=True)
 class JudgementColumns:
-    """Current judgements of a project in the order they came, one array a field.
+    """Current judgements of a project in the order in which each was first given, one array a field.
 
-    ``gold``: the known answer as a place in ``CHOICES``, or ``NOT_GOLD``. ``as_gold``: judged when the pair was served
-    for its known answer. ``a_longer``: how many characters response A is longer than B. ``words``: of both responses
-    together.
+    ``asked``: judgements wanted of the pair when it was made, two at least. ``gold``: the known answer as a place in
+    ``CHOICES``, or ``NOT_GOLD``. ``as_gold``: judged when the pair was served for its known answer. ``a_longer``: how
+    many characters response A is longer than B. ``words``: of both responses together.
     """
 
     votes: VoteColumns
     is_repeat: Bools
     seconds: Floats
+    asked: Ints
     gold: Ints
     as_gold: Bools
     is_control: Bools
@@ -73,11 +74,11 @@ class JudgementColumns:
         return self.take((self.gold == NOT_GOLD) & ~self.as_gold)
 
 
-def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str, Any]:
-    """Everything the pages show of the quality of these judgements. ``asked``: judgements wanted of a shared pair."""
+def report(judgements: JudgementColumns, fitted: Fit) -> dict[str, Any]:
+    """Everything the pages show of the quality of these judgements."""
     counted = judgements.first_looks
     ordinary = counted.ordinary
-    together = agreement.overall(ordinary.votes, asked=asked)
+    together = agreement.overall(ordinary.votes, asked=ordinary.asked)
     again = agreement.self_agreement(_first_looks_first(judgements))
     return {
         "judgements": len(counted),
@@ -94,7 +95,7 @@ def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str
             "ordered": _arm(ordinary.take(~ordinary.is_control)),
             "control": _arm(ordinary.take(ordinary.is_control)),
         },
-        "annotators": _annotators(counted, fitted, together, again, asked),
+        "annotators": _annotators(counted, fitted, together, again),
     }
 
 
@@ -170,9 +171,10 @@ def _project_signals(counted: JudgementColumns) -> list[Signal]:
 
 
 def _annotators(
-    counted: JudgementColumns, fitted: Fit, together: Agreement, again: Mapping[int, SelfAgreement], asked: int
+    counted: JudgementColumns, fitted: Fit, together: Agreement, again: Mapping[int, SelfAgreement]
 ) -> dict[str, Any]:
-    own_agreement = agreement.by_annotator(counted.ordinary.votes, asked=asked)
+    ordinary = counted.ordinary
+    own_agreement = agreement.by_annotator(ordinary.votes, asked=ordinary.asked)
     nothing = agreement.overall([])
     mean = together.equal.value
     of_people = dict(_by_person(counted))

@@ -28,6 +28,12 @@ class Migration(migrations.Migration):
             name='p_a',
             field=models.FloatField(editable=False, help_text='Probability, given the votes of now, that A is better; empty from each change of them until the background job has been there.', null=True),
         ),
+        # Without a default, so that no database writes all pairs anew.
+        migrations.AddField(
+            model_name='pair',
+            name='judgements_asked',
+            field=models.PositiveSmallIntegerField(editable=False, help_text='Judgements wanted when it was made, before any conflict.', null=True),
+        ),
         migrations.AddIndex(
             model_name='pair',
             index=models.Index(condition=models.Q(('is_retired', False), ('judgements_count__gt', 0), ('p_a__isnull', True)), fields=['project', 'id'], name='pair_to_measure'),

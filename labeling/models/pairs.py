@@ -84,6 +84,9 @@ class Pair(models.Model):
     prompt = models.ForeignKey(Prompt, on_delete=models.CASCADE, related_name="pairs")
     response_a = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
     response_b = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
+    judgements_asked = models.PositiveSmallIntegerField(
+        null=True, editable=False, help_text="Judgements wanted when it was made, before any conflict."
+    )
     judgements_wanted = models.PositiveSmallIntegerField()
     judgements_count = models.PositiveIntegerField(default=0, help_text="Current preferences, extra votes included.")
     skips_count = models.PositiveIntegerField(default=0)

@@ -469,6 +469,44 @@ def test_a_model_that_has_not_come_to_rest_is_told(project, users, monkeypatch, 
     assert "has not come to rest" in caplog.text
 
 
+def _agrees(project) -> dict:
+    QualityReport.objects.all().delete()
+    measure_all()
+    return _report(project).data["agreement"]["equal"]
+
+
+def test_of_each_pair_so_many_judgements_count_as_it_was_asked_for_when_it_was_made(project, users):
+    """Pairs of two grew a third where the two differ; that the project asks for three by now changes nothing."""
+    pairs = crowd.judge(project, users[:2], 40, right=0.7, judgements_asked=2)
+    before = _agrees(project)
+    assert before["value"] < 1
+    for pair in pairs:
+        if len(set(pair.preferences.values_list("choice", flat=True))) > 1:
+            crowd.add(pair, users[2], "a", place=9)
+    project.judgements_per_pair = 3
+    project.save()
+    assert _agrees(project) == before
+    Pair.objects.update(judgements_asked=None)
+    assert _agrees(project) == before, "a pair from before this was kept"
+    Pair.objects.update(judgements_asked=3)
+    assert _agrees(project)["value"] < before["value"]
+
+
+def test_who_says_it_again_has_not_come_later(project, users):
+    """Two who differ and a third who agrees with the second; then the first affirms what they said."""
+    pairs = crowd.judge(project, users[:2], 20, each=1, right=1, judgements_asked=2)
+    for pair in pairs:
+        crowd.add(pair, users[2], "b", place=2)
+        crowd.add(pair, users[3], "b", place=3)
+    assert _agrees(project)["value"] == 0
+    for pair in pairs:
+        first = pair.preferences.get(choice="a")
+        Preference.objects.filter(pk=first.pk).update(is_current=False)
+        first.pk, first.version, first._state.adding = None, 2, True
+        first.save()
+    assert _agrees(project)["value"] == 0
+
+
 def test_queries_do_not_grow_with_judgements(project, users):
     def queries() -> int:
         QualityReport.objects.all().delete()
