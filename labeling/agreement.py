@@ -90,20 +90,20 @@ class SelfAgreement:
     followed_side: Share
 
 
-def overall(votes: VoteColumns | Iterable[Vote], *, asked: int | None = None, seed: int = SEED) -> Agreement:
+def overall(votes: VoteColumns | Iterable[Vote], *, asked: Ints | int | None = None, seed: int = SEED) -> Agreement:
     """Agreement of all annotators on pairs that two or more judged.
 
-    ``asked``: count only so many judgements of a pair, the first. Where disagreement calls for more judgements
-    (``quality.judgements_needed``) give the number that every shared pair was asked for: with all of them, the pairs
-    that people disagree on carry most pairs of judgements. Two asked, a third where they differ: an agreement of 65 %
-    would be read as 59 %.
+    ``asked``: count only so many judgements of a pair, the first; a number for all, or one for each judgement. Where
+    disagreement calls for more judgements (``quality.judgements_needed``) give the number that the pair was asked for
+    when it was made: with all of them, the pairs that people disagree on carry most pairs of judgements. Two asked, a
+    third where they differ: an agreement of 65 % would be read as 59 %.
     """
     columns = _shared(as_columns(votes), asked)
     return _agreement(_Units(_counts(columns)), seed)
 
 
 def by_annotator(
-    votes: VoteColumns | Iterable[Vote], *, asked: int | None = None, seed: int = SEED
+    votes: VoteColumns | Iterable[Vote], *, asked: Ints | int | None = None, seed: int = SEED
 ) -> dict[int, Agreement]:
     """Each annotator against the others on the pairs they share, a pair weighing the same however many others it has.
 
@@ -166,12 +166,13 @@ def _keys(columns: VoteColumns) -> Ints:
     return np.asarray(pair * max(len(people), 1) + person, np.int64)
 
 
-def _shared(columns: VoteColumns, asked: int | None) -> VoteColumns:
+def _shared(columns: VoteColumns, asked: Ints | int | None) -> VoteColumns:
     """One judgement, the first, of each annotator on each pair; of each pair the first ``asked``; two at least."""
     _, first = np.unique(_keys(columns), return_index=True)
-    once = columns.take(np.sort(first))
+    first = np.sort(first)
+    once = columns.take(first)
     if asked is not None:
-        once = once.take(_turn(once.pair_id) < asked)
+        once = once.take(_turn(once.pair_id) < np.broadcast_to(asked, len(columns))[first])
     _, pair, times = np.unique(once.pair_id, return_inverse=True, return_counts=True)
     return once.take(times[pair] > 1)
 

@@ -34,6 +34,7 @@ KINDS = {
     "pace": _("Pace"),
     "streak": _("Streak"),
     "gold": _("Gold"),
+    "reliability": _("Reliability"),
     "length": _("Length"),
 }
 # What a streak was of: a side or a choice.

@@ -9,29 +9,48 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from django.db.models import F, Q, QuerySet, Value
+from django.db.models import F, Min, Q, QuerySet, Value
 from django.db.models.functions import Length, Replace
 
-from labeling.models import Choice, Pair, Preference, Project
-from labeling.posterior import Adjudication, Posterior
+from labeling.models import Choice, Pair, Preference, Project, Slot
+from labeling.posterior import ADJUDICATION_ERROR, GOLD_ERROR, Adjudication, Posterior
 from labeling.quality import wilson
 from labeling.quality_report import NOT_GOLD, JudgementColumns
 from labeling.votes import CHOICES, Bools, Floats, Ints, VoteColumns
 
 CHUNK = 5000
+# Of a pair that was made before it was kept how many it was asked for: every shared pair was asked for so many.
+LEAST_ASKED = 2
 CODES = {choice: code for code, choice in enumerate(CHOICES)} | {"": NOT_GOLD}
-VOTE_FIELDS = ("pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds")
+VOTE_FIELDS = (
+    *("pk", "pair_id", "annotator_id", "choice", "shown_left", "is_strong", "is_repeat", "seconds"),
+    "slot__kind",
+)
+FIRST_FIELDS = ("pair_id", "annotator_id", "is_repeat")
 Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A pair as it was read, and its new probability."""
+
+    pair_id: int
+    judgements: int
+    p_a: float | None
+    new_p_a: float | None
 
 
 @dataclass(frozen=True)
 class PairColumns:
     """Pairs, sorted by id, with what a measurement asks of them.
 
-    ``gold`` and ``decided``: places in ``CHOICES`` or ``NOT_GOLD``. ``p_a`` and ``new_p_a``: nan where there is none.
+    ``gold`` and ``decided``: places in ``CHOICES`` or ``NOT_GOLD``. ``asked``, ``p_a`` and ``new_p_a``: nan where there
+    is none.
     """
 
     pair_id: Ints
+    judgements: Ints
+    asked: Floats
     is_control: Bools
     is_retired: Bools
     gold: Ints
@@ -43,10 +62,13 @@ class PairColumns:
 
     @property
     def decisions(self) -> list[Adjudication]:
-        """What reviewers decided of pairs that are not retired."""
-        which = (self.decided != NOT_GOLD) & ~self.is_retired
-        rows = zip(self.pair_id[which].tolist(), self.decided[which].tolist(), strict=True)
-        return [Adjudication(pair_id, CHOICES[choice]) for pair_id, choice in rows]
+        """What reviewers decided of pairs that are not retired, and else the answers that are known."""
+        is_decided = self.decided != NOT_GOLD
+        choice = np.where(is_decided, self.decided, self.gold)
+        error = np.where(is_decided, ADJUDICATION_ERROR, GOLD_ERROR)
+        which = (choice != NOT_GOLD) & ~self.is_retired
+        rows = zip(*(column[which].tolist() for column in (self.pair_id, choice, error)), strict=True)
+        return [Adjudication(pair_id, CHOICES[code], wrong) for pair_id, code, wrong in rows]
 
     def with_p(self, found: Posterior) -> PairColumns:
         """The probabilities of ``found``; none for a pair that is not in it."""
@@ -55,40 +77,57 @@ class PairColumns:
         new[is_known] = found.p[places[is_known]]
         return replace(self, new_p_a=new)
 
-    def moved_by(self, least: float) -> list[tuple[int, float | None]]:
-        """Id and new probability of pairs where it moved by more than ``least``, came or went."""
+    def moved_by(self, least: float) -> list[Moved]:
+        """Pairs whose probability moved by more than ``least``, came or went."""
         is_gone, was_none = np.isnan(self.new_p_a), np.isnan(self.p_a)
         distance = np.abs(np.nan_to_num(self.new_p_a) - np.nan_to_num(self.p_a))
         moved = (is_gone != was_none) | (distance > least)
-        rows = zip(self.pair_id[moved].tolist(), self.new_p_a[moved].tolist(), is_gone[moved].tolist(), strict=True)
-        return [(pair_id, None if gone else p) for pair_id, p, gone in rows]
+        columns = (self.pair_id, self.judgements, self.p_a, self.new_p_a)
+        rows = zip(*(column[moved].tolist() for column in columns), strict=True)
+        return [Moved(pair_id, judgements, _or_none(p_a), _or_none(new)) for pair_id, judgements, p_a, new in rows]
 
 
 def load_all(project: Project) -> tuple[JudgementColumns, PairColumns]:
-    """The project's current judgements in the order they came, without those of retired pairs; and every pair that has
-    a judgement, a decision or a probability.
+    """The project's current judgements in the order in which each was first given, without those of retired pairs; and
+    every pair that has a judgement, a decision or a probability.
     """
-    votes, is_repeat, seconds = _votes(Preference.objects.filter(project=project, is_current=True).order_by("pk"))
+    numbers, votes, is_repeat, seconds, as_gold = _votes(
+        Preference.objects.filter(project=project, is_current=True).order_by("pk")
+    )
     touched = Q(judgements_count__gt=0) | Q(p_a__isnull=False) | ~Q(adjudicated_choice="")
     pairs = _pairs(Pair.objects.filter(touched, project=project).order_by("pk"))
     places, is_known = find(pairs.pair_id, votes.pair_id)
     kept = is_known & ~pairs.is_retired[places] if len(pairs.pair_id) else is_known
     place = places[kept]
+    asked = np.nan_to_num(pairs.asked[place], nan=LEAST_ASKED).astype(np.int64)
     judgements = JudgementColumns(
         votes=votes.take(kept),
         is_repeat=is_repeat[kept],
         seconds=seconds[kept],
+        asked=np.maximum(asked, LEAST_ASKED),
         gold=pairs.gold[place],
+        as_gold=as_gold[kept],
         is_control=pairs.is_control[place],
         a_doublings=pairs.a_doublings[place],
         words=pairs.words[place],
     )
-    return judgements, pairs
+    return judgements.take(_by_first_version(project, numbers[kept], judgements)), pairs
+
+
+def _by_first_version(project: Project, numbers: Ints, judgements: JudgementColumns) -> Ints:
+    """The order in which people first said something of each pair: who looks again has not come later."""
+    rows = Preference.objects.filter(project=project, is_current=False).order_by()
+    changed = rows.values("pair_id", "annotator_id", "is_repeat").annotate(first=Min("pk"))
+    first = {tuple(key): number for *key, number in changed.values_list(*FIRST_FIELDS, "first").iterator(CHUNK)}
+    votes = judgements.votes
+    keys = zip(votes.pair_id.tolist(), votes.annotator_id.tolist(), judgements.is_repeat.tolist(), strict=True)
+    began = [first.get(key, number) for key, number in zip(keys, numbers.tolist(), strict=True)]
+    return np.argsort(np.asarray(began, np.int64), kind="stable")
 
 
 def load_of(pair_ids: Sequence[int]) -> tuple[VoteColumns, PairColumns]:
     """Everything that counts of a few pairs."""
-    votes, _, _ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
+    _, votes, *_ = _votes(Preference.objects.counted().filter(pair__in=pair_ids).order_by("pk"))
     return votes, _pairs(Pair.objects.filter(pk__in=pair_ids).order_by("pk"))
 
 
@@ -130,12 +169,12 @@ def find(known: Ints, wanted: Ints) -> tuple[Ints, Bools]:
     return places, known[places] == wanted
 
 
-def _votes(rows: QuerySet[Preference]) -> tuple[VoteColumns, Bools, Floats]:
-    pair, annotator, choice, left, strong, repeat, seconds = _columns(
+def _votes(rows: QuerySet[Preference]) -> tuple[Ints, VoteColumns, Bools, Floats, Bools]:
+    pk, pair, annotator, choice, left, strong, repeat, seconds, as_gold = _columns(
         rows.values_list(*VOTE_FIELDS).iterator(chunk_size=CHUNK),
-        (np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64),
+        (np.int64, np.int64, np.int64, _code, _is_a, np.bool_, np.bool_, np.float64, _is_gold),
     )
-    return VoteColumns(pair, annotator, choice, left, strong), repeat, seconds
+    return pk, VoteColumns(pair, annotator, choice, left, strong), repeat, seconds, as_gold
 
 
 def _pairs(rows: QuerySet[Pair]) -> PairColumns:
@@ -145,18 +184,37 @@ def _pairs(rows: QuerySet[Pair]) -> PairColumns:
         "b_length": Length("response_b__text"),
         "words": _words("response_a__text") + _words("response_b__text"),
     }
-    fields = ("pk", "is_control", "is_retired", "gold_choice", "adjudicated_choice", "p_a", *lengths)
-    pk, control, retired, gold, decided, p_a, a_length, b_length, words = _columns(
+    fields = (
+        *(
+            "pk",
+            "judgements_count",
+            "judgements_asked",
+            "is_control",
+            "is_retired",
+            "gold_choice",
+            "adjudicated_choice",
+        ),
+        *("adjudicated_choice", "p_a", *lengths),
+    )
+    pk, judgements, asked, control, retired, gold, decided, p_a, a_length, b_length, words = _columns(
         rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
-        (np.int64, np.bool_, np.bool_, _code, _code, np.float64, np.float64, np.float64, np.int64),
+        (
+            *(np.int64, np.int64, np.float64, np.bool_, np.bool_, _code, _code),
+            *(np.float64, np.float64, np.float64, np.int64),
+        ),
     )
     doublings = np.log2((a_length + 1) / (b_length + 1))  # and one: an empty response has no logarithm
-    return PairColumns(pk, control, retired, gold, decided, p_a, np.full(len(pk), np.nan), doublings, words)
+    new = np.full(len(pk), np.nan)
+    return PairColumns(pk, judgements, asked, control, retired, gold, decided, p_a, new, doublings, words)
 
 
 def _words(field: str) -> Any:
     """Spaces and one: close enough for a bound on reading time, and too few rather than too many."""
     return Length(F(field)) - Length(Replace(F(field), Value(" "))) + 1
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _code(values: Sequence[str]) -> Ints:
@@ -165,6 +223,10 @@ def _code(values: Sequence[str]) -> Ints:
 
 def _is_a(values: Sequence[str]) -> Bools:
     return np.fromiter((value == "a" for value in values), np.bool_, len(values))
+
+
+def _is_gold(kinds: Sequence[str]) -> Bools:
+    return np.fromiter((kind == Slot.Kind.GOLD for kind in kinds), np.bool_, len(kinds))
 
 
 def _columns(rows: Iterator[Row], kinds: Sequence[Any]) -> list[Any]:

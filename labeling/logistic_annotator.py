@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from labeling.soft_label import PRIOR_MEAN
 from labeling.votes import Floats, Ints
 
-# Two hot samples of one policy: two labelers agree on 65 % (Stiennon et al. 2020, Learning to summarize from human
-# feedback, C.2). r² + (1 - r)² = 0.65 gives a reliability of 0.774, logit 1.23.
-PRIOR_MEAN, PRIOR_MEAN_SD = 1.25, 0.5
+PRIOR_MEAN_SD = 0.5
 MEAN_FLOOR = 0.25  # reliability 0.56: below it "better" and "worse" could change names for all at once
 ABILITY_SD = 0.75  # two thirds of annotators between 0.62 and 0.88
 SIDE_SD = 1.0  # two thirds between 27 and 73 % left where they see no difference

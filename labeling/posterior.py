@@ -12,14 +12,16 @@ and p on them is a little too sure; the benchmark ``label_model`` shows how much
 What moves p. Votes for A or B, by the annotator's ability and side. A tie's probability is the annotator's tie rate
 whichever response is better, so a tie moves nothing: it is kept, and counted, as evidence for neither. Both-bad judges
 the pair and not the difference; it moves nothing. A reviewer's decision for A or B enters as one more vote that is
-wrong with probability ``ADJUDICATION_ERROR``. A reviewer's "tie" or "both bad" closes the pair: p = 1/2, and its votes
-say nothing of those who cast them. A strong vote ("much better") has c times the ability of its annotator, 1 <= c <= 3,
-c learned over the project and 1 where strong votes are no better than others: WebGPT (Nakano et al. 2021, C) merged the
-degrees before training, Llama 2 (Touvron et al. 2023, 3.2.2) found them useful; here the votes decide. Several votes of
-one annotator on one pair are not independent; together they count as one vote, each with the same part.
+wrong with probability ``ADJUDICATION_ERROR``, and the known answer of a gold pair as one that is wrong with
+``GOLD_ERROR``: what people answered there is held against it, as against a further person of known reliability. "Tie"
+or "both bad" closes the pair: p = 1/2, and its votes say nothing of those who cast them. A strong vote ("much better")
+has c times the ability of its annotator, 1 <= c <= 3, c learned over the project and 1 where strong votes are no better
+than others: WebGPT (Nakano et al. 2021, C) merged the degrees before training, Llama 2 (Touvron et al. 2023, 3.2.2)
+found them useful; here the votes decide. Several votes of one annotator on one pair are not independent; together they
+count as one vote, each with the same part.
 
-What it can't know. Ability shows only where pairs are shared (``Fit.shared_pairs``) or adjudicated. Without, every
-annotator has the prior's reliability, 0.78, and p of a single vote says no more than that.
+What it can't know. Ability shows only where pairs are shared (``Fit.shared_pairs``), adjudicated or gold. Without,
+every annotator has the prior's reliability, 0.78, and p of a single vote says no more than that.
 
 EM is maximum a posteriori, in blocks (Meng and Rubin 1993), with leaps along the way it has gone (SQUAREM, Varadhan and
 Roland 2008) that are taken only where they do not lose: with most pairs judged once, plain EM creeps.
@@ -45,6 +47,8 @@ __all__ = ["RESOLUTION", "Adjudication", "Annotator", "Fit", "Label", "Parameter
 # Researchers who talk a pair over reach about 95 % (Stiennon et al. 2020, C.2); a reviewer sees votes and reasons
 # besides. At 1 in 100 the decision stands against three ordinary votes, and falls to no small crowd.
 ADJUDICATION_ERROR = 0.01
+# Known answers were agreed on beforehand, without votes and reasons to look at.
+GOLD_ERROR = 0.05
 TOLERANCE = 1e-5  # logits, of every parameter in one EM step
 MOST_STEPS = 1000
 TIE_PRIOR_VOTES = 10  # an annotator's tie rate is drawn to the project's with the weight of so many votes
@@ -52,10 +56,11 @@ TIE_PRIOR_VOTES = 10  # an annotator's tie rate is drawn to the project's with t
 
 @dataclass(frozen=True, slots=True)
 class Adjudication:
-    """A reviewer's decision on a pair."""
+    """A reviewer's decision on a pair, or its known answer; ``error``: with what probability it is wrong."""
 
     pair_id: int
     choice: Choice
+    error: float = ADJUDICATION_ERROR
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Annotator:
     tie_rate: float  # of judgements other than both-bad
     votes: int
     decided: int
-    shared: int  # decided votes on pairs that somebody else decided too, or a reviewer did
+    shared: int  # decided votes on pairs that somebody else decided too, a reviewer did, or that are gold
     ability: float
     side: float
 
@@ -146,6 +151,14 @@ def fit(
         has_converged=climb.has_converged,
         shared_pairs=int(evidence.shared.sum()),
     )
+
+
+def better(one: Fit, other: Fit) -> Fit:
+    """The one whose parameters are likelier, priors and all; of equals ``one``. Both of the same votes and decisions.
+
+    EM climbs to a top near its start, and there are several: that a few who agree are wrong together, for one.
+    """
+    return max(one, other, key=lambda fitted: fitted.objective[-1])
 
 
 def update(
@@ -219,15 +232,16 @@ class _Evidence:
 
 
 def _evidence(columns: VoteColumns, adjudications: Iterable[Adjudication]) -> _Evidence:
-    decisions = {decision.pair_id: decision.choice for decision in adjudications}
+    decisions = {decision.pair_id: decision for decision in adjudications}
     decided_ids = np.asarray(sorted(decisions), np.int64)
     pair_ids = np.union1d(columns.pair_id, decided_ids)
     annotator_ids = np.unique(columns.annotator_id)
     prior, closed = np.zeros(len(pair_ids)), np.zeros(len(pair_ids), np.bool_)
-    certain = math.log((1 - ADJUDICATION_ERROR) / ADJUDICATION_ERROR)
     for place, pair_id in zip(np.searchsorted(pair_ids, decided_ids), decided_ids.tolist(), strict=True):
-        prior[place] = {"a": certain, "b": -certain}.get(decisions[pair_id], 0.0)
-        closed[place] = decisions[pair_id] not in ("a", "b")
+        decision = decisions[pair_id]
+        sign = {"a": 1, "b": -1}.get(decision.choice, 0)
+        prior[place] = sign * math.log((1 - decision.error) / decision.error)
+        closed[place] = not sign
     open_ = columns.decided & ~closed[np.searchsorted(pair_ids, columns.pair_id)]
     used = columns.take(open_)
     pair = np.searchsorted(pair_ids, used.pair_id)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist, fmean, median, stdev
 from typing import Literal, TypeVar
 
-Kind = Literal["side", "speed", "pace", "streak", "gold", "length"]
+Kind = Literal["side", "speed", "pace", "streak", "gold", "reliability", "length"]
 Severity = Literal["note", "look"]
 Verdict = Literal["too few", "even", "left", "right"]
 Figures = dict[str, float | int | str]
@@ -37,6 +37,9 @@ PACE_OTHERS, PACE_Z, LEAST_SPREAD = (
     3.5,
     0.2,
 )  # annotators, robust deviations (Iglewicz and Hoaglin 1993), log-seconds
+# The prior of a person's ability puts six in seven above. Near 1/2 votes say nothing, and below it the contrary: by the
+# posterior such a person's single judgements give no label, or the other one.
+LEAST_RELIABILITY = 0.6
 STREAK_CHANCE, LOOK_CHANCE = 0.01, 0.0001
 STEPS = (3, 5)  # judgements a pair grows to
 
@@ -332,6 +335,28 @@ def gold_signal(right: int, of: int, wanted: float = 0.8) -> Signal | None:
     )
     figures = _percent(share) | {"wanted": 100 * wanted}
     return Signal("gold", "note" if share.low > 0.5 else "look", template, figures)
+
+
+def reliability_signal(value: float, low: float, high: float, shared: int) -> Signal | None:
+    """Where P(votes for the better response) is surely (99 %) below ``LEAST_RELIABILITY``; "look" where it is not
+    surely above chance.
+
+    ``low`` to ``high``: its 95 % interval, which is symmetric in logits, from ``shared`` judgements.
+    """
+    wider = _logit(value) + Z99 / Z95 * (_logit(high) - _logit(value))
+    if wider >= _logit(LEAST_RELIABILITY):
+        return None
+    template = gettext_noop(
+        "By the %(of)d judgements that others or a known answer can be held against, this person votes for the better "
+        "response with a probability of %(share).0f %% (%(low).0f to %(high).0f %%); a coin has 50 %%. Labels by the "
+        "posterior believe them no more: near 50 %% their single judgements give none, and below it the other one."
+    )
+    figures: Figures = {"share": 100 * value, "low": 100 * low, "high": 100 * high, "of": shared}
+    return Signal("reliability", "note" if low > 0.5 else "look", template, figures)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def length_signal(longer_won: int, decided: int) -> Signal | None:

@@ -1,7 +1,8 @@
 """What a project's judgements say of agreement, biases and people, as plain data. Pure; of columns, so with numpy.
 
 For background tasks only. What is stored of a day (``QualityReport.data``) is what ``report`` returns; pages read it
-and compute nothing. Second looks count for self-agreement alone.
+and compute nothing. Second looks count for self-agreement alone. Pairs with a known answer test people: they were
+chosen for being clear, and everybody answers them, so they say nothing of how far people agree on the others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from labeling.quality import (
     gold_signal,
     length_signal,
     pace_signals,
+    reliability_signal,
     side_signal,
     side_verdict,
     speed_signal,
@@ -38,16 +40,19 @@ NOT_GOLD = -1
 
 @dataclass(frozen=True)
 class JudgementColumns:
-    """Current judgements of a project in the order they came, one array a field.
+    """Current judgements of a project in the order in which each was first given, one array a field.
 
-    ``gold``: the known answer as a place in ``CHOICES``, or ``NOT_GOLD``. ``a_doublings``: log2 of how many times as
-    long response A is as B, in characters. ``words``: of both responses together.
+    ``asked``: judgements wanted of the pair when it was made, two at least. ``gold``: the known answer as a place in
+    ``CHOICES``, or ``NOT_GOLD``. ``as_gold``: judged when the pair was served for its known answer. ``a_doublings``:
+    log2 of how many times as long response A is as B, in characters. ``words``: of both responses together.
     """
 
     votes: VoteColumns
     is_repeat: Bools
     seconds: Floats
+    asked: Ints
     gold: Ints
+    as_gold: Bools
     is_control: Bools
     a_doublings: Floats
     words: Ints
@@ -63,11 +68,17 @@ class JudgementColumns:
     def first_looks(self) -> JudgementColumns:
         return self.take(~self.is_repeat)
 
+    @property
+    def ordinary(self) -> JudgementColumns:
+        """Those of pairs without a known answer, now or when they were judged."""
+        return self.take((self.gold == NOT_GOLD) & ~self.as_gold)
 
-def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str, Any]:
-    """Everything the pages show of the quality of these judgements. ``asked``: judgements wanted of a shared pair."""
+
+def report(judgements: JudgementColumns, fitted: Fit) -> dict[str, Any]:
+    """Everything the pages show of the quality of these judgements."""
     counted = judgements.first_looks
-    together = agreement.overall(counted.votes, asked=asked)
+    ordinary = counted.ordinary
+    together = agreement.overall(ordinary.votes, asked=ordinary.asked)
     again = agreement.self_agreement(_first_looks_first(judgements))
     return {
         "judgements": len(counted),
@@ -78,11 +89,14 @@ def report(judgements: JudgementColumns, fitted: Fit, *, asked: int) -> dict[str
         "self_agreement": asdict(_sum(one.overall for one in again.values())),
         "followed_side": asdict(_sum(one.followed_side for one in again.values())),
         **_shares(counted),
-        "longer_won": asdict(longer_won(counted)),
-        "pulls": side_and_length.pulls(counted.votes, counted.a_doublings),
+        "longer_won": asdict(longer_won(ordinary)),
+        "pulls": side_and_length.pulls(ordinary.votes, ordinary.a_doublings),
         "signals": [asdict(signal) for signal in _project_signals(counted)],
-        "arms": {"ordered": _arm(counted.take(~counted.is_control)), "control": _arm(counted.take(counted.is_control))},
-        "annotators": _annotators(counted, fitted, together, again, asked),
+        "arms": {
+            "ordered": _arm(ordinary.take(~ordinary.is_control)),
+            "control": _arm(ordinary.take(ordinary.is_control)),
+        },
+        "annotators": _annotators(counted, fitted, together, again),
     }
 
 
@@ -114,7 +128,8 @@ def _left(votes: VoteColumns) -> tuple[int, int]:
 
 
 def _gold(counted: JudgementColumns) -> Share:
-    known = counted.gold != NOT_GOLD
+    """Of what was judged before a pair was made gold nothing: its answer may have been chosen by those judgements."""
+    known = counted.as_gold & (counted.gold != NOT_GOLD)
     return wilson(int(((counted.votes.choice == counted.gold) & known).sum()), int(known.sum()))
 
 
@@ -148,7 +163,7 @@ def _arm(counted: JudgementColumns) -> dict[str, Any]:
 
 
 def _project_signals(counted: JudgementColumns) -> list[Signal]:
-    longer = longer_won(counted)
+    longer = longer_won(counted.ordinary)
     found = [side_signal(*_left(counted.votes)), length_signal(int(longer.hits), int(longer.of))]
     return [signal for signal in found if signal]
 
@@ -157,13 +172,14 @@ def _project_signals(counted: JudgementColumns) -> list[Signal]:
 
 
 def _annotators(
-    counted: JudgementColumns, fitted: Fit, together: Agreement, again: Mapping[int, SelfAgreement], asked: int
+    counted: JudgementColumns, fitted: Fit, together: Agreement, again: Mapping[int, SelfAgreement]
 ) -> dict[str, Any]:
-    own_agreement = agreement.by_annotator(counted.votes, asked=asked)
+    ordinary = counted.ordinary
+    own_agreement = agreement.by_annotator(ordinary.votes, asked=ordinary.asked)
     nothing = agreement.overall([])
     mean = together.equal.value
     of_people = dict(_by_person(counted))
-    signals = person_signals(of_people)
+    signals = person_signals(of_people, fitted)
     found = {}
     for who, own in of_people.items():
         agrees = own_agreement.get(who, nothing).equal
@@ -180,16 +196,25 @@ def _annotators(
     return found
 
 
-def person_signals(of_people: Mapping[int, JudgementColumns]) -> dict[int, list[Signal]]:
-    """Of each person's newest judgements, what a person should look at; gold answers are rare and all count."""
+def person_signals(of_people: Mapping[int, JudgementColumns], fitted: Fit) -> dict[int, list[Signal]]:
+    """Of each person's newest judgements, what a person should look at; gold answers are rare and all count, and what
+    the label model knows is of all.
+    """
     recent = {who: own.take(np.arange(max(0, len(own) - RECENT), len(own))) for who, own in of_people.items()}
     pace = pace_signals({who: own.seconds.tolist() for who, own in recent.items()})
     found = {}
     for who, own in recent.items():
         gold = _gold(of_people[who])
-        signals = [pace.get(who), gold_signal(int(gold.hits), int(gold.of)), *_recent_signals(own)]
+        of_all = [gold_signal(int(gold.hits), int(gold.of)), _reliability_signal(fitted.annotator(who))]
+        signals = [pace.get(who), *of_all, *_recent_signals(own)]
         found[who] = [signal for signal in signals if signal]
     return found
+
+
+def _reliability_signal(one: Annotator) -> Signal | None:
+    if one.shared < agreement.LEAST_PAIRS:
+        return None
+    return reliability_signal(one.reliability, one.reliability_low, one.reliability_high, one.shared)
 
 
 def _recent_signals(own: JudgementColumns) -> list[Signal | None]:

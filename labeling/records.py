@@ -25,8 +25,9 @@ FILLED = (
     *("state", "annotator", "lease_until", "is_ahead", "shown_left", "shown_to", "versions"),
     *("lease_number", "leased_at"),
 )
-ONE_MORE_JUDGED = "UPDATE labeling_seat SET judged = judged + 1 WHERE project_id = %s AND annotator_id = %s"
-COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s WHERE id = %s"
+COUNT_BY_PERSON = "UPDATE labeling_seat SET judged = judged + %s WHERE project_id = %s AND annotator_id = %s"
+# What was found of the pair is of other judgements than it has now: it has no probability until it is measured again.
+COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s, p_a = NULL WHERE id = %s"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def record_preference(slot: Slot, judged: Judged) -> Preference:
     with rows.pipelined():
         rows.update(slot, FILLED)
         if is_new:
-            rows.execute(ONE_MORE_JUDGED, [judged.project.pk, judged.annotator_id])
-        if is_new and is_counted:
-            _count(slot.pair, 1)
+            rows.execute(COUNT_BY_PERSON, [1, judged.project.pk, judged.annotator_id])
+        if is_counted:
+            _count(slot.pair, int(is_new))
         inserted = rows.insert(_preference(slot, judged))
     preference = inserted()
     if judged.details.rewrite:
@@ -89,6 +90,7 @@ def _preference(slot: Slot, judged: Judged) -> Preference:
 def withdraw(project: Project, preference: Preference) -> None:
     """Let a judgement count no more; nothing takes its place."""
     Preference.objects.filter(pk=preference.pk).update(is_current=False)
+    rows.execute(COUNT_BY_PERSON, [-1, project.pk, preference.annotator_id])
     if not preference.is_repeat:
         pair = Pair.objects.get(pk=preference.pair_id)
         _count(pair, -1)
@@ -99,6 +101,7 @@ def reinstate(project: Project, preference: Preference) -> None:
     """Let a withdrawn judgement count again."""
     Preference.objects.filter(pk=preference.pk).update(is_current=True)
     preference.is_current = True
+    rows.execute(COUNT_BY_PERSON, [1, project.pk, preference.annotator_id])
     pair = Pair.objects.get(pk=preference.pair_id)
     _count(pair, 1)
     _look_for_conflict(project, pair)
@@ -166,8 +169,11 @@ def _count(pair: Pair, more: int) -> None:
 
 
 def _look_for_conflict(project: Project, pair: Pair) -> None:
-    """Ask for more judgements while none has a majority; where no more may be asked for, call a reviewer."""
-    if pair.is_retired or pair.adjudicated_choice:
+    """Ask for more judgements while none has a majority; where no more may be asked for, call a reviewer.
+
+    Not of a pair whose answer is known: who differs from it says something of themselves, and everybody is asked.
+    """
+    if pair.is_retired or pair.adjudicated_choice or pair.gold_choice:
         return
     said = list(Preference.objects.counted().filter(pair=pair).values_list("choice", flat=True))
     needed = judgements_needed(said, pair.judgements_wanted, project.most_judgements)

@@ -62,19 +62,25 @@ def send_back(*, preference: Preference, reviewer: User, note: str) -> SentBack:
     return SentBack.objects.create(preference=current, reviewer=reviewer, note=note)
 
 
+@transaction.atomic
 def make_gold(*, pair: Pair, choice: str) -> None:
-    """Serve a pair to everybody now and then as one whose answer is known. Annotators cannot tell it from others."""
+    """Serve a pair to everybody now and then as one whose answer is known. Annotators cannot tell it from others.
+
+    Judgements that conflict need no reviewer any more: whoever knows the answer has decided. Its probability is found
+    anew, and with it the project's figures.
+    """
     if choice not in Choice.values:
         told = {"choice": choice[:40], "known": ", ".join(Choice.values)}
         raise LabelingError(gettext("“%(choice)s” is not a choice; use one of %(known)s.") % told)
-    changed = Pair.objects.filter(pk=pair.pk, is_retired=False).update(gold_choice=choice)
+    changed = Pair.objects.filter(pk=pair.pk, is_retired=False).update(gold_choice=choice, p_a=None)
     if not changed:
         raise LabelingError(gettext("This pair was taken out, so it is served to nobody. Bring it back first."))
+    Pair.objects.filter(pk=pair.pk, review=Pair.Review.CONFLICT).update(review="")
 
 
 def end_gold(*, pair: Pair) -> None:
     """Serve it as any other pair. What was answered while it was gold stays a judgement like the others."""
-    Pair.objects.filter(pk=pair.pk).update(gold_choice="")
+    Pair.objects.filter(pk=pair.pk).update(gold_choice="", p_a=None)
     own_places.forget_unseen(pair.pk)
 
 

@@ -96,8 +96,9 @@ class JudgementSerializer(serializers.ModelSerializer[Preference]):
 
 
 class QualitySerializer(serializers.ModelSerializer[QualityReport]):
-    """``quality`` is as it was measured; ``annotators`` in it are by user id. Intervals are 95 %."""
+    """``quality`` is as it was measured at ``computed_at``; ``annotators`` in it are by user id. Intervals are 95 %."""
 
+    computed_at = serializers.DateTimeField(source="as_of", read_only=True)
     quality = serializers.SerializerMethodField()
 
     class Meta:

@@ -110,6 +110,7 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         prompt=prompt,
         response_a=a,
         response_b=b,
+        judgements_asked=wanted,
         judgements_wanted=wanted,
         is_calibration=is_calibration,
         is_control=_falls(project.control_percent),

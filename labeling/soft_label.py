@@ -21,6 +21,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+# The logit of what is taken of an annotator before any vote. Two hot samples of one policy: two labelers agree on 65 %
+# (Stiennon et al. 2020, Learning to summarize from human feedback, C.2). r² + (1 - r)² = 0.65 gives a reliability of
+# 0.774, logit 1.23.
+PRIOR_MEAN = 1.25
 # Nearer to 1/2 than this, no response is called better. At p = 0.55 the slope is a tenth of a certain label's, and
 # a loss that divides by 1 - 2ε would give the pair ten times its weight.
 RESOLUTION = 0.05
@@ -33,6 +37,15 @@ class Label:
     better: Literal["a", "b"] | None
     epsilon: float
     weight: float
+
+
+def doubt_of_strangers(lead: int) -> float:
+    """P(the majority is wrong) where it leads by so many votes and nothing is known of those who cast them.
+
+    What ``labeling.posterior`` finds before it has learnt anything: each vote is right with the prior's reliability.
+    """
+    against = math.exp(-PRIOR_MEAN * abs(lead))
+    return against / (1 + against)
 
 
 def soft_label(p: float) -> Label:

@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 from knox.models import AuthToken
 
-from labeling.models import Preference, Prompt
+from labeling.models import Pair, Preference, Prompt
 from training import store
 from training.models import Promotion, TrainingRun
 
@@ -104,6 +104,23 @@ def test_triples_page_by_page(project, reviewer, label, api, monkeypatch):
             assert set(triple) == TRIPLE_FIELDS
             assert set(triple["chosen"]) == set(triple["rejected"]) == {"text", "token_ids", "finish_reason"}
     assert len(seen) == len(set(seen)) == 6
+
+
+def test_triples_come_by_the_default_rule_or_by_another(project, reviewer, label, api):
+    (pair,) = label(1)
+    Pair.objects.filter(pk=pair.pk).update(p_a=0.8)
+    call = api(reviewer)
+    said = [
+        {
+            name: call("get", f"{project.slug}/triples/{query}").json()["results"][0][name]
+            for name in ("label_noise", "weight")
+        }
+        for query in ("", "?label_noise=none&pair_weight=posterior", "?label_noise=none")
+    ]
+    assert [tuple(round(value, 9) for value in one.values()) for one in said] == [(0.2, 1.0), (0.0, 0.6), (0.0, 1.0)]
+    for query, why in (("label_noise=coin", "no label noise"), ("pair_weight=posterior", "the same doubt")):
+        refused = call("get", f"{project.slug}/triples/?{query}")
+        assert (refused.status_code, why in refused.content.decode()) == (409, True)
 
 
 def test_numbers_beyond_any_row_find_nothing(project, project_admin, api):

@@ -29,19 +29,26 @@ from training.serializers import (
     RunSerializer,
     TriplePageSerializer,
 )
-from training.triples import without_engine_fields
+from training.triples import LabelRule, without_engine_fields
 
 TRIPLES_PER_PAGE = 500
 DEMONSTRATIONS_PER_PAGE = 500
+RULE_PARAMETERS = [
+    OpenApiParameter(name, str, enum=Recipe.VALUES[name], default=getattr(Recipe, name), description="As in a recipe.")
+    for name in Recipe.ABOUT_DATA
+]
 
 
 class TripleList(APIView):
-    """The triples of now, by pair. ``manage.py export_triples`` writes all of them to a file."""
+    """The triples of now, by pair, as a run by the same rule would train on them; by default as the default recipe.
 
-    @extend_schema(parameters=[OpenApiParameter("after", int)], responses=TriplePageSerializer)
+    ``manage.py export_triples`` writes all of them to a file.
+    """
+
+    @extend_schema(parameters=[OpenApiParameter("after", int), *RULE_PARAMETERS], responses=TriplePageSerializer)
     def get(self, request: Request, slug: str) -> Response:
         project = _project(request, slug, REVIEWERS)
-        page = snapshots.triple_page(project, _after(request), TRIPLES_PER_PAGE)
+        page = snapshots.triple_page(project, _after(request), TRIPLES_PER_PAGE, _label_rule(request))
         results = [without_engine_fields(triple) for triple in page.triples]
         return Response({"results": results, "next_after": page.next_after})
 
@@ -180,6 +187,11 @@ def _after(request: Request) -> int:
     """The number of the row to go on after; what is none begins at the beginning."""
     after = request.query_params.get("after", "0")
     return int(after) if after.isdecimal() and len(after) < 19 else 0
+
+
+def _label_rule(request: Request) -> LabelRule:
+    asked = {name: request.query_params[name] for name in Recipe.ABOUT_DATA if name in request.query_params}
+    return Recipe.from_dict(asked).label_rule
 
 
 def _project(request: Request, slug: str, roles: tuple[Role, ...]) -> Project:

@@ -12,7 +12,7 @@ from django.core.cache import cache
 from django.db.models import Avg, Count, F, FloatField, OuterRef, Q, Subquery
 from django.db.models.functions import Abs
 
-from labeling.models import Choice, Preference, Project
+from labeling.models import Choice, Preference, Project, Slot
 from labeling.quality import Share, wilson
 from training import tallies
 from training.models import PairOrigin
@@ -21,11 +21,12 @@ from training.triples import LabelRule
 # The page is looked at often, and the pairs of a large project take seconds to count.
 LARGE = 20_000  # judged pairs
 KEPT_SECONDS = 60
+BY_VOTES = LabelRule(noise="none")  # what people chose is asked, not what a run would make of it
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The judged pairs of one order.
+    """The judged pairs of one order, but those with a known answer, which come in neither.
 
     ``scored`` are those with a margin, and ``mean_margin`` the mean of its size. ``agreement``: of the scored ones that
     have a better response, those where people chose the one that the policy's implicit reward chooses; a reviewer's
@@ -74,14 +75,15 @@ def order_report(project: Project) -> OrderReport:
 
 
 def _arm(project: Project, *, is_control: bool) -> Arm:
-    counted = Preference.objects.counted().filter(project=project, pair__is_control=is_control)
+    counted = Preference.objects.counted().filter(project=project, pair__is_control=is_control, pair__gold_choice="")
+    counted = counted.exclude(slot__kind=Slot.Kind.GOLD)
     margin = PairOrigin.objects.filter(pair=OuterRef("pair_id")).values("margin")
     said: dict[str, Any] = {f"for_{side.value}": Count("pk", filter=Q(choice=side)) for side in (Choice.A, Choice.B)}
     said["cast"] = Count("pk", filter=~Q(choice=Choice.BOTH_BAD))
     rows = tallies.by_pair(counted).annotate(
         **said, margin=Subquery(margin, output_field=FloatField()), size=Abs(F("margin"))
     )
-    judged, decided, scored = tallies.is_judged(), tallies.is_decided(LabelRule()), Q(margin__isnull=False)
+    judged, decided, scored = tallies.is_judged(), tallies.is_decided(BY_VOTES), Q(margin__isnull=False)
     for_both = Q(for_a__gt=0, for_b__gt=0)
     found = rows.filter(judged).aggregate(
         judged=Count("pair_id"),

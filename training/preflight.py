@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -11,14 +11,16 @@ from django.core.cache import cache
 from django.db.models import Count, F, Func, IntegerField, Max, OuterRef, Q, Subquery, Sum, TextField, Value
 from django.db.models.functions import Cast, Coalesce, Greatest, Least, Length, NullIf, Sign
 
-from labeling.models import Preference, Project, Rewrite
+from labeling.models import Choice, Preference, Project, Rewrite
 from training import footprint, registry, tallies
 from training.exceptions import Rejected
 from training.footprint import Footprint, Method, Mode
 from training.models import Checkpoint, Job, PairOrigin, Promotion, TrainingRun
 from training.recipe import Recipe
 from training.services import MIN_TRAIN_PROMPTS, MIN_TRAIN_TRIPLES, continued, refuse_impossible
+from training.triples import UNDECIDED, LabelRule
 
+MOST_PEOPLE_NAMED = 20
 PAIRS_LOOKED_AT = 20_000  # the newest; their tokens are counted on every look at the page
 RUNS_LOOKED_AT = 20
 CHARACTERS_PER_TOKEN = 3  # where no sampler has counted; English has four to five
@@ -50,6 +52,18 @@ class Triples:
     @property
     def is_enough(self) -> bool:
         return self.train - self.ties >= MIN_TRAIN_TRIPLES and self.train_prompts >= MIN_TRAIN_PROMPTS
+
+
+@dataclass(frozen=True)
+class Overruled:
+    """Of pairs that one person alone has judged, for one of the responses: how many give no label by the posterior, and
+    how many the other label, so that somebody sees why."""
+
+    person_id: int
+    name: str
+    judgements: int
+    dropped: int
+    turned: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class Preflight:
     pace: Pace | None
     refusal: str = ""
     note: str = ""
+    overruled: Sequence[Overruled] = ()
 
 
 def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -> Preflight:
@@ -107,8 +122,13 @@ def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -
         lambda: longest_pair(project, recipe.max_length),
         lambda _: _is_large(triples),
     )
+    overruled = _kept(
+        f"overruled:{project.pk}:{rule.uses_posterior}",
+        lambda: overruled_people(project, rule),
+        lambda _: _is_large(triples),
+    )
     if reference is None:
-        return Preflight(triples, longest, None, None)
+        return Preflight(triples, longest, None, None, overruled=overruled)
     recipe = continued(recipe, reference)
     return Preflight(
         triples=triples,
@@ -117,6 +137,7 @@ def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -
         pace=_pace(project, recipe, reference.base or reference, triples) if triples.train else None,
         refusal=_refusal(recipe, reference),
         note=_note(project, recipe),
+        overruled=overruled,
     )
 
 
@@ -145,8 +166,8 @@ def _refusal(recipe: Recipe, reference: Checkpoint) -> str:
 def _note(project: Project, recipe: Recipe) -> str:
     if recipe.label_rule.uses_posterior and not project.pairs.filter(p_a__isnull=False).exists():
         return (
-            "No pair has a posterior probability yet, so the votes are taken. The background job that finds out how "
-            "reliable each annotator is writes them once there are enough judgements."
+            "No pair has a posterior probability yet, so every annotator is taken for as reliable as people usually "
+            "are. The background job that finds out more writes one for each judged pair within a minute."
         )
     if "votes" not in (recipe.label_noise, recipe.pair_weight):
         return ""
@@ -181,6 +202,31 @@ def count_triples(project: Project, recipe: Recipe) -> Triples:
         train_prompts=counts["train_prompts"],
         pairs=counts["pairs"],
     )
+
+
+def overruled_people(project: Project, rule: LabelRule) -> list[Overruled]:
+    """Whom the label model believes too little for a label of theirs to stand by itself; most judgements first."""
+    if not rule.uses_posterior:
+        return []
+    low, high = UNDECIDED
+    alone = Preference.objects.counted().filter(
+        project=project, choice__in=[Choice.A, Choice.B], pair__judgements_count=1, pair__adjudicated_choice=""
+    )
+    against = Q(choice=Choice.A, pair__p_a__lt=low) | Q(choice=Choice.B, pair__p_a__gt=high)
+    people = (
+        alone.filter(pair__p_a__isnull=False)
+        .order_by()
+        .values("annotator_id", "annotator__username")
+        .annotate(
+            judgements=Count("pk"),
+            dropped=Count("pk", filter=Q(pair__p_a__range=UNDECIDED)),
+            turned=Count("pk", filter=against),
+        )
+        .exclude(dropped=0, turned=0)
+        .order_by("-judgements", "annotator_id")
+    )
+    names = ("annotator_id", "annotator__username", "judgements", "dropped", "turned")
+    return [Overruled(*row) for row in people.values_list(*names)[:MOST_PEOPLE_NAMED]]
 
 
 class ArrayLength(Func):

@@ -379,8 +379,8 @@ def count_new_triples(project: Project, after_preference_id: int) -> int:
     preferences alone; a verdict on an older pair makes nothing new."""
     counted = Preference.objects.counted()
     new = counted.filter(project=project, pk__gt=after_preference_id, pair__prompt__is_held_out=False)
-    decided = new.filter(tallies.counts_as(Choice.A) | tallies.counts_as(Choice.B))
-    pairs = tallies.by_pair(counted.filter(pair__in=decided.values("pair")))
+    votes = new.exclude(tallies.counts_as(Choice.BOTH_BAD))
+    pairs = tallies.by_pair(counted.filter(pair__in=votes.values("pair")))
     return pairs.filter(tallies.is_decided(LabelRule())).count() + new.filter(rewrite__isnull=False).count()
 
 

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, JSONField, Max, Q, When
 
-from labeling.models import Preference, Project
+from labeling.models import Preference, Project, Slot
 from labeling.services import freeze_preferences
 from training import store
 from training.jobspec import Completion, TripleLine
@@ -37,6 +37,7 @@ def judgements(
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
         .select_related("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")
+        .annotate(as_gold=Q(slot__kind=Slot.Kind.GOLD))
         .order_by("pair_id", "pk")
     )
     stream = rows.iterator(chunk_size=CHUNK)
@@ -71,7 +72,7 @@ def _origins(preferences: Sequence[Preference], reference_hash: str) -> dict[int
     }
 
 
-def _judgement(preference: Preference, origin: _Origin) -> Judgement:
+def _judgement(preference: Any, origin: _Origin) -> Judgement:
     pair, rewrite = preference.pair, getattr(preference, "rewrite", None)
     return Judgement(
         preference_id=preference.pk,
@@ -85,6 +86,7 @@ def _judgement(preference: Preference, origin: _Origin) -> Judgement:
         prompt_token_ids=origin.prompt_token_ids,
         verdict=pair.adjudicated_choice,
         p_a=pair.p_a,
+        as_gold=preference.as_gold,
         rewrite=Completion(rewrite.response.text) if rewrite else None,
     )
 
@@ -93,10 +95,10 @@ def _completion(response: Any, logps: list[float], policy_hash: str) -> Completi
     return Completion(response.text, response.token_ids, response.finish_reason, logps, policy_hash if logps else "")
 
 
-def write_triples(*, project: Project, path: Path) -> TripleCounts:
+def write_triples(*, project: Project, path: Path, rule: LabelRule | None = None) -> TripleCounts:
     """Write the project's triples as JSONL, one a line, for people: without what only the engine reads."""
     counts = TripleCounts()
-    triples = derive_triples(judgements(project), counts)
+    triples = derive_triples(judgements(project), counts, rule)
     write_lines(path, (json.dumps(without_engine_fields(triple), **AS_JSON) for triple in triples))
     return counts
 
@@ -123,11 +125,11 @@ class TriplePage:
     next_after: int | None
 
 
-def triple_page(project: Project, after_pair_id: int, size: int) -> TriplePage:
+def triple_page(project: Project, after_pair_id: int, size: int, rule: LabelRule | None = None) -> TriplePage:
     """Triples of the next ``size`` judged pairs after a pair."""
     judged = project.pairs.filter(pk__gt=after_pair_id, judgements_count__gt=0, is_retired=False).order_by("pk")
     pair_ids = list(judged.values_list("pk", flat=True)[:size])
-    triples = list(derive_triples(judgements(project, pair_ids), TripleCounts()))
+    triples = list(derive_triples(judgements(project, pair_ids), TripleCounts(), rule))
     return TriplePage(triples, pair_ids[-1] if len(pair_ids) == size else None)
 
 

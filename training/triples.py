@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from labeling.models import Choice
+from labeling.soft_label import doubt_of_strangers
 from training.jobspec import Completion, Message, Split, TripleLine
 
 Ties = Literal["drop", "half"]
@@ -40,10 +41,14 @@ class LabelRule:
     being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
     Or it is 1 - max(p, 1 - p), at most ``MOST_NOISE``, for p the probability that A is better given all votes and what
     is known of those who cast them, and the label is the side of p ("posterior"). A p within ``UNDECIDED`` is no
-    majority. Where no p was estimated yet the votes decide, as with "votes".
+    majority. A pair that was judged since the last estimate has no p; then the majority of its votes decides, and is
+    wrong with the probability that the same estimate gives where nothing is known of anybody: a vote that nobody has
+    looked into is doubted like any other, 0.22 for a single one.
     ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
     noise, DPO's loss is then the likelihood of these judgements, each by itself, under Bradley and Terry's model, but
-    for pairs at ``MOST_NOISE``. Or a pair counts as much as its p is sure of the side ("posterior"): w = abs(2 p - 1),
+    for pairs at ``MOST_NOISE``. Answers to a pair that was served for its known answer add nothing to its weight, for
+    they test people, and every one of them is asked. Or a pair counts as much as its p is sure of the side
+    ("posterior"): w = abs(2 p - 1),
     with the fall-back of "posterior" above. At margin z = 0, where training starts, a hard label of that weight has the
     gradient of the soft label of Mitchell's note, -(1 - epsilon) sigma(-z) + epsilon sigma(z) = -(1 - 2 epsilon) / 2
     = -w / 2. Further on they part: the soft label has its optimum at z = log((1 - epsilon) / epsilon), and the weighted
@@ -53,7 +58,7 @@ class LabelRule:
     """
 
     ties: Ties = "drop"
-    noise: Noise = "none"
+    noise: Noise = "posterior"
     weight: Weight = "equal"
 
     @property
@@ -71,7 +76,8 @@ class Judgement:
     """One counted preference with everything its triples need.
 
     ``verdict`` is a reviewer's decision on the pair and ``p_a`` the posterior probability that A is better, where there
-    is one. ``rewrite`` is what the annotator made of the response they chose.
+    is one. ``as_gold``: the pair was served because its answer is known. ``rewrite`` is what the annotator made of the
+    response they chose.
     """
 
     preference_id: int
@@ -85,6 +91,7 @@ class Judgement:
     prompt_token_ids: list[int] = field(default_factory=list)
     verdict: str = ""
     p_a: float | None = None
+    as_gold: bool = False
     rewrite: Completion | None = None
 
     @property
@@ -134,7 +141,8 @@ class TripleCounts:
 def derive_triples(
     judgements: Iterable[Judgement], counts: TripleCounts, rule: LabelRule | None = None
 ) -> Iterator[TripleLine]:
-    """Yield at most one triple a pair, then one for each rewrite of its responses. By default ties give none.
+    """Yield at most one triple a pair, then one for each rewrite of its responses. By default ties give none, and the
+    posterior says how far a label is believed.
 
     ``judgements`` come sorted by pair.
     """
@@ -202,7 +210,13 @@ def _label(decided: Sequence[Judgement], ties: Sequence[Judgement], rule: LabelR
         low, high = UNDECIDED
         return _Label(0.0 if low <= p_a <= high else p_a - 0.5, 1 - max(p_a, 1 - p_a))
     lead = sum(1 if judgement.counts_as == Choice.A else -1 for judgement in decided)
+    if rule.uses_posterior and not _has_verdict(decided):
+        return _Label(lead, doubt_of_strangers(lead))
     return _Label(lead, _share_against(len(decided), abs(lead), len(ties)))
+
+
+def _has_verdict(judgements: Sequence[Judgement]) -> bool:
+    return any(judgement.verdict for judgement in judgements)
 
 
 def _share_against(decided: int, lead: int, ties: int) -> float:
@@ -219,7 +233,7 @@ def _noise(label: _Label, rule: LabelRule) -> float:
 
 def _weight(behind: Sequence[Judgement], label: _Label, rule: LabelRule) -> float:
     if rule.weight == "votes":
-        return float(len(behind))
+        return float(max(1, sum(not judgement.as_gold for judgement in behind)))
     return 1 - 2 * label.doubt if rule.weight == "posterior" and label.lead else 1.0
 
 

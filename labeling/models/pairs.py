@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Self
 
 from django.db import models
 from django.db.models import F, Q
@@ -62,6 +63,12 @@ class Choice(models.TextChoices):
     BOTH_BAD = "both_bad", _("Both bad")
 
 
+class PairQuerySet(models.QuerySet["Pair"]):
+    def to_measure(self) -> Self:
+        """Judged pairs without a probability: as the partial index has it."""
+        return self.filter(p_a__isnull=True, judgements_count__gt=0, is_retired=False)
+
+
 class Pair(models.Model):
     """Two different responses to one prompt. Made by sampling or import; judged until all its slots are filled.
 
@@ -77,6 +84,9 @@ class Pair(models.Model):
     prompt = models.ForeignKey(Prompt, on_delete=models.CASCADE, related_name="pairs")
     response_a = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
     response_b = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
+    judgements_asked = models.PositiveSmallIntegerField(
+        null=True, editable=False, help_text="Judgements wanted when it was made, before any conflict."
+    )
     judgements_wanted = models.PositiveSmallIntegerField()
     judgements_count = models.PositiveIntegerField(default=0, help_text="Current preferences, extra votes included.")
     skips_count = models.PositiveIntegerField(default=0)
@@ -86,8 +96,15 @@ class Pair(models.Model):
     adjudicated_choice = models.CharField(max_length=8, choices=Choice.choices, blank=True)
     review = models.CharField(max_length=8, choices=Review.choices, blank=True, help_text="Why a reviewer should look.")
     is_retired = models.BooleanField(default=False, help_text="Taken out: neither served nor trained on.")
-    p_a = models.FloatField(null=True, editable=False, help_text="Probability, given the votes, that A is better.")
+    p_a = models.FloatField(
+        null=True,
+        editable=False,
+        help_text="Probability, given the votes of now, that A is better; empty from each change of them until the "
+        "background job has been there.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = PairQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -102,6 +119,11 @@ class Pair(models.Model):
         indexes = [
             models.Index(fields=["project", "id"], name="pair_gold", condition=~Q(gold_choice="")),
             models.Index(fields=["project", "id"], name="pair_to_review", condition=~Q(review="")),
+            models.Index(
+                fields=["project", "id"],
+                name="pair_to_measure",
+                condition=Q(p_a__isnull=True, judgements_count__gt=0, is_retired=False),
+            ),
         ]
 
     def __str__(self) -> str:

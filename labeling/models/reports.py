@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.db import models
 
 from labeling.models.projects import Project
@@ -14,7 +16,7 @@ class QualityReport(models.Model):
     day = models.DateField()
     last_preference_id = models.BigIntegerField(default=0, help_text="The newest judgement it knows.")
     data = models.JSONField(default=dict)
-    computed_at = models.DateTimeField(auto_now=True)
+    computed_at = models.DateTimeField(auto_now=True)  # of its last change; ``as_of`` is that of the figures
 
     class Meta:
         ordering = ["-day"]
@@ -22,3 +24,9 @@ class QualityReport(models.Model):
 
     def __str__(self) -> str:
         return f"{self.project} on {self.day}"
+
+    @property
+    def as_of(self) -> datetime:
+        """When its figures were found. Between two measurements of everything only probabilities are written anew."""
+        found = self.data.get("reach", {}).get("whole", {}).get("at")
+        return datetime.fromisoformat(found) if found else self.computed_at

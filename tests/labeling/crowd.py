@@ -54,9 +54,7 @@ def judge(
             prompt=prompt,
             response_a=responses[2 * place],
             response_b=responses[2 * place + 1],
-            judgements_wanted=each,
-            judgements_count=each,
-            **of_pair,
+            **{"judgements_wanted": max(1, each), "judgements_count": each} | of_pair,
         )
         for place, prompt in enumerate(prompts)
     )
@@ -70,8 +68,9 @@ def judge(
 
 
 def add(pair: Pair, user: User, choice: str, *, shown_left: str = "a", place: int = 1, **values: object) -> Preference:
-    """One more judgement; ``is_repeat`` makes it a second look."""
-    kind = Slot.Kind.REPEAT if values.get("is_repeat") else Slot.Kind.PLANNED
+    """One more judgement; ``is_repeat`` makes it a second look, ``as_gold`` the answer to a known pair."""
+    kind = Slot.Kind.GOLD if values.pop("as_gold", False) else Slot.Kind.PLANNED
+    kind = Slot.Kind.REPEAT if values.get("is_repeat") else kind
     slot = Slot.objects.create(
         project_id=pair.project_id,
         pair=pair,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling.agreement import LEAST_PAIRS, Estimate, band, by_annotator, overall, self_agreement
-from labeling.votes import CHOICES, Vote, VoteColumns
+from labeling.votes import CHOICES, Vote, VoteColumns, as_columns
 
 CHOICE = st.sampled_from(CHOICES)
 PAIRS = st.lists(st.lists(CHOICE, min_size=2, max_size=5), min_size=LEAST_PAIRS, max_size=40)
@@ -211,3 +211,20 @@ def test_a_hundred_thousand_pairs_are_no_work():
     assert found.equal.value == pytest.approx(0.25, abs=0.01)
     assert found.alpha.low < 0 < found.alpha.high
     assert len(by_annotator(votes)) == 50
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4), st.sampled_from("ab")), max_size=150), st.integers(1, 4)
+)
+def test_a_number_for_each_judgement_is_the_number_for_all_where_they_are_the_same(rows, asked):
+    votes = as_columns(Vote(pair, who, choice, "a") for pair, who, choice in rows)
+    each = np.full(len(votes), asked)
+    assert overall(votes, asked=each) == overall(votes, asked=asked)
+    assert by_annotator(votes, asked=each) == by_annotator(votes, asked=asked)
+
+
+def test_each_pair_has_a_number_of_its_own():
+    votes = [Vote(pair, who, "ab"[who == 2], "a") for pair in range(60) for who in range(3)]
+    columns = as_columns(votes)
+    asked = np.where(columns.pair_id < 30, 2, 3)
+    assert overall(votes, asked=asked).equal.value == pytest.approx((30 * 1 + 30 * 1) / (30 * 1 + 30 * 3))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from labeling import credible, logistic_annotator
 from labeling.logistic_annotator import MOST_STRENGTH, Parameters
-from labeling.posterior import ADJUDICATION_ERROR, Adjudication, Fit, _evidence, fit, update
+from labeling.posterior import ADJUDICATION_ERROR, GOLD_ERROR, Adjudication, Fit, _evidence, fit, update
 from labeling.votes import Vote, VoteColumns, columns
 
 OTHER = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
@@ -366,3 +366,17 @@ def test_two_hundred_thousand_votes_take_seconds():
     fitted = fit(votes)
     assert fitted.has_converged
     assert time.perf_counter() - started < 15
+
+
+@pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
+def test_a_decision_counts_by_how_often_it_is_wrong(error):
+    fitted = fit([], adjudications=[Adjudication(1, "a", error), Adjudication(2, "b", error)])
+    assert _p(fitted) == pytest.approx({1: 1 - error, 2: error})
+
+
+def test_an_answer_beside_a_known_one_shows_who_is_able():
+    votes = [Vote(n, n % 2, "a" if n % 2 else "b", "ab"[n // 2 % 2]) for n in range(80)]
+    known = [Adjudication(n, "a", GOLD_ERROR) for n in range(80)]
+    wrong, right = fit(votes, adjudications=known).annotators
+    assert wrong.reliability < 0.25 < 0.85 < right.reliability
+    assert (wrong.shared, right.shared) == (40, 40)

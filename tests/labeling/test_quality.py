@@ -236,6 +236,16 @@ def test_streak_signals_are_rare_where_nothing_is_wrong():
 # --- Gold, length, pace of the project -------------------------------------------------------------------------------
 
 
+def test_low_reliability_is_told_where_it_is_surely_below():
+    assert quality.reliability_signal(0.5, 0.3, 0.7, 20) is None, "it could be 70 %"
+    assert quality.reliability_signal(0.55, 0.51, 0.596, 400) is None, "at 99 % it could"
+    assert quality.reliability_signal(0.8, 0.7, 0.87, 100) is None
+    note, look = quality.reliability_signal(0.54, 0.51, 0.57, 2000), quality.reliability_signal(0.3, 0.2, 0.42, 60)
+    assert (note.severity, look.severity) == ("note", "look")
+    assert "By the 60 judgements" in look.sentence
+    assert "30 % (20 to 42 %)" in look.sentence
+
+
 def test_gold_is_told_where_it_is_surely_below():
     assert quality.gold_signal(0, 0) is None
     assert quality.gold_signal(7, 10) is None, "it could be 80 %"

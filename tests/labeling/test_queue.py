@@ -17,7 +17,7 @@ from django.utils import timezone
 from labeling import leases, places, queue
 from labeling.answers import Details
 from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
-from labeling.models import Pair, Preference, Project, Skip, Slot
+from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
 from labeling.queue import Standing
 from labeling.services import create_project
 from labeling.tokens import TokenContent, make_token
@@ -635,3 +635,12 @@ def test_on_sqlite_whoever_comes_first_is_served_first():
 
     assert at_once(keep_busy, *[lambda number=number: come(number) for number in range(12)]) == []
     assert served == sorted(served)
+
+
+def test_a_judgement_that_is_withdrawn_and_given_again_counts_once_for_its_author(project, annotator, make_pair):
+    make_pair()
+    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
+    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
+    assert Seat.objects.get(annotator=annotator).judged == 0
+    queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "b")
+    assert Seat.objects.get(annotator=annotator).judged == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from labeling import own_places, places, queue
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, NothingToUndo
-from labeling.models import Choice, Pair, Preference, Project, Skip, Slot
+from labeling.models import Choice, Pair, Preference, Project, Seat, Skip, Slot
 from labeling.prompts import parse_prompt
 from labeling.review import adjudicate, end_gold, make_gold
 from labeling.services import NewResponse, add_pair, add_prompts, create_project, freeze_preferences
@@ -280,6 +281,8 @@ class Desk(RuleBasedStateMachine):
         for pair in Pair.objects.annotate(counted=counted, skipped=Count("skips", distinct=True)):
             assert (pair.judgements_count, pair.skips_count) == (pair.counted, pair.skipped)
         assert set(Skip.objects.values_list("annotator_id", "pair_id")) == self.model.skipped
+        said = Counter(person for person, _, _ in self.model.said)
+        assert dict(Seat.objects.filter(judged__gt=0).values_list("annotator_id", "judged")) == said
 
     @invariant()
     def no_place_is_filled_twice_and_no_pair_over_filled(self) -> None:

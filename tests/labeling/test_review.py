@@ -157,6 +157,26 @@ def test_nor_does_one_without_a_note_a_second_look_or_one_of_a_retired_pair(make
         send_back(preference=preference, reviewer=reviewer, note="Look again.")
 
 
+def test_a_known_answer_grows_no_conflict_and_ends_one(
+    project, wanted_twice, make_pair, annotator, other_annotator, judge
+):
+    pair = make_pair()
+    make_gold(pair=pair, choice="a")
+    judge(annotator, "a")
+    judge(other_annotator, "b")
+    pair.refresh_from_db()
+    assert (pair.review, pair.judgements_wanted, pair.slots.count()) == ("", 2, 2)
+    end_gold(pair=pair)
+    queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "tie")
+    pair.refresh_from_db()
+    assert (pair.judgements_wanted, pair.judgements_asked) == (3, 2), "a pair like the others again"
+    for why, left in (("conflict", ""), ("flag", "flag")):
+        Pair.objects.filter(pk=pair.pk).update(review=why)
+        make_gold(pair=pair, choice="a")
+        pair.refresh_from_db()
+        assert pair.review == left, "what is wrong with its text is still to be looked at"
+
+
 def test_gold_is_served_to_those_who_have_not_seen_it(project, make_pair, annotator, other_annotator, judge):
     pair = make_pair()
     judge(annotator, "a")

@@ -95,6 +95,21 @@ def test_a_pair_that_divides_opinions_comes_before_the_most_uncertain_one(
     assert uncertain.slots.filter(state="open").count() == 2
 
 
+def test_pairs_with_a_known_answer_are_in_neither_order(project, sampling, judge, annotator, other_annotator):
+    project.judgements_per_pair = 2
+    project.save()
+    _written(sampling(3), [1.0, 2.0, 3.0])
+    for number, pair in enumerate(Pair.objects.order_by("pk")):
+        judge(pair, annotator, "a")
+        judge(pair, other_annotator, "a")
+        if number == 0:
+            Pair.objects.filter(pk=pair.pk).update(gold_choice="a")
+        if number == 1:
+            pair.slots.update(kind=Slot.Kind.GOLD)
+    arm = order_report(project).ordered
+    assert (arm.judged, arm.scored, arm.conflicts.of) == (1, 1, 1)
+
+
 def test_the_control_is_in_random_order_whatever_the_margins(project, sampling):
     project.control_percent = 100
     project.save()

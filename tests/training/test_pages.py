@@ -252,7 +252,7 @@ def test_a_run_in_fast_mode_is_marked_wherever_it_is_shown(client, url, project,
 
 def test_the_recipe_of_a_run_is_told_in_words_and_without_what_does_nothing(client, project, policy, label):
     label(10)
-    recipe = Recipe(mode="fast", loss="hinge", ties="half", sft_weight=0.5)
+    recipe = Recipe(mode="fast", loss="hinge", ties="half", sft_weight=0.5, label_noise="none")
     facts = _facts(client.get(services.request_run(project=project, recipe=recipe).get_absolute_url()))
     assert (facts["Mode"], facts["Loss"], facts["SFT weight"]) == ("Fast", "Hinge", "0.5")
     assert (facts["Micro-batch"], facts["Layers of the fast mode"]) == ("as many as fit", "a third")

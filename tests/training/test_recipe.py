@@ -42,9 +42,9 @@ EARLIER = {
         ({"loss": "kto"}, "no loss “kto”; use dpo, ipo, hinge, robust, apo_zero or apo_down"),
         ({"sharding": "zero"}, "no sharding “zero”"),
         ({"ties": "win"}, "no ties “win”; use drop or half"),
-        ({"pair_weight": "votes"}, "would weigh a pair most on which people disagree most"),
-        ({"pair_weight": "votes", "label_noise": "posterior"}, "count each twice. Take label noise from the votes"),
-        ({"pair_weight": "posterior", "label_noise": "posterior"}, "label noise from the posterior say the same doubt"),
+        ({"pair_weight": "votes", "label_noise": "none"}, "would weigh a pair most on which people disagree most"),
+        ({"pair_weight": "votes"}, "count each twice. Take label noise from the votes"),
+        ({"pair_weight": "posterior"}, "label noise from the posterior say the same doubt"),
         ({"pair_weight": "posterior", "label_noise": "votes"}, "label noise from the votes say the same doubt"),
         ({"label_noise": ["votes"]}, "no label noise"),
         ({"pair_weight": "people"}, "no pair weight “people”; use equal, votes or posterior"),
@@ -53,7 +53,7 @@ EARLIER = {
         ({"lora_rank": True}, "lora_rank must be a number"),
         ({"lora_rank": 16.5}, "must be a whole number"),
         ({"loss": "robust", "ties": "half", "label_noise": "votes"}, "The robust loss divides by 1 − 2ε"),
-        ({"loss": "robust"}, "without any it is plain DPO. Take label noise from the votes"),
+        ({"loss": "robust", "label_noise": "none"}, "without any it is plain DPO. Take label noise from the votes"),
         ({"loss": "apo_zero", "ties": "half"}, "Under APO-zero a tie has no gradient.*Leave ties out"),
         ({"loss": "apo_down", "ties": "half"}, "Under APO-down a tie makes both of its responses less likely"),
     ],
@@ -75,9 +75,10 @@ def test_the_robust_loss_takes_its_noise_from_the_votes():
 
 
 def test_the_posterior_is_taken_for_noise_or_for_weights():
-    noise = Recipe.from_dict({"label_noise": "posterior", "loss": "robust"})
-    assert noise.label_rule == LabelRule(noise="posterior")
-    assert Recipe.from_dict({"pair_weight": "posterior", "ties": "half"}).label_rule.uses_posterior
+    noise = Recipe.from_dict({"loss": "robust"})
+    assert noise.label_rule == LabelRule(noise="posterior") == LabelRule() == Recipe().label_rule
+    weights = Recipe.from_dict({"pair_weight": "posterior", "label_noise": "none", "ties": "half"})
+    assert weights.label_rule.uses_posterior
     assert not Recipe.from_dict({"label_noise": "votes"}).label_rule.uses_posterior
 
 

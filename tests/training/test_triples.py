@@ -8,12 +8,18 @@ import json
 import math
 import threading
 
+import numpy as np
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labeling import posterior
+from labeling.models import Pair, Slot
+from labeling.posterior import Parameters, Vote
+from labeling.soft_label import doubt_of_strangers
 from training import services, snapshots, store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
@@ -38,7 +44,7 @@ def _judgement(number: int, choice: str, pair: int = 1, *, held_out: bool = Fals
 
 def _derive(*judgements: Judgement, **rule: str) -> tuple[list[TripleLine], TripleCounts]:
     counts = TripleCounts()
-    return list(derive_triples(judgements, counts, LabelRule(**rule))), counts
+    return list(derive_triples(judgements, counts, LabelRule(**{"noise": "none"} | rule))), counts
 
 
 def _votes(choices: str, *, held_out: bool = False) -> list[Judgement]:
@@ -208,6 +214,23 @@ def test_a_verdict_for_neither_gives_no_triple_and_counts_as_such(verdict, count
     assert [triple.label_noise for triple in half] == ([0.5] if verdict == "tie" else [])
 
 
+def test_answers_to_a_known_pair_add_no_weight():
+    served = [dataclasses.replace(vote, as_gold=number > 0) for number, vote in enumerate(_votes("aabta"))]
+    (triple,), _ = _derive(*served, noise="votes", weight="votes")
+    assert triple.weight == 1.0
+    (only,), _ = _derive(*_with(served, as_gold=True), noise="votes", weight="votes")
+    assert only.weight == 1.0
+    (ordinary,), _ = _derive(*_with(served, as_gold=False), noise="votes", weight="votes")
+    assert (ordinary.weight, ordinary.label_noise) == (5.0, triple.label_noise)
+
+
+def test_a_snapshot_knows_which_judgements_were_answers_to_a_known_pair(project, make_pair, judge, annotator):
+    judge(make_pair(held_out=False), annotator, "a")
+    assert [each.as_gold for each in snapshots.judgements(project)] == [False]
+    Slot.objects.update(kind=Slot.Kind.GOLD)
+    assert [each.as_gold for each in snapshots.judgements(project)] == [True]
+
+
 # The posterior
 
 
@@ -243,19 +266,55 @@ def test_a_posterior_near_one_half_is_no_majority(p_a, rule):
     assert not _derive(*_with(_votes("aa", held_out=True), p_a=p_a), **rule, ties="half")[0]
 
 
+@pytest.mark.parametrize("lead", [-400, -2, -1, 0, 1, 3, 400])
+def test_where_nothing_is_known_of_anybody_the_prior_says_how_far_a_majority_is_believed(lead):
+    votes = [Vote(1, person, "a" if lead > 0 else "b", "ab"[person % 2]) for person in range(abs(lead))]
+    annotators = np.arange(abs(lead))
+    found = posterior.update(Parameters.before_votes(annotators), votes)
+    expected = found.of(1) if lead else 0.5
+    assert doubt_of_strangers(lead) == pytest.approx(1 - max(expected, 1 - expected))
+
+
 @given(st.text("abtx", max_size=9), st.sampled_from(["drop", "half"]))
-def test_without_a_posterior_the_votes_decide(choices, ties):
-    assert _derive(*_votes(choices), noise="posterior", ties=ties) == _derive(
-        *_votes(choices), noise="votes", ties=ties
-    )
-    by_votes, _ = _derive(*_votes(choices), noise="votes")
+def test_without_a_posterior_the_majority_decides_with_the_doubt_of_the_prior(choices, ties):
+    lead = choices.count("a") - choices.count("b")
+    soft, counts = _derive(*_votes(choices), noise="posterior", ties=ties)
+    by_votes, counts_by_votes = _derive(*_votes(choices), noise="votes", ties=ties)
+    assert [triple.chosen for triple in soft] == [triple.chosen for triple in by_votes]
+    assert counts == counts_by_votes
+    for triple in soft:
+        assert triple.label_noise == (pytest.approx(doubt_of_strangers(lead)) if lead else 0.5)
     weighted, _ = _derive(*_votes(choices), weight="posterior")
-    for one, other in zip(by_votes, weighted, strict=True):
-        assert one.chosen == other.chosen
-        assert other.label_noise == 0.0
-        assert other.weight > 0
-        if one.label_noise < MOST_NOISE:
-            assert other.weight == pytest.approx(1 - 2 * one.label_noise)
+    for one, other in zip(_derive(*_votes(choices), noise="posterior")[0], weighted, strict=True):
+        assert (other.chosen, other.label_noise) == (one.chosen, 0.0)
+        assert other.weight == pytest.approx(1 - 2 * one.label_noise)
+
+
+def test_a_judgement_that_was_not_measured_yet_is_doubted_like_one_that_was():
+    (measured,), _ = _derive(*_with(_votes("a"), p_a=0.78), noise="posterior")
+    (new,), _ = _derive(*_votes("a"), noise="posterior")
+    assert new.label_noise == pytest.approx(measured.label_noise, abs=0.01)
+
+
+def test_exports_say_what_a_run_would_train_on(project, data_dir, make_pair, judge, annotator, capsys):
+    pair = make_pair(held_out=False)
+    judge(pair, annotator, "a")
+    Pair.objects.filter(pk=pair.pk).update(p_a=0.7)
+    path = data_dir / "triples.jsonl"
+    said = []
+    for options in ([], ["--label-noise", "none", "--pair-weight", "posterior"], ["--label-noise", "none"]):
+        call_command("export_triples", project.slug, str(path), "--force", *options)
+        (line,) = map(json.loads, path.read_text().splitlines())
+        said.append((line["label_noise"], line["weight"]))
+    assert said == [(pytest.approx(0.3), 1.0), (0.0, pytest.approx(0.4)), (0.0, 1.0)]
+    with pytest.raises(CommandError, match="the same doubt"):
+        call_command("export_triples", project.slug, str(path), "--force", "--pair-weight", "posterior")
+
+
+def test_a_verdict_is_certain_whether_its_pair_was_measured_or_not():
+    for p_a in (None, 0.4):
+        (triple,), _ = _derive(*_with(_votes("ab"), p_a=p_a, verdict="a"), noise="posterior")
+        assert (triple.chosen, triple.label_noise) == (A, 0.0)
 
 
 @given(st.floats(0, 1))
@@ -327,7 +386,7 @@ def test_triples_without_rewrites_keep_the_bytes_that_they_always_had():
                 Judgement(number, pair, pair * 10, chosen, said.endswith("."), messages, first, second, [9, 8])
             )
     for rule, expected in (
-        (LabelRule(), "d27bfe5c504efcb70f436936843233f021c1d844108fac76d575f2c7cd32dfa2"),
+        (LabelRule(noise="none"), "d27bfe5c504efcb70f436936843233f021c1d844108fac76d575f2c7cd32dfa2"),
         (LabelRule("half", "votes", "votes"), "bae1199355ea082fb9cdbd6e4eeea6e1134f3935fe1924f628c2e36d2fb4458e"),
     ):
         lines = "".join(as_line(triple) + "\n" for triple in derive_triples(judged, TripleCounts(), rule))
