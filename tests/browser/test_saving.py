@@ -506,6 +506,7 @@ def test_other_pages_say_that_answers_wait(desks: Desks) -> None:
 
 
 POLL = "**/annotate/?*"
+A_POLL_LATER = 12_000  # milliseconds: the page asks every five seconds
 
 
 def _done(desk: Desk) -> None:
@@ -524,7 +525,7 @@ def test_why_nothing_is_there_is_told_anew_and_read_out_once(desks: Desks) -> No
 
     desk.page.evaluate("document.getElementById('announcer').textContent = 'Silence.'")
     desk.page.route(POLL, later)
-    expect(desk.page.locator(".waiting")).to_contain_text("In about 3 minutes.")
+    expect(desk.page.locator(".waiting")).to_contain_text("In about 3 minutes.", timeout=A_POLL_LATER)
     expect(desk.page.locator("#announcer")).to_have_text("Silence.")
 
 
@@ -550,7 +551,7 @@ def test_a_poll_that_finds_nobody_signed_in_says_so_until_somebody_is(desks: Des
     desk.ready()
     desk.page.route(POLL, lambda route: route.fulfill(status=200, headers={"HX-Redirect": "/sign-in/"}))
     desk.page.evaluate("document.getElementById('desk').dataset.state = 'moment'")  # so that it asks
-    expect(_unsaved(desk)).to_contain_text("You are signed out.")
+    expect(_unsaved(desk)).to_contain_text("You are signed out.", timeout=A_POLL_LATER)
     desk.page.unroute(POLL)
     _try_now(desk)
     expect(_unsaved(desk)).to_be_empty()
