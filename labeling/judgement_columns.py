@@ -184,28 +184,35 @@ def _pairs(rows: QuerySet[Pair]) -> PairColumns:
         "b_length": Length("response_b__text"),
         "words": _words("response_a__text") + _words("response_b__text"),
     }
-    fields = (
-        *(
-            "pk",
-            "judgements_count",
-            "judgements_asked",
-            "is_control",
-            "is_retired",
-            "gold_choice",
-            "adjudicated_choice",
-        ),
-        *("adjudicated_choice", "p_a", *lengths),
+    columns: dict[str, Any] = {
+        "pk": np.int64,
+        "judgements_count": np.int64,
+        "judgements_asked": np.float64,
+        "is_control": np.bool_,
+        "is_retired": np.bool_,
+        "gold_choice": _code,
+        "adjudicated_choice": _code,
+        "p_a": np.float64,
+        "a_length": np.float64,
+        "b_length": np.float64,
+        "words": np.int64,
+    }
+    found = rows.annotate(**lengths).values_list(*columns).iterator(chunk_size=CHUNK)
+    read = dict(zip(columns, _columns(found, list(columns.values())), strict=True))
+    return PairColumns(
+        pair_id=read["pk"],
+        judgements=read["judgements_count"],
+        asked=read["judgements_asked"],
+        is_control=read["is_control"],
+        is_retired=read["is_retired"],
+        gold=read["gold_choice"],
+        decided=read["adjudicated_choice"],
+        p_a=read["p_a"],
+        new_p_a=np.full(len(read["pk"]), np.nan),
+        # And one: an empty response has no logarithm.
+        a_doublings=np.log2((read["a_length"] + 1) / (read["b_length"] + 1)),
+        words=read["words"],
     )
-    pk, judgements, asked, control, retired, gold, decided, p_a, a_length, b_length, words = _columns(
-        rows.annotate(**lengths).values_list(*fields).iterator(chunk_size=CHUNK),
-        (
-            *(np.int64, np.int64, np.float64, np.bool_, np.bool_, _code, _code),
-            *(np.float64, np.float64, np.float64, np.int64),
-        ),
-    )
-    doublings = np.log2((a_length + 1) / (b_length + 1))  # and one: an empty response has no logarithm
-    new = np.full(len(pk), np.nan)
-    return PairColumns(pk, judgements, asked, control, retired, gold, decided, p_a, new, doublings, words)
 
 
 def _words(field: str) -> Any:
