@@ -423,10 +423,11 @@
   async function fetchDifference(pair) {
     const url = `${root.dataset.differenceUrl}?${new URLSearchParams({ token: pair.dataset.token })}`;
     try {
-      const response = await fetch(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
+      const response = await fetch(url, { headers: Outbox.headers(), signal: AbortSignal.timeout(Outbox.TIMEOUT_MS) });
       const answer = Outbox.read(response, await response.text());
       if (answer.isRefused === false) return addDifference(pair, JSON.parse(answer.text));
-      const known = { "signed-out": sentences.signedOut, stale: sentences.stale }[answer.trouble];
+      const { signedOut, otherAccount, stale } = sentences;
+      const known = { "signed-out": signedOut, "other-account": otherAccount, stale }[answer.trouble];
       return known ?? (answer.isPlain ? answer.text : sentences.noDifference);
     } catch {
       return sentences.noDifference;
