@@ -80,6 +80,17 @@ class Terms:
     until: datetime
     is_ahead: bool
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The terms as both statements name them."""
+        return {
+            "annotator": self.seat.annotator_id,
+            "project": self.project.pk,
+            "now": rows.moment(self.now),
+            "until": rows.moment(self.until),
+            "ahead": self.is_ahead,
+        }
+
 
 def claim(terms: Terms) -> Slot | None:
     """Lease the next slot to this person, with the sides decided; ``None`` if nothing is open for them.
@@ -120,14 +131,7 @@ def _arm(is_control: bool) -> str:
 
 
 def _claim_in_arm(terms: Terms, is_control: bool, after: list[float] | None) -> Slot | None:
-    values = {
-        "annotator": terms.seat.annotator_id,
-        "project": terms.project.pk,
-        "now": rows.moment(terms.now),
-        "until": rows.moment(terms.until),
-        "ahead": terms.is_ahead,
-        "side": by_coin(terms.seat),
-    }
+    values = terms.values | {"side": by_coin(terms.seat)}
     if after:
         values |= {"priority": after[0], "random_key": after[1]}
     return _claimed(_claim_statement(connection.vendor, is_control, bool(after)), values)
@@ -147,14 +151,7 @@ def _claim_statement(vendor: str, is_control: bool, is_after: bool) -> str:
 
 def _claim_own(terms: Terms, kind: str) -> Slot | None:
     """A place that was made for this person, its sides decided."""
-    values = {
-        "annotator": terms.seat.annotator_id,
-        "project": terms.project.pk,
-        "now": rows.moment(terms.now),
-        "until": rows.moment(terms.until),
-        "ahead": terms.is_ahead,
-    }
-    slot = _claimed(_claim_own_statement(connection.vendor, kind), values)
+    slot = _claimed(_claim_own_statement(connection.vendor, kind), terms.values)
     if slot:
         terms.seat.a_left += 1 if slot.shown_left == Slot.Side.A else -1
     return slot

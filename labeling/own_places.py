@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from labeling.claims import against, by_coin, opposite, shown_elsewhere
-from labeling.leases import take_turn
 from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
 from labeling.places import next_place
+from labeling.turns import take_turn
 
 # A second look comes when the first is no longer fresh, and at judgements of not too long ago.
 REPEAT_AFTER, REPEAT_WITHIN = 20, 200
@@ -37,9 +36,8 @@ def reserve(project: Project, annotator_id: int) -> int:
     with transaction.atomic():
         take_turn(annotator_id)  # they may be taking their seat at this moment
         seat, _ = Seat.objects.get_or_create(project=project, annotator_id=annotator_id)
-    made = [_make(seat, Slot.Kind.GOLD, pair_id) for pair_id in _lacking(seat, Slot.Kind.GOLD, project.gold_percent)]
-    repeats = _lacking(seat, Slot.Kind.REPEAT, project.repeat_percent)
-    return sum(made) + sum(_make(seat, Slot.Kind.REPEAT, pair_id) for pair_id in repeats)
+    shares = {Slot.Kind.GOLD: project.gold_percent, Slot.Kind.REPEAT: project.repeat_percent}
+    return sum(_make(seat, kind, pair_id) for kind, share in shares.items() for pair_id in _lacking(seat, kind, share))
 
 
 def forget_unseen(pair_id: int) -> None:
@@ -47,15 +45,15 @@ def forget_unseen(pair_id: int) -> None:
     Slot.objects.filter(pair_id=pair_id, kind=Slot.Kind.GOLD, state=Slot.State.DONE, lease_number=0).delete()
 
 
-def _lacking(seat: Seat, kind: str, percent: float) -> Iterator[int]:
+def _lacking(seat: Seat, kind: str, percent: float) -> list[int]:
     """Pairs for as many places as this person lacks, in an order by chance."""
     wanted = math.ceil(RESERVED_FOR * percent / 100)
     mine = Slot.objects.filter(project_id=seat.project_id, annotator_id=seat.annotator_id, kind=kind)
     wanted -= mine.filter(state=Slot.State.DONE, versions=0, is_passed_on=False).count() if wanted else 0
     if wanted <= 0:
-        return iter(())
+        return []
     found = _golden(seat) if kind == Slot.Kind.GOLD else _judged(seat)
-    return iter(random.sample(found, min(wanted, len(found))))
+    return random.sample(found, min(wanted, len(found)))
 
 
 def _golden(seat: Seat) -> list[int]:

@@ -23,6 +23,7 @@ from labeling.models import Pair, Preference, Project, Skip, Slot
 from labeling.places import give_back, next_place
 from labeling.records import Judged, forget_skip, record_preference, record_skip, reinstate, withdraw
 from labeling.tokens import TokenContent, keyed_share, make_token, read_token
+from labeling.turns import take_turn, transaction_at_desk
 
 PAIR_OF_SLOT = "id = (SELECT pair_id FROM labeling_slot WHERE id = %s) AND project_id = %s"
 # What somebody says of the pair now; a second look is apart from the first.
@@ -95,7 +96,7 @@ def lease_next(project: Project, annotator_id: int) -> Lease | None:
     Asking twice, from two tabs for example, returns the same lease, renewed. Raises ``NotQualified`` for whoever has
     still to pass the project's qualification set.
     """
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         return leases.lease_now(leases.sit_down(project, annotator_id))
 
 
@@ -104,14 +105,14 @@ def lease_ahead(project: Project, annotator_id: int) -> Lease | None:
 
     ``None`` where nothing more is open for them, or nothing is held that it could come after.
     """
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         desk = leases.sit_down(project, annotator_id)
         return leases.lease_after(desk) if desk.held else None
 
 
 def turn(project: Project, token: str, annotator_id: int, choice: str, details: Details = NOTHING_MORE) -> Turn:
     """Submit an answer, go on to the next pair and lease the one after it, in one transaction."""
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         submission = _submit(project, token, annotator_id, choice, details)
         desk = leases.desk_of(project, annotator_id)
         now = leases.lease_now(desk)
@@ -125,13 +126,13 @@ def submit(project: Project, token: str, annotator_id: int, choice: str, details
     second answer of one lease counts as a repeat of the first. Raises ``LeaseGone`` for a foreign or damaged token,
     ``AnswerRejected`` for an answer that cannot be stored, ``Frozen`` for one that a dataset has used.
     """
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         return _submit(project, token, annotator_id, choice, details)
 
 
 def give_back_ahead(project: Project, annotator_id: int) -> None:
     """Open the pair that was leased ahead for the others; harmless where there is none."""
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         if ahead := leases.sit_down(project, annotator_id).ahead:
             give_back(ahead)
 
@@ -142,7 +143,7 @@ def renew(project: Project, token: str, annotator_id: int) -> Standing:
     A lease that ran out is taken back if nobody has the slot, unless this person has moved on to another pair: nobody
     holds two by leaving pages open. Raises ``LeaseGone`` for a foreign or damaged token.
     """
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         page = _read_page(project, token, annotator_id, is_forgettable=True)
         if page.answer:
             return Standing.ANSWERED
@@ -156,7 +157,7 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
 
     A page that is older than the answer withdraws nothing: ``AlreadyAnswered``.
     """
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         page = _read_page(project, token, annotator_id)
         slot = page.slot
         if page.answer:
@@ -182,8 +183,8 @@ def undo(project: Project, annotator_id: int) -> Lease:
     pair that was on the screen comes after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset
     has used.
     """
-    with leases.transaction_at_desk():
-        leases.take_turn(annotator_id)
+    with transaction_at_desk():
+        take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         judged = mine.select_related("slot").order_by("-pk").first()
         skipped = Skip.objects.filter(annotator_id=annotator_id, pair__project=project).order_by("-pk").first()
@@ -196,8 +197,8 @@ def undo(project: Project, annotator_id: int) -> Lease:
 
 def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
     """Reopen one of this person's judgements, as ``undo`` does with the last one."""
-    with leases.transaction_at_desk():
-        leases.take_turn(annotator_id)
+    with transaction_at_desk():
+        take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         preference = mine.select_related("slot").filter(pk=preference_id).first()
         if preference is None:
@@ -208,7 +209,7 @@ def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
 
 def add_reasons(project: Project, token: str, annotator_id: int, reasons: tuple[str, ...], comment: str) -> Preference:
     """Say, after the vote, why: onto the judgement that was given under this lease, while no dataset has used it."""
-    with leases.transaction_at_desk():
+    with transaction_at_desk():
         check_reasons(project, reasons)
         current = _read_page(project, token, annotator_id).answer
         if current is None:
@@ -242,7 +243,7 @@ def _read_page(project: Project, token: str, annotator_id: int, *, is_forgettabl
     lease = read_token(token, annotator_id)
     slot_id = lease.slot_id
     with rows.pipelined():
-        leases.take_turn(annotator_id, is_forgettable=is_forgettable)
+        take_turn(annotator_id, is_forgettable=is_forgettable)
         pairs = rows.ask(Pair, PAIR_OF_SLOT, [slot_id, project.pk], lock="FOR NO KEY UPDATE")
         slots = rows.ask(Slot, "id = %s", [slot_id], lock="FOR UPDATE")
         said = rows.ask(Preference, SAID_OF_SLOT, [annotator_id, slot_id, slot_id])

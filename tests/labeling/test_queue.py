@@ -21,6 +21,7 @@ from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
 from labeling.queue import Standing
 from labeling.services import create_project
 from labeling.tokens import TokenContent, make_token
+from labeling.turns import transaction_at_desk
 from tests.threads import at_once
 
 
@@ -562,7 +563,7 @@ def test_the_time_of_an_extra_vote_counts_from_its_own_lease(project, annotator,
     assert queue.submit(project, token, annotator.pk, "a").preference.seconds > 3599
 
 
-def test_what_divides_opinions_most_is_asked_about_first(project, make_pair, annotator, judge):
+def test_what_divides_opinions_most_is_asked_about_first(project, make_pair, annotator):
     project.judgements_per_pair, project.most_judgements = 2, 5
     project.save()
     people = [User.objects.create_user(f"voter-{number}") for number in range(4)]
@@ -572,10 +573,8 @@ def test_what_divides_opinions_most_is_asked_about_first(project, make_pair, ann
     for pair, choices in zip(pairs, (("a", "a", "b", "b"), ("a", "b", "tie", "both_bad")), strict=True):
         for person, choice in zip(people, choices, strict=True):
             slot = pair.slots.filter(state="open").first() or Slot.objects.create(
-                project=project, pair=pair, place=pair.slots.count() + 1, state="closed"
+                project=project, pair=pair, place=pair.slots.count() + 1
             )
-            Slot.objects.filter(pk=slot.pk).update(state="open")
-            slot.refresh_from_db()
             _take(slot, person)
             queue.submit(project, make_token(slot), person.pk, choice)
     assert _lease(project, annotator).slot.pair == pairs[1], "four opinions before two and two"
@@ -587,8 +586,8 @@ def test_a_pair_that_was_read_offline_took_the_time_its_page_measured(project, m
     make_pair()
     first, ahead = _lease(project, annotator), queue.lease_ahead(project, annotator.pk)
     assert ahead is not None
-    hour_ago = timezone.now() - timedelta(minutes=10)
-    Slot.objects.filter(pk=ahead.slot.pk).update(leased_at=hour_ago)
+    earlier = timezone.now() - timedelta(minutes=10)
+    Slot.objects.filter(pk=ahead.slot.pk).update(leased_at=earlier)
     ahead.slot.refresh_from_db()
     token = make_token(ahead.slot)
     queue.turn(project, first.token, annotator.pk, "a", Details(seconds=3))
@@ -622,14 +621,14 @@ def test_on_sqlite_whoever_comes_first_is_served_first():
     is_busy = threading.Event()
 
     def keep_busy() -> None:
-        with leases.transaction_at_desk():
+        with transaction_at_desk():
             is_busy.set()
             time.sleep(0.7)
 
     def come(number: int) -> None:
         is_busy.wait()
         time.sleep(number * 0.05)
-        with leases.transaction_at_desk():
+        with transaction_at_desk():
             served.append(number)
             time.sleep(0.02)
 
