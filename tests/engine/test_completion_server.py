@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +259,27 @@ def test_an_answer_that_takes_too_long_is_told_and_not_asked_for_again(serve) ->
         ask(server.url, answer_seconds=0.1)
     assert told.value.code == "server_timeout"
     assert len(server.bodies) == 1
+
+
+def test_a_request_under_way_keeps_its_connection_when_the_server_is_left_and_no_other_is_begun(serve) -> None:
+    tiny = serve()
+    tiny.faults.append(slow(0.3))
+    server = CompletionServer(tiny.url, connections=2)
+    sampling = Sampling(1.0, 1.0, (2,))
+    answer: Future[Any] = Future()
+    asking = threading.Thread(
+        target=lambda: answer.set_result(server.complete("tiny", [1, 5], seed=3, max_new_tokens=8, sampling=sampling))
+    )
+    asking.start()
+    while not tiny.bodies:
+        time.sleep(0.01)
+    server.close()
+    server.close()
+    with pytest.raises(EngineError):
+        server.models()
+    assert answer.result(timeout=10).token_ids
+    asking.join()
+    gc.collect()  # a connection that nobody has closed is told here
 
 
 def test_a_server_that_is_not_there_is_told(served_run) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 import torch
 from peft import PeftModel
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from training.engine import loading
 
@@ -146,15 +147,15 @@ class TinyCompletionServer:
     @torch.inference_mode()
     def generate(self, body: dict[str, Any]) -> list[int]:
         ids = torch.tensor([body["prompt"]])
-        with self._generating, torch.random.fork_rng(devices=[]), self.policy(body["model"]):
-            torch.manual_seed(body["seed"])
+        drawn = LogitsProcessorList(
+            [TemperatureLogitsWarper(body["temperature"]), TopPLogitsWarper(body["top_p"]), Draw(body["seed"])]
+        )
+        with self._generating, self.policy(body["model"]):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=body["temperature"],
-                top_p=body["top_p"],
-                top_k=0,
+                do_sample=False,
+                logits_processor=drawn,
                 max_new_tokens=body["max_tokens"],
                 eos_token_id=body["stop_token_ids"],
             )
@@ -167,6 +168,16 @@ class TinyCompletionServer:
             self.model.set_adapter(name)
             return contextlib.nullcontext()
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext()
+
+
+class Draw(LogitsProcessor):
+    """Makes the greatest score a sample (the Gumbel-max trick), from a generator that no other thread draws from."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores - torch.empty_like(scores).exponential_(generator=self.generator).log()
 
 
 class Handler(BaseHTTPRequestHandler):

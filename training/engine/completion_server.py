@@ -12,6 +12,7 @@ import os
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +76,8 @@ class CompletionServer:
     def __init__(self, url: str, *, connections: int, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         self._closed = threading.Event()
+        self._users = 1  # whoever closes this, and the threads in a request
+        self._counting = threading.Lock()
         self._http = httpx2.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -86,8 +89,27 @@ class CompletionServer:
         self.name = shown(url)
 
     def close(self) -> None:
-        self._closed.set()
-        self._http.close()
+        """No further request is begun or tried again. Those under way are not waited for."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._leave()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        with self._counting:
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """The last one out closes the connections: a pool that is closed loses one that is just being made."""
+        with self._counting:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._http.close()
 
     def models(self) -> dict[str, int | None]:
         """The names that can be asked for, each with the tokens it reads at most, where the server says so."""
@@ -159,7 +181,8 @@ class CompletionServer:
             if self._closed.wait(pause):
                 break
             try:
-                response = self._http.request(method, path, json=body)
+                with self._used():
+                    response = self._http.request(method, path, json=body)
             except (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
                 hint = "Look at the server's load, or let fewer responses be written at once."
                 message = f"The sampling server {self.name} did not answer in time."
