@@ -8,7 +8,6 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlencode
 
 from django.urls import reverse
@@ -17,20 +16,38 @@ CHOICES = ("left", "right", "tie", "both_bad")
 TIMEOUT_SECONDS = 60
 MAX_ERRORS = 5
 INPUT = re.compile(r"<input\b[^>]*>")
+KEY = re.compile(r'\bdata-key="([^"]+)"')
 NAME, VALUE = re.compile(r'\bname="([^"]*)"'), re.compile(r'\bvalue="([^"]*)"')
 
 
-def vote_form(page: str, action: str) -> dict[str, str]:
-    """The fields of the form that posts to ``action``, lease token included; empty if the page has no such form."""
-    start = page.find(f'action="{action}"')
-    if start < 0:
-        return {}
-    fields = {}
-    for tag in INPUT.findall(page, start, page.find("</form>", start)):
-        name, value = NAME.search(tag), VALUE.search(tag)
-        if name and value:
-            fields[name[1]] = html.unescape(value[1])
-    return fields if fields.get("token") else {}
+@dataclass(frozen=True)
+class Desk:
+    """One pair on a page: the name of its lease and the fields of its form, the token included."""
+
+    key: str
+    form: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the page of an annotator holds: the pair on the screen and the one behind it, unseen."""
+
+    now: Desk
+    ahead: Desk
+
+
+def desks(page: str) -> list[Desk]:
+    """The pairs that an answer of the annotate page holds, in its order; what waits in a template is one of them."""
+    found = []
+    for part in page.split('<section id="desk"')[1:]:
+        key, fields = KEY.search(part), {}
+        for tag in INPUT.findall(part[part.find('id="vote"') : part.find("</form>")]):
+            name, value = NAME.search(tag), VALUE.search(tag)
+            if name and value:
+                fields[name[1]] = html.unescape(value[1])
+        if key and fields.get("token"):
+            found.append(Desk(key[1], fields))
+    return found
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ async def sit(sitting: Sitting, sessions: list[str]) -> Tally:
 
 async def _label(sitting: Sitting, session: str, tally: Tally, started: float) -> None:
     browser = Browser(sitting.port, {"sessionid": session}, tally)
-    form: dict[str, str] = {}
+    held: Held | None = None
     errors = 0
     while errors < MAX_ERRORS:
         if sitting.think:
@@ -127,11 +144,11 @@ async def _label(sitting: Sitting, session: str, tally: Tally, started: float) -
             break
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                form = await (_answer(browser, sitting, form) if form else _open(browser, sitting))
+                held = await (_answer(browser, sitting, held) if held else _open(browser, sitting))
         except Exception as error:  # whatever it is, it is counted, told and makes the benchmark fail
             tally.errors.append(f"{type(error).__name__}: {error}")
-            tally.unanswered += bool(form)
-            form, errors = {}, errors + 1
+            tally.unanswered += held is not None
+            held, errors = None, errors + 1
             browser.close()
             continue
         if now > started + sitting.warm_up:
@@ -139,30 +156,34 @@ async def _label(sitting: Sitting, session: str, tally: Tally, started: float) -
     browser.close()
 
 
-async def _open(browser: Browser, sitting: Sitting) -> dict[str, str]:
-    page = await browser.fetch("GET", reverse("labeling:annotate", args=[sitting.slug]))
+async def _open(browser: Browser, sitting: Sitting) -> Held:
+    """Open the page and, as its script does then, fetch the pair after the one that it shows."""
+    address = reverse("labeling:annotate", args=[sitting.slug])
+    page = await browser.fetch("GET", address)
     browser.tally.page_bytes = len(page.encode())
-    return _form(page, sitting)
+    now = _first(desks(page))
+    further = await browser.fetch("GET", f"{address}?shown={now.key}", headers="HX-Request: true\r\n")
+    return Held(now, _first(desks(further), besides=now.key))
 
 
-async def _answer(browser: Browser, sitting: Sitting, form: dict[str, str]) -> dict[str, str]:
-    """Send the form as htmx does and return that of the next pair."""
-    action = reverse("labeling:submit", args=[sitting.slug])
+async def _answer(browser: Browser, sitting: Sitting, held: Held) -> Held:
+    """Send the form while the next pair stands on the screen already, and take the one after it."""
     headers = {
         "HX-Request": "true",
         "HX-Target": "desk",
-        "X-CSRFToken": form.get("csrfmiddlewaretoken", browser.cookies.get("csrftoken", "")),
+        "X-CSRFToken": held.now.form.get("csrfmiddlewaretoken", browser.cookies.get("csrftoken", "")),
         "Content-Type": "application/x-www-form-urlencoded",
     }
-    body = urlencode(form | {"choice": random.choice(CHOICES)})
+    body = urlencode(held.now.form | {"choice": random.choice(CHOICES), "shown": held.ahead.key})
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    desk = await browser.fetch("POST", action, body, lines)
+    answer = await browser.fetch("POST", reverse("labeling:submit", args=[sitting.slug]), body, lines)
     browser.tally.answered += 1
-    browser.tally.desk_bytes = len(desk.encode())
-    return _form(desk, sitting)
+    browser.tally.desk_bytes = len(answer.encode())
+    return Held(held.ahead, _first(desks(answer), besides=held.ahead.key))
 
 
-def _form(page: str, sitting: Sitting) -> Any:
-    if form := vote_form(page, reverse("labeling:submit", args=[sitting.slug])):
-        return form
-    raise UnexpectedAnswer("a page without a pair to vote on")
+def _first(pairs: list[Desk], *, besides: str = "") -> Desk:
+    for pair in pairs:
+        if pair.key != besides:
+            return pair
+    raise UnexpectedAnswer("a page without a further pair to vote on")

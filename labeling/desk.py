@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from django.db import connection
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.html import format_html
-from django.utils.translation import gettext, ngettext
+from django.utils.safestring import SafeString
+from django.utils.translation import get_language, gettext, ngettext
 
 from labeling import places, queue, rows, sent_back
 from labeling.leases import Lease
@@ -78,7 +81,7 @@ def show(project: Project, lease: Lease, annotator_id: int) -> dict[str, Any]:
         "is_repeat": slot.kind == Slot.Kind.REPEAT,
         "asks_reason": queue.asks_for_reason(project, slot, annotator_id),
         "previous": side_of(previous.choice, slot.shown_left) if previous else "",
-        "said": _said(project, previous, slot.shown_left),
+        "saying": _saying(project, previous, slot.shown_left),
         "note": (note := sent_back.note_of(previous) if previous else ""),
         # Beside the one that lies here.
         "sent_back": sent_back.count_of(project.pk, annotator_id) - bool(note),
@@ -93,22 +96,45 @@ def _response(response: Response) -> dict[str, Any]:
     }
 
 
-def _said(project: Project, previous: Preference | None, shown_left: str) -> dict[str, Any]:
-    """What goes with the choice, filled in where an undo reopened it."""
-    criteria = previous.criteria if previous else {}
-    rewrite = getattr(previous, "rewrite", None) if previous else None
-    return {
-        "is_strong": bool(previous and previous.is_strong),
-        "comment": previous.comment if previous else "",
-        "rewrite": rewrite.response.text if rewrite else "",
-        "criteria": [
-            {"name": name, "value": side_of(criteria[name], shown_left) if name in criteria else ""}
-            for name in project.criteria
-        ],
-        "reasons": [
-            {"name": name, "is_chosen": bool(previous and name in previous.reasons)} for name in project.reason_chips
-        ],
-    }
+def _saying(project: Project, previous: Preference | None, shown_left: str) -> SafeString:
+    """The fields for what may go with the choice, filled in where an undo reopened an answer."""
+    asked = _Asked(project.asks_strength, project.allows_rewrites, tuple(project.criteria), tuple(project.reason_chips))
+    if previous is None:
+        return _nothing_said(asked, get_language())
+    rewrite = getattr(previous, "rewrite", None)
+    return _fields(
+        asked,
+        {
+            "is_strong": previous.is_strong,
+            "comment": previous.comment,
+            "rewrite": rewrite.response.text if rewrite else "",
+            "criteria": {name: side_of(choice, shown_left) for name, choice in previous.criteria.items()},
+            "reasons": previous.reasons,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a project lets people say beyond the choice."""
+
+    asks_strength: bool
+    allows_rewrites: bool
+    criteria: tuple[str, ...]
+    reason_chips: tuple[str, ...]
+
+
+@lru_cache(maxsize=64)
+def _nothing_said(asked: _Asked, _language: str | None) -> SafeString:
+    """Of almost every pair, so it is not written anew for each."""
+    return _fields(asked, {"criteria": {}, "reasons": []})
+
+
+def _fields(asked: _Asked, said: dict[str, Any]) -> SafeString:
+    criteria = [{"name": name, "value": said["criteria"].get(name, "")} for name in asked.criteria]
+    reasons = [{"name": name, "is_chosen": name in said["reasons"]} for name in asked.reason_chips]
+    fields = {"asked": asked, "said": said | {"criteria": criteria, "reasons": reasons}}
+    return render_to_string("labeling/_saying.html", fields)
 
 
 def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
