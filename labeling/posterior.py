@@ -10,15 +10,16 @@ purpose: with one to three votes it cannot be told from chance. Votes on hard pa
 and p on them is a little too sure; the benchmark ``label_model`` shows how much.
 
 What moves p. Votes for A or B, by the annotator's ability and side. A tie's probability is the annotator's tie rate
-whichever response is better, so a tie moves nothing: it is kept, and counted, as evidence for neither. Both-bad judges
-the pair and not the difference; it moves nothing. A reviewer's decision for A or B enters as one more vote that is
-wrong with probability ``ADJUDICATION_ERROR``, and the known answer of a gold pair as one that is wrong with
-``GOLD_ERROR``: what people answered there is held against it, as against a further person of known reliability. "Tie"
-or "both bad" closes the pair: p = 1/2, and its votes say nothing of those who cast them. A strong vote ("much better")
-has c times the ability of its annotator, 1 <= c <= 3, c learned over the project and 1 where strong votes are no better
-than others: WebGPT (Nakano et al. 2021, C) merged the degrees before training, Llama 2 (Touvron et al. 2023, 3.2.2)
-found them useful; here the votes decide. Several votes of one annotator on one pair are not independent; together they
-count as one vote, each with the same part.
+whichever response is better, so a tie moves nothing: it is kept, and counted, as evidence for neither. It does say that
+there is little to choose, so whoever makes a label of p has to count it in. Both-bad judges the pair and not the
+difference; it moves nothing. A reviewer's decision for A or B enters as one more vote that is wrong with probability
+``ADJUDICATION_ERROR``, and the known answer of a gold pair as one that is wrong with ``GOLD_ERROR``: what people
+answered there is held against it, as against a further person of known reliability. "Tie" or "both bad" closes the
+pair: p = 1/2, and its votes say nothing of those who cast them. A strong vote ("much better") has c times the ability
+of its annotator, 1 <= c <= 3, c learned over the project and 1 where strong votes are no better than others: WebGPT
+(Nakano et al. 2021, C) merged the degrees before training, Llama 2 (Touvron et al. 2023, 3.2.2) found them useful; here
+the votes decide. Several votes of one annotator on one pair are not independent; together they count as one vote, each
+with the same part.
 
 What it can't know. Ability shows only where pairs are shared (``Fit.shared_pairs``), adjudicated or gold. Without,
 every annotator has the prior's reliability, 0.78, and p of a single vote says no more than that.
