@@ -39,11 +39,9 @@ import numpy as np
 
 from labeling import credible, logistic_annotator
 from labeling.logistic_annotator import Parameters
-from labeling.soft_label import RESOLUTION, Label, hard_label, soft_label
 from labeling.votes import BOTH_BAD, TIE, A, Bools, Choice, Floats, Ints, Vote, VoteColumns, as_columns
 
-__all__ = ["RESOLUTION", "Adjudication", "Annotator", "Fit", "Label", "Parameters", "Posterior", "Vote", "fit",
-           "hard_label", "soft_label", "update"]  # fmt: skip
+__all__ = ["Adjudication", "Annotator", "Fit", "Parameters", "Posterior", "Vote", "fit", "update"]
 
 # Researchers who talk a pair over reach about 95 % (Stiennon et al. 2020, C.2); a reviewer sees votes and reasons
 # besides. At 1 in 100 the decision stands against three ordinary votes, and falls to no small crowd.
