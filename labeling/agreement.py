@@ -99,13 +99,14 @@ def overall(votes: VoteColumns | Iterable[Vote], *, asked: Ints | int | None = N
     third where they differ: an agreement of 65 % would be read as 59 %.
     """
     columns = _shared(as_columns(votes), asked)
-    return _agreement(_Units(_counts(columns)), seed)
+    return _agreement(_counts(columns), seed)
 
 
 def by_annotator(
     votes: VoteColumns | Iterable[Vote], *, asked: Ints | int | None = None, seed: int = SEED
-) -> dict[int, Agreement]:
-    """Each annotator against the others on the pairs they share, a pair weighing the same however many others it has.
+) -> dict[int, Estimate]:
+    """Of each annotator the share of the others' judgements, on the pairs they share, that are the same; a pair weighs
+    the same however many others it has.
 
     Only annotators who share a pair are in it; ``asked`` as for ``overall``.
     """
@@ -117,7 +118,7 @@ def by_annotator(
     order = np.argsort(person, kind="stable")
     bounds = np.searchsorted(person[order], np.arange(len(people) + 1))
     return {
-        int(who): _agreement(_Units(others[order[start:end]], own[order[start:end]]), seed)
+        int(who): _share_of_same(others[order[start:end]], own[order[start:end]], seed)
         for who, start, end in zip(people, bounds[:-1], bounds[1:], strict=True)
     }
 
@@ -204,40 +205,22 @@ def _counts(columns: VoteColumns) -> Floats:
     return cells.reshape(-1, _KINDS).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class _Units:
-    """Judgements of each kind, a row a pair. With ``own``, ``counts`` are the others' that it is held against."""
-
-    counts: Floats
-    own: Floats | None = None
-
-    def without_both_bad(self) -> _Units:
-        counts = self.counts.copy()
-        counts[:, BOTH_BAD] = 0
-        if self.own is None:
-            return _Units(counts[counts.sum(axis=1) > 1])
-        shared = (self.own[:, BOTH_BAD] == 0) & (counts.sum(axis=1) > 0)
-        return _Units(counts[shared], self.own[shared])
-
-
-def _agreement(units: _Units, seed: int) -> Agreement:
-    compared = units.without_both_bad()
+def _agreement(counts: Floats, seed: int) -> Agreement:
+    compared = counts.copy()
+    compared[:, BOTH_BAD] = 0
+    compared = compared[compared.sum(axis=1) > 1]
     return Agreement(
-        alpha=_estimate(_alpha_parts(units, NOMINAL), partial(_alpha, NOMINAL), seed),
+        alpha=_estimate(_alpha_parts(counts, NOMINAL), partial(_alpha, NOMINAL), seed),
         alpha_interval=_estimate(_alpha_parts(compared, INTERVAL), partial(_alpha, INTERVAL), seed),
-        equal=_estimate(_share_parts(units, EQUAL), _ratio, seed),
+        equal=_estimate(_share_parts(counts, EQUAL), _ratio, seed),
         half=_estimate(_share_parts(compared, HALF), _ratio, seed),
     )
 
 
-def _alpha_parts(units: _Units, distance: Floats) -> Floats:
+def _alpha_parts(counts: Floats, distance: Floats) -> Floats:
     """Of each pair its observed distance and its judgements of each kind, as they enter the coincidences."""
-    judged = units.counts.sum(axis=1)
-    if units.own is None:
-        observed = np.einsum("uk,kl,ul->u", units.counts, distance, units.counts) / (judged - 1)
-        return np.column_stack([observed, units.counts])
-    observed = 2 * np.einsum("uk,kl,ul->u", units.own, distance, units.counts) / judged
-    return np.column_stack([observed, units.own + units.counts / judged[:, None]])
+    observed = np.einsum("uk,kl,ul->u", counts, distance, counts) / (counts.sum(axis=1) - 1)
+    return np.column_stack([observed, counts])
 
 
 def _alpha(distance: Floats, sums: Floats) -> Floats:
@@ -248,13 +231,16 @@ def _alpha(distance: Floats, sums: Floats) -> Floats:
     return np.asarray(1 - np.divide((values.sum(axis=-1) - 1) * observed, expected, out=nothing, where=expected > 0))
 
 
-def _share_parts(units: _Units, agree: Floats) -> Floats:
-    """Of each pair how much its judgements agree, and of how much: pairs of judgements, or 1 against the others."""
-    judged = units.counts.sum(axis=1)
-    if units.own is None:
-        together = np.einsum("uk,kl,ul->u", units.counts, agree, units.counts) - units.counts @ np.diag(agree)
-        return np.column_stack([together, judged * (judged - 1)])
-    return np.column_stack([np.einsum("uk,kl,ul->u", units.own, agree, units.counts) / judged, np.ones(len(judged))])
+def _share_parts(counts: Floats, agree: Floats) -> Floats:
+    """Of each pair how much its pairs of judgements agree, and how many these are."""
+    judged = counts.sum(axis=1)
+    together = np.einsum("uk,kl,ul->u", counts, agree, counts) - counts @ np.diag(agree)
+    return np.column_stack([together, judged * (judged - 1)])
+
+
+def _share_of_same(others: Floats, own: Floats, seed: int) -> Estimate:
+    same = (own * others).sum(axis=1) / others.sum(axis=1)
+    return _estimate(np.column_stack([same, np.ones(len(same))]), _ratio, seed)
 
 
 def _ratio(sums: Floats) -> Floats:

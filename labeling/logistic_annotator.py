@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.soft_label import PRIOR_MEAN
+from labeling.strangers import PRIOR_MEAN
 from labeling.votes import Floats, Ints
 
 PRIOR_MEAN_SD = 0.5

@@ -10,17 +10,18 @@ purpose: with one to three votes it cannot be told from chance. Votes on hard pa
 and p on them is a little too sure; the benchmark ``label_model`` shows how much.
 
 What moves p. Votes for A or B, by the annotator's ability and side. A tie's probability is the annotator's tie rate
-whichever response is better, so a tie moves nothing: it is kept, and counted, as evidence for neither. Both-bad judges
-the pair and not the difference; it moves nothing. A reviewer's decision for A or B enters as one more vote that is
-wrong with probability ``ADJUDICATION_ERROR``, and the known answer of a gold pair as one that is wrong with
-``GOLD_ERROR``: what people answered there is held against it, as against a further person of known reliability. "Tie"
-or "both bad" closes the pair: p = 1/2, and its votes say nothing of those who cast them. A strong vote ("much better")
-has c times the ability of its annotator, 1 <= c <= 3, c learned over the project and 1 where strong votes are no better
-than others: WebGPT (Nakano et al. 2021, C) merged the degrees before training, Llama 2 (Touvron et al. 2023, 3.2.2)
-found them useful; here the votes decide. Several votes of one annotator on one pair are not independent; together they
-count as one vote, each with the same part.
+whichever response is better, so a tie moves nothing: it is kept, and counted, as evidence for neither. It does say that
+there is little to choose, so whoever makes a label of p has to count it in. Both-bad judges the pair and not the
+difference; it moves nothing. A reviewer's decision for A or B enters as one more vote that is wrong with probability
+``ADJUDICATION_ERROR``, and the known answer of a gold pair as one that is wrong with ``GOLD_ERROR``: what people
+answered there is held against it, as against a further person of known reliability. "Tie" or "both bad" closes the
+pair: p = 1/2, and its votes say nothing of those who cast them. A strong vote ("much better") has c times the ability
+of its annotator, 1 <= c <= 3, c learned over the project and 1 where strong votes are no better than others: WebGPT
+(Nakano et al. 2021, C) merged the degrees before training, Llama 2 (Touvron et al. 2023, 3.2.2) found them useful; here
+the votes decide. Several votes of one annotator on one pair are not independent; together they count as one vote, each
+with the same part.
 
-What it can't know. Ability shows only where pairs are shared (``Fit.shared_pairs``), adjudicated or gold. Without,
+What it can't know. Ability shows only where pairs are shared (``Annotator.shared``), adjudicated or gold. Without,
 every annotator has the prior's reliability, 0.78, and p of a single vote says no more than that.
 
 EM is maximum a posteriori, in blocks (Meng and Rubin 1993), with leaps along the way it has gone (SQUAREM, Varadhan and
@@ -38,11 +39,9 @@ import numpy as np
 
 from labeling import credible, logistic_annotator
 from labeling.logistic_annotator import Parameters
-from labeling.soft_label import RESOLUTION, Label, hard_label, soft_label
-from labeling.votes import BOTH_BAD, TIE, A, Bools, Choice, Floats, Ints, Vote, VoteColumns, as_columns
+from labeling.votes import TIE, Bools, Choice, Floats, Ints, Vote, VoteColumns, as_columns
 
-__all__ = ["RESOLUTION", "Adjudication", "Annotator", "Fit", "Label", "Parameters", "Posterior", "Vote", "fit",
-           "hard_label", "soft_label", "update"]  # fmt: skip
+__all__ = ["Adjudication", "Annotator", "Fit", "Parameters", "Posterior", "Vote", "fit", "update"]
 
 # Researchers who talk a pair over reach about 95 % (Stiennon et al. 2020, C.2); a reviewer sees votes and reasons
 # besides. At 1 in 100 the decision stands against three ordinary votes, and falls to no small crowd.
@@ -51,7 +50,6 @@ ADJUDICATION_ERROR = 0.01
 GOLD_ERROR = 0.05
 TOLERANCE = 1e-5  # logits, of every parameter in one EM step
 MOST_STEPS = 1000
-TIE_PRIOR_VOTES = 10  # an annotator's tie rate is drawn to the project's with the weight of so many votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ class Annotator:
     left: float
     left_low: float
     left_high: float
-    tie_rate: float  # of judgements other than both-bad
     votes: int
     decided: int
     shared: int  # decided votes on pairs that somebody else decided too, a reviewer did, or that are gold
@@ -112,7 +109,6 @@ class Fit:
     objective: list[float]
     iterations: int
     has_converged: bool
-    shared_pairs: int  # with decided votes of two people, or of one and a reviewer's decision
 
     def annotator(self, annotator_id: int) -> Annotator:
         return self._by_id[annotator_id]
@@ -149,7 +145,6 @@ def fit(
         objective=climb.objective,
         iterations=climb.iterations,
         has_converged=climb.has_converged,
-        shared_pairs=int(evidence.shared.sum()),
     )
 
 
@@ -340,12 +335,7 @@ def _annotators(
 ) -> list[Annotator]:
     size = len(evidence.annotator_ids)
     person = np.searchsorted(evidence.annotator_ids, columns.annotator_id)
-    votes, decided, ties, bad = (
-        np.bincount(person[which], minlength=size)
-        for which in (columns.choice >= A, columns.decided, columns.choice == TIE, columns.choice == BOTH_BAD)
-    )
-    compared = max(int((votes - bad).sum()), 1)
-    tie_rate = (ties + TIE_PRIOR_VOTES * ties.sum() / compared) / (votes - bad + TIE_PRIOR_VOTES)
+    votes, decided = (np.bincount(people, minlength=size) for people in (person, person[columns.decided]))
     shared = np.bincount(evidence.annotator[evidence.shared[evidence.pair]], minlength=size)
     reliability = credible.reliability(parameters, covariance)
     left = credible.left_when_indifferent(parameters, covariance)
@@ -357,7 +347,6 @@ def _annotators(
         "left": left[:, 0],
         "left_low": left[:, 1],
         "left_high": left[:, 2],
-        "tie_rate": tie_rate,
         "votes": votes,
         "decided": decided,
         "shared": shared,

@@ -83,7 +83,6 @@ def report(judgements: JudgementColumns, fitted: Fit) -> dict[str, Any]:
     return {
         "judgements": len(counted),
         "pairs": len(np.unique(counted.votes.pair_id)),
-        "shared_pairs": fitted.shared_pairs,
         "median_seconds": _median(counted.seconds),
         "agreement": {name: _estimate(one) for name, one in vars(together).items()},
         "self_agreement": asdict(_sum(one.overall for one in again.values())),
@@ -176,13 +175,13 @@ def _annotators(
 ) -> dict[str, Any]:
     ordinary = counted.ordinary
     own_agreement = agreement.by_annotator(ordinary.votes, asked=ordinary.asked)
-    nothing = agreement.overall([])
+    nothing = agreement.overall([]).equal
     mean = together.equal.value
     of_people = dict(_by_person(counted))
     signals = person_signals(of_people, fitted)
     found = {}
     for who, own in of_people.items():
-        agrees = own_agreement.get(who, nothing).equal
+        agrees = own_agreement.get(who, nothing)
         found[str(who)] = {
             "judgements": len(own),
             "median_seconds": _median(own.seconds),

@@ -91,8 +91,9 @@ class TrainForm(forms.Form):
         "majority, ties being half a vote, and 0.45 at most. The loss is then the expected one (Mitchell 2023, the "
         "note on conservative DPO). A single judgement stays certain: with one a pair, votes change nothing. The "
         "posterior knows how reliable each annotator is, and which side they lean to, so that one judgement can be "
-        "doubted too; a pair within 0.02 of one half is a tie. A pair judged a moment ago has none yet, and is doubted "
-        "as if nothing were known of anybody, by 0.22 after one judgement. A reviewer’s verdict is certain.",
+        "doubted too; a tie beside such votes is half a vote for either response, and a pair within 0.02 of one half "
+        "is a tie. A pair judged a moment ago has none yet, and is doubted as if nothing were known of anybody, by "
+        "0.22 after one judgement. A reviewer’s verdict is certain.",
     )
     pair_weight = forms.ChoiceField(
         choices=list(CHOICES["pair_weight"].items()),

@@ -85,6 +85,7 @@ def _judgement(preference: Any, origin: _Origin) -> Judgement:
         response_b=_completion(pair.response_b, origin.logps_b, origin.policy_hash),
         prompt_token_ids=origin.prompt_token_ids,
         verdict=pair.adjudicated_choice,
+        known_answer=pair.gold_choice,
         p_a=pair.p_a,
         as_gold=preference.as_gold,
         rewrite=Completion(rewrite.response.text) if rewrite else None,

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from labeling.models import Choice
-from labeling.soft_label import doubt_of_strangers
+from labeling.strangers import probability_by_strangers
 from training.jobspec import Completion, Message, Split, TripleLine
 
 Ties = Literal["drop", "half"]
@@ -39,22 +39,27 @@ class LabelRule:
     prompts that are trained on: a held-out pair without a better response says nothing about who finds it.
     ``noise``: a majority is certain ("none"), or wrong with the probability of the share of votes against it, a tie
     being half a vote ("votes"; the loss of the same note), at most ``MOST_NOISE``. Both-bad judgements are no votes.
-    Or it is 1 - max(p, 1 - p), at most ``MOST_NOISE``, for p the probability that A is better given all votes and what
-    is known of those who cast them, and the label is the side of p ("posterior"). A p within ``UNDECIDED`` is no
-    majority. A pair that was judged since the last estimate has no p; then the majority of its votes decides, and is
-    wrong with the probability that the same estimate gives where nothing is known of anybody: a vote that nobody has
-    looked into is doubted like any other, 0.22 for a single one.
+    Or it is 1 - max(p, 1 - p), at most ``MOST_NOISE``, for p the probability that a person who compares the two will
+    prefer A, and the label is the side of p ("posterior"). The estimate gives the probability that A is better given
+    all votes and what is known of those who cast them, and says nothing by ties. But every tie is a statement that
+    there is no difference, half a vote for either side: with d statements for a side and t ties, p is
+    (d * estimate + t / 2) / (d + t), the soft label of the same note. Statements for a side are the judgements for one,
+    and the known answer of a pair that has one, for the estimate counts it as a vote. A p within ``UNDECIDED`` is no
+    majority. A pair that was judged since the last estimate has none; then the majority of its votes is right with the
+    probability that the estimate gives where nothing is known of anybody: a vote that nobody has looked into is doubted
+    like any other, 0.22 for a single one.
     ``weight``: every pair counts the same ("equal"), or every judgement behind a triple does ("votes"). With votes for
     noise, DPO's loss is then the likelihood of these judgements, each by itself, under Bradley and Terry's model, but
     for pairs at ``MOST_NOISE``. Answers to a pair that was served for its known answer add nothing to its weight, for
-    they test people, and every one of them is asked. Or a pair counts as much as its p is sure of the side
-    ("posterior"): w = abs(2 p - 1),
-    with the fall-back of "posterior" above. At margin z = 0, where training starts, a hard label of that weight has the
-    gradient of the soft label of Mitchell's note, -(1 - epsilon) sigma(-z) + epsilon sigma(z) = -(1 - 2 epsilon) / 2
-    = -w / 2. Further on they part: the soft label has its optimum at z = log((1 - epsilon) / epsilon), and the weighted
-    hard label goes on pulling. The weights are not made to average 1: that would let each pair's depend on all others,
-    so that one more label changed every triple, and would undo the equality; a factor common to all pairs changes next
-    to nothing under Adam. With any label noise besides, the same doubt would be counted twice. A tie weighs 1.
+    they test people, and every one of them is asked. For the noise ties among them are ties like others: it is a share,
+    which many answers do not make larger, and answers for a side are in it as well. Or a pair counts as much as its p
+    is sure of the side ("posterior"): w = abs(2 p - 1), p being that of "posterior" above. At margin z = 0, where
+    training starts, a hard label of that weight has the gradient of the soft label of Mitchell's note, -(1 - epsilon)
+    sigma(-z) + epsilon sigma(z) = -(1 - 2 epsilon) / 2 = -w / 2. Further on they part: the soft label has its optimum
+    at z = log((1 - epsilon) / epsilon), and the weighted hard label goes on pulling. The weights are not made to
+    average 1: that would let each pair's depend on all others, so that one more label changed every triple, and would
+    undo the equality; a factor common to all pairs changes next to nothing under Adam. With any label noise besides,
+    the same doubt would be counted twice. A tie weighs 1.
     """
 
     ties: Ties = "drop"
@@ -75,9 +80,9 @@ class LabelRule:
 class Judgement:
     """One counted preference with everything its triples need.
 
-    ``verdict`` is a reviewer's decision on the pair and ``p_a`` the posterior probability that A is better, where there
-    is one. ``as_gold``: the pair was served because its answer is known. ``rewrite`` is what the annotator made of the
-    response they chose.
+    ``verdict`` is a reviewer's decision on the pair, ``known_answer`` what was agreed on beforehand and ``p_a`` the
+    posterior probability that A is better, where there is one. ``as_gold``: the pair was served because its answer is
+    known. ``rewrite`` is what the annotator made of the response they chose.
     """
 
     preference_id: int
@@ -90,6 +95,7 @@ class Judgement:
     response_b: Completion
     prompt_token_ids: list[int] = field(default_factory=list)
     verdict: str = ""
+    known_answer: str = ""
     p_a: float | None = None
     as_gold: bool = False
     rewrite: Completion | None = None
@@ -205,18 +211,23 @@ def _triples_of(judgements: Sequence[Judgement], counts: TripleCounts, rule: Lab
 
 
 def _label(decided: Sequence[Judgement], ties: Sequence[Judgement], rule: LabelRule) -> _Label:
-    p_a = next((item.p_a for item in (*decided, *ties) if not item.verdict), None) if rule.uses_posterior else None
-    if p_a is not None:
-        low, high = UNDECIDED
-        return _Label(0.0 if low <= p_a <= high else p_a - 0.5, 1 - max(p_a, 1 - p_a))
+    said = [*decided, *ties]
     lead = sum(1 if judgement.counts_as == Choice.A else -1 for judgement in decided)
-    if rule.uses_posterior and not _has_verdict(decided):
-        return _Label(lead, doubt_of_strangers(lead))
+    if rule.uses_posterior and said and not said[0].verdict:
+        return _label_by_posterior(said[0], lead, len(decided), len(ties))
     return _Label(lead, _share_against(len(decided), abs(lead), len(ties)))
 
 
-def _has_verdict(judgements: Sequence[Judgement]) -> bool:
-    return any(judgement.verdict for judgement in judgements)
+def _label_by_posterior(pair: Judgement, lead: int, decided: int, ties: int) -> _Label:
+    if pair.p_a is None:
+        p_a = probability_by_strangers(lead)
+    else:
+        p_a = pair.p_a
+        decided += pair.known_answer in (Choice.A, Choice.B)
+    # The very steps of ``tallies``, for sums that are written otherwise can round to the other side of a bound.
+    p = 0.5 + (p_a - 0.5) * decided / (decided + ties)
+    low, high = UNDECIDED
+    return _Label(0.0 if low <= p <= high else p - 0.5, 1 - max(p, 1 - p))
 
 
 def _share_against(decided: int, lead: int, ties: int) -> float:

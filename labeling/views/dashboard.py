@@ -48,6 +48,7 @@ def _quality(report: QualityReport) -> dict[str, Any]:
         "left_word": SIDES[data["left_verdict"]],
         "alpha": figure(data["agreement"]["alpha"]),
         "equal": figure(data["agreement"]["equal"]),
+        "agreement": _agreement(data["agreement"]),
         "notes": notes(data["signals"]),
         "pulls": _pulls(data),
         "arms": [(_("Ordered"), _arm(data["arms"]["ordered"])), (_("At random"), _arm(data["arms"]["control"]))],
@@ -56,6 +57,19 @@ def _quality(report: QualityReport) -> dict[str, Any]:
             for one in data["criteria"]
         ],
     }
+
+
+def _agreement(readings: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, Figure]]]]:
+    """The share and the coefficient, each with a tie as an answer like any other and as one between two."""
+    share = [
+        (_("Chose the same"), figure(readings["equal"])),
+        (_("“Equally good” agrees by half with a choice"), figure(readings["half"])),
+    ]
+    alpha = [
+        (_("Four answers, all equally far apart"), figure(readings["alpha"])),
+        (_("“Equally good” halfway between the two"), figure(readings["alpha_interval"])),
+    ]
+    return [(_("Two people on one pair"), "percent", share), (_("Krippendorff’s alpha"), "decimals", alpha)]
 
 
 def _pulls(data: dict[str, Any]) -> list[tuple[str, list[tuple[str, Figure]]]]:

@@ -148,6 +148,24 @@ def test_the_dashboard_has_progress_quality_and_both_orders(sign_in, reviewer, a
     assert "Judgements a day: 120 in 14 days, 120 today" in page
 
 
+def test_the_dashboard_reads_agreement_with_ties_as_answers_and_as_between_two(sign_in, reviewer, at, project, users):
+    """Of 40 pairs 10 have a choice beside a tie, 10 a choice beside both bad, 20 two votes for A."""
+    for number, pair in enumerate(crowd.judge(project, users, 40)):
+        first, second = pair.preferences.order_by("pk")
+        Preference.objects.filter(pk=first.pk).update(choice="a")
+        Preference.objects.filter(pk=second.pk).update(choice=["tie", "both_bad", "a", "a"][number % 4])
+    measure_all()
+    response = sign_in(reviewer).get(at("dashboard"))
+    (_, _, shares), (_, _, alphas) = response.context["quality"]["agreement"]
+    assert [(round(figure.value, 3), figure.of) for _label, figure in shares] == [(0.5, 40), (0.833, 30)]
+    assert [figure.of for _label, figure in alphas] == [40, 30]
+    for reading in response.context["report"].data["agreement"].values():
+        assert reading["low"] < reading["value"] < reading["high"]
+    page = _text(response)
+    assert "“Equally good” agrees by half with a choice" in page
+    assert "of 30" in page
+
+
 def test_an_empty_dashboard_says_what_will_come(sign_in, reviewer, at):
     page = _text(sign_in(reviewer).get(at("dashboard")))
     assert "Nothing is measured yet" in page

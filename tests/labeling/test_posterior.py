@@ -93,7 +93,6 @@ def test_the_objective_never_falls_and_everything_is_a_probability(votes, decisi
     for annotator in fitted.annotators:
         assert 0 <= annotator.reliability_low <= annotator.reliability <= annotator.reliability_high <= 1
         assert 0 <= annotator.left_low <= annotator.left <= annotator.left_high <= 1
-        assert 0 <= annotator.tie_rate <= 1
 
 
 @quick
@@ -119,10 +118,9 @@ def test_ties_and_both_bad_move_no_p_and_no_reliability(votes, more):
     )
 
 
-def test_ties_are_counted_and_move_the_tie_rate():
+def test_ties_are_counted_and_move_nothing():
     votes = [Vote(n, n % 2, "tie" if n % 2 else "a", "a") for n in range(100)]
     fitted = fit([*votes, Vote(100, 0, "both_bad", "a")])
-    assert fitted.annotator(1).tie_rate > 0.85 > 0.15 > fitted.annotator(0).tie_rate
     assert fitted.posterior.ties.tolist() == [n % 2 for n in range(100)] + [0]
     assert fitted.posterior.of(1) == fitted.posterior.of(100) == 0.5
     assert (fitted.annotator(0).votes, fitted.annotator(0).decided) == (51, 50)
@@ -214,7 +212,7 @@ def test_alone_annotators_are_a_little_too_sure_and_never_less(monkeypatch):
 def test_an_annotator_who_always_votes_left_is_worth_nothing_even_without_a_shared_pair():
     votes = [Vote(n, 1, "a" if n % 2 else "b", "a" if n % 2 else "b") for n in range(200)]
     fitted = fit(votes)
-    assert fitted.shared_pairs == 0
+    assert fitted.annotator(1).shared == 0
     assert fitted.annotator(1).left > 0.97
     assert np.abs(fitted.posterior.p - 0.5).max() < 0.05
 
@@ -267,7 +265,7 @@ def test_a_decision_stands_against_ordinary_votes():
     assert fitted.posterior.of(1) < 0.5
     assert fitted.posterior.of(2) == pytest.approx(1 - ADJUDICATION_ERROR)
     assert all(one.reliability < 0.777 for one in fitted.annotators)
-    assert fitted.shared_pairs == 1
+    assert [one.shared for one in fitted.annotators] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("choice", ["tie", "both_bad"])
@@ -345,7 +343,7 @@ def test_intervals_are_those_of_the_observed_curvature():
 
 def test_nothing_and_what_is_none():
     fitted = fit([])
-    assert (fitted.annotators, fitted.posterior.p.tolist(), fitted.shared_pairs) == ([], [], 0)
+    assert (fitted.annotators, fitted.posterior.p.tolist()) == ([], [])
     with pytest.raises(KeyError, match="Pair 3 has no judgement"):
         fitted.posterior.of(3)
     with pytest.raises(ValueError, match="not 'left'"):

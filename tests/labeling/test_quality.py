@@ -280,7 +280,7 @@ def test_the_eta_is_at_the_rate_of_the_last_days():
 # --- What may import it ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["labeling.quality", "labeling.soft_label"])
+@pytest.mark.parametrize("module", ["labeling.quality", "labeling.strangers"])
 def test_it_needs_the_standard_library_alone(module):
     code = (
         f"import sys; before = set(sys.modules); import {module}\n"

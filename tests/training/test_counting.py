@@ -23,6 +23,7 @@ from training.recipe import Recipe
 from training.triples import UNDECIDED, TripleCounts, derive_triples
 
 _numbers = itertools.count(1)
+MOST_VOTES = 26  # one for a side beside so many ties that the side is none
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Judged:
     verdict: str = ""
     is_retired: bool = False
     p_a: float | None = None
+    known_answer: str = ""
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def prompts(make_prompt):
 
 @pytest.fixture
 def people(db):
-    return [User.objects.create_user(f"person {number}") for number in range(8)]
+    return [User.objects.create_user(f"person {number}") for number in range(MOST_VOTES)]
 
 
 @pytest.fixture
@@ -71,6 +73,7 @@ def write(project, prompts, people):
             adjudicated_choice=judged.verdict,
             is_retired=judged.is_retired,
             p_a=judged.p_a,
+            gold_choice=judged.known_answer,
         )
         for place, vote in enumerate(judged.votes, start=1):
             _vote(pair, place, people[place - 1], vote)
@@ -105,13 +108,20 @@ CHOICES = ["a", "b", "tie", "both_bad"]
 VOTES = st.builds(
     Vote, st.sampled_from(CHOICES), st.sampled_from([True, True, True, False]), st.booleans(), st.booleans()
 )
+# One or two for a side among ties: where a majority ends depends on p_a and on how many there are of each.
+AMONG_TIES = st.builds(
+    lambda decided, ties: [Vote(choice) for choice in (*decided, *["tie"] * ties)],
+    st.lists(st.sampled_from(["a", "b", "both_bad"]), max_size=3),
+    st.integers(0, MOST_VOTES - 3),
+)
 JUDGED = st.builds(
     Judged,
     prompt=st.integers(0, 4),
-    votes=st.lists(VOTES, max_size=6),
+    votes=st.lists(VOTES, max_size=6) | AMONG_TIES,
     verdict=st.sampled_from(["", "", "", *CHOICES]),
     is_retired=st.sampled_from([False, False, False, True]),
     p_a=st.none() | st.floats(0, 1) | st.sampled_from([0.0, 0.48, 0.4799, 0.5, 0.52, 0.5201, 1.0]),
+    known_answer=st.sampled_from(["", "", "", *CHOICES]),
 )
 RECIPES = st.sampled_from(
     [
@@ -127,6 +137,11 @@ RECIPES = st.sampled_from(
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JUDGED, max_size=8), RECIPES)
 @example([Judged(0, [Vote("a")], p_a=p_a) for p_a in (*UNDECIDED, 0.4799, 0.5201)], Recipe())
+@example([Judged(0, [Vote("b"), *[Vote("tie")] * ties], p_a=p_a) for ties in (23, 24) for p_a in (0, 1)], Recipe())
+@example([Judged(0, [Vote("b"), *[Vote("tie")] * ties]) for ties in range(11, 15)], Recipe(ties="half"))
+@example([Judged(0, [Vote("a"), Vote("tie")], p_a=p_a) for p_a in (0.46, 0.54, 0.5399, 0.4601)], Recipe())
+@example([Judged(0, [Vote("tie")] * ties, p_a=0.95, known_answer="a") for ties in (1, 21, 22)], Recipe(ties="half"))
+@example([Judged(0, [Vote("tie"), Vote("a")], verdict=verdict, p_a=0.9) for verdict in CHOICES], Recipe(ties="half"))
 def test_the_database_counts_what_a_run_would_derive(project, write, pairs, recipe):
     with transaction.atomic():
         for judged in pairs:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from labeling import posterior
 from labeling.models import Pair, Slot
 from labeling.posterior import Parameters, Vote
-from labeling.soft_label import doubt_of_strangers
+from labeling.strangers import probability_by_strangers
 from training import services, snapshots, store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
@@ -241,7 +241,6 @@ def test_a_snapshot_knows_which_judgements_were_answers_to_a_known_pair(project,
         ("a", 0.3, B, 0.3),
         ("aab", 0.53, A, MOST_NOISE),
         ("ab", 0.1, B, 0.1),
-        ("t", 0.9, A, 0.1),
         ("a", 1.0, A, 0.0),
         ("bx", 0.0, B, 0.0),
     ],
@@ -271,8 +270,65 @@ def test_where_nothing_is_known_of_anybody_the_prior_says_how_far_a_majority_is_
     votes = [Vote(1, person, "a" if lead > 0 else "b", "ab"[person % 2]) for person in range(abs(lead))]
     annotators = np.arange(abs(lead))
     found = posterior.update(Parameters.before_votes(annotators), votes)
-    expected = found.of(1) if lead else 0.5
-    assert doubt_of_strangers(lead) == pytest.approx(1 - max(expected, 1 - expected))
+    assert probability_by_strangers(lead) == pytest.approx(found.of(1) if lead else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("choices", "p_a", "noise"),
+    [
+        ("at", 0.9, (0.1 + 0.5) / 2),
+        ("btx", 0.1, (0.1 + 0.5) / 2),
+        ("aabtt", 0.8, (3 * 0.2 + 1) / 5),
+        ("atttt", 0.78, (0.22 + 2) / 5),
+        ("at", None, (1 - probability_by_strangers(1) + 0.5) / 2),
+        ("bbt", None, (2 * (1 - probability_by_strangers(2)) + 0.5) / 3),
+    ],
+)
+def test_with_the_posterior_a_tie_is_half_a_vote_for_either_side(choices, p_a, noise):
+    judged = _with(_votes(choices), p_a=p_a)
+    (soft,), counts = _derive(*judged, noise="posterior")
+    assert soft.chosen == (A if choices[0] == "a" else B)
+    assert soft.label_noise == pytest.approx(noise)
+    assert counts.ties_used == choices.count("t")
+    (weighted,), _ = _derive(*judged, weight="posterior")
+    assert weighted.weight == pytest.approx(1 - 2 * noise)
+
+
+@pytest.mark.parametrize("p_a", [1.0, 0.0])
+@pytest.mark.parametrize("rule", [{"noise": "posterior"}, {"weight": "posterior"}])
+def test_a_majority_among_too_many_ties_is_none(p_a, rule):
+    """Of 24 ties beside one vote for A that nobody doubts, p is 0.5 + 0.5 / 25."""
+    judged = _with(_votes("a" + "t" * 24), p_a=p_a)
+    triples, counts = _derive(*judged, **rule)
+    assert (triples, counts.ties, counts.split_votes) == ([], 24, 1)
+    (tie,), counts = _derive(*judged, **rule, ties="half")
+    assert (tie.label_noise, tie.weight, counts.ties_used, counts.tie_triples) == (0.5, 1.0, 24, 1)
+    assert len(_derive(*judged[:-2], **rule)[0]) == 1
+    assert not _derive(*_votes("a" + "t" * 13), **rule)[0], "the majority of strangers sooner"
+    assert _derive(*_votes("a" + "t" * 12), **rule)[0]
+
+
+def test_a_known_answer_is_a_statement_beside_the_ties():
+    """The estimate counts it as a vote, so it has a part in what is shared with the ties."""
+    judged = _with(_votes("tt"), p_a=0.95, known_answer="a", as_gold=True)
+    (triple,), _ = _derive(*judged, noise="posterior")
+    assert triple.chosen == A
+    assert triple.label_noise == pytest.approx((0.05 + 1) / 3)
+    (triple,), _ = _derive(*_with(_votes("at"), p_a=0.99, known_answer="a"), noise="posterior")
+    assert triple.label_noise == pytest.approx((2 * 0.01 + 0.5) / 3)
+    assert not _derive(*_with(_votes("tt"), p_a=0.5, known_answer="tie"), noise="posterior")[0]
+    assert not _derive(*_with(_votes("xx"), p_a=0.95, known_answer="a"), noise="posterior")[0]
+
+
+@given(st.text("abtx", max_size=9), st.none() | st.floats(0, 1), st.sampled_from(["", "", "a", "b", "tie"]))
+def test_each_tie_brings_a_label_nearer_to_one_half_and_both_bad_does_not(choices, p_a, known_answer):
+    def noise(choices: str) -> float:
+        triples, _ = _derive(*_with(_votes(choices), p_a=p_a, known_answer=known_answer), weight="posterior")
+        return (1 - triples[0].weight) / 2 if triples else 0.5
+
+    assert noise(choices + "x") == noise(choices)
+    if {*choices} & {*"abt"}:
+        assert noise(choices) <= noise(choices + "t") <= 0.5
 
 
 @given(st.text("abtx", max_size=9), st.sampled_from(["drop", "half"]))
@@ -282,12 +338,18 @@ def test_without_a_posterior_the_majority_decides_with_the_doubt_of_the_prior(ch
     by_votes, counts_by_votes = _derive(*_votes(choices), noise="votes", ties=ties)
     assert [triple.chosen for triple in soft] == [triple.chosen for triple in by_votes]
     assert counts == counts_by_votes
+    doubt, decided, ties_cast = (
+        1 - probability_by_strangers(abs(lead)),
+        len(choices) - choices.count("x"),
+        choices.count("t"),
+    )
     for triple in soft:
-        assert triple.label_noise == (pytest.approx(doubt_of_strangers(lead)) if lead else 0.5)
+        expected = ((decided - ties_cast) * doubt + ties_cast / 2) / decided
+        assert triple.label_noise == (pytest.approx(min(expected, MOST_NOISE)) if lead else 0.5)
     weighted, _ = _derive(*_votes(choices), weight="posterior")
     for one, other in zip(_derive(*_votes(choices), noise="posterior")[0], weighted, strict=True):
         assert (other.chosen, other.label_noise) == (one.chosen, 0.0)
-        assert other.weight == pytest.approx(1 - 2 * one.label_noise)
+        assert min((1 - other.weight) / 2, MOST_NOISE) == pytest.approx(one.label_noise)
 
 
 def test_a_judgement_that_was_not_measured_yet_is_doubted_like_one_that_was():
