@@ -23,7 +23,7 @@ CONFLICT_PRIORITY = 1e6  # pairs that divide opinions come before all that anybo
 SKIPS_TO_REVIEW = 3
 FILLED = (
     *("state", "annotator", "lease_until", "is_ahead", "shown_left", "shown_to", "versions"),
-    *("lease_number", "leased_at"),
+    *("lease_number", "leased_at", "passed_on_at"),
 )
 COUNT_BY_PERSON = "UPDATE labeling_seat SET judged = judged + %s WHERE project_id = %s AND annotator_id = %s"
 # What was found of the pair is of other judgements than it has now: it has no probability until it is measured again.
@@ -102,9 +102,10 @@ def reinstate(project: Project, preference: Preference) -> None:
     Preference.objects.filter(pk=preference.pk).update(is_current=True)
     preference.is_current = True
     rows.execute(COUNT_BY_PERSON, [1, project.pk, preference.annotator_id])
-    pair = Pair.objects.get(pk=preference.pair_id)
-    _count(pair, 1)
-    _look_for_conflict(project, pair)
+    if not preference.is_repeat:
+        pair = Pair.objects.get(pk=preference.pair_id)
+        _count(pair, 1)
+        _look_for_conflict(project, pair)
 
 
 def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None:
@@ -132,6 +133,7 @@ def _fill(slot: Slot, lease: TokenContent, annotator_id: int) -> None:
     slot.annotator_id = annotator_id
     slot.lease_until = None
     slot.is_ahead = False
+    slot.passed_on_at = None
     slot.shown_left, slot.shown_to = lease.shown_left, annotator_id
     slot.versions += 1
     if slot.pk is None:
