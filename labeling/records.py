@@ -123,6 +123,15 @@ def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None
         unseen.filter(skips_count__gte=SKIPS_TO_REVIEW).update(review=Pair.Review.SKIPS)
 
 
+def call_reviewer_again(project: Project, pair: Pair) -> None:
+    """What called a reviewer before a decision that was taken back calls one again, and asks for what it asked for."""
+    unseen = Pair.objects.filter(pk=pair.pk, review="")
+    if Skip.objects.filter(pair=pair, reason__in=Skip.FLAGS).exists():  # first: a majority ends conflicts alone
+        unseen.update(review=Pair.Review.FLAG)
+    _look_for_conflict(project, pair)
+    unseen.filter(skips_count__gte=SKIPS_TO_REVIEW).update(review=Pair.Review.SKIPS)
+
+
 def forget_skip(pair: Pair, annotator_id: int) -> None:
     if pair.skips_count and Skip.objects.filter(pair=pair, annotator_id=annotator_id).delete()[0]:
         Pair.objects.filter(pk=pair.pk).update(skips_count=F("skips_count") - 1)
