@@ -53,7 +53,7 @@ SET state = 'leased', lease_number = lease_number + 1, leased_at = %(now)s, leas
 WHERE id = (
     SELECT slot.id FROM labeling_slot slot JOIN labeling_pair pair ON pair.id = slot.pair_id
     WHERE slot.project_id = %(project)s AND slot.annotator_id = %(annotator)s AND slot.kind = '{kind}'
-      AND slot.state = 'done' AND slot.versions = 0 AND NOT slot.is_passed_on AND NOT pair.is_retired {condition}
+      AND slot.state = 'done' AND slot.versions = 0 AND slot.passed_on_at IS NULL AND NOT pair.is_retired {condition}
     ORDER BY slot.random_key
     LIMIT 1 {lock}
 )

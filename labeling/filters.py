@@ -6,7 +6,7 @@ What an index answers (project, person, days) narrows the rows; everything else 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Any, Generic, TypeVar
@@ -150,18 +150,23 @@ class Search(Generic[Row]):
         return found[ROWS_PER_PAGE - 1].pk if len(found) > ROWS_PER_PAGE else None
 
 
-def pairs_search(project: Project, wanted: dict[str, Any]) -> Search[Pair]:
+def pairs_search(project: Project, wanted: dict[str, Any], withheld: Collection[int] = ()) -> Search[Pair]:
+    """``withheld``: pairs of whose state its reader is to know nothing; a filter by state must not tell it."""
     rows = Pair.objects.filter(project=project).select_related("prompt")
     state = wanted.get("state") or ""
+    if state and withheld:
+        rows = rows.exclude(pk__in=withheld)
     condition = STATES[state][1] if state else Q()
     if state in INDEXED:
         rows, condition = rows.filter(condition), Q()
     return Search(rows, ("-pk",), condition, wanted.get("text") or "", "prompt__messages")
 
 
-def judgements_search(project: Project, wanted: dict[str, Any]) -> Search[Preference]:
-    """``wanted``: what ``JudgementFilter`` has cleaned."""
+def judgements_search(project: Project, wanted: dict[str, Any], withheld: Collection[int] = ()) -> Search[Preference]:
+    """``wanted``: what ``JudgementFilter`` has cleaned. Judgements of the pairs ``withheld`` are left out."""
     rows = Preference.objects.filter(project=project, is_current=True)
+    if withheld:
+        rows = rows.exclude(pair__in=withheld)
     rows = rows.select_related("annotator", "pair__prompt", "rewrite__response").only(*OWN_FIELDS, *RELATED_FIELDS)
     if wanted.get("person"):
         rows = rows.filter(annotator=wanted["person"])

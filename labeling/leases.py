@@ -27,11 +27,12 @@ SEAT = "project_id = %s AND annotator_id = %s"
 
 @dataclass(frozen=True)
 class Lease:
-    """A slot as its holder sees it. ``previous`` is the answer that an undo reopened."""
+    """A slot as its holder sees it. ``previous`` is the answer that an undo reopened, ``notice`` what is said of it."""
 
     slot: Slot
     token: str
     previous: Preference | None = None
+    notice: str = ""
 
 
 @dataclass

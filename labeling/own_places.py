@@ -49,7 +49,7 @@ def _lacking(seat: Seat, kind: str, percent: float) -> list[int]:
     """Pairs for as many places as this person lacks, in an order by chance."""
     wanted = math.ceil(RESERVED_FOR * percent / 100)
     mine = Slot.objects.filter(project_id=seat.project_id, annotator_id=seat.annotator_id, kind=kind)
-    wanted -= mine.filter(state=Slot.State.DONE, versions=0, is_passed_on=False).count() if wanted else 0
+    wanted -= mine.filter(state=Slot.State.DONE, versions=0, passed_on_at=None).count() if wanted else 0
     if wanted <= 0:
         return []
     found = _golden(seat) if kind == Slot.Kind.GOLD else _judged(seat)

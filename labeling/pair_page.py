@@ -11,6 +11,7 @@ from labeling.desk import side_of
 from labeling.difference import Difference, difference
 from labeling.models import Adjudication, Choice, Pair, Preference, Project, Response, SentBack, Skip, Slot
 from labeling.rendering import render_text
+from labeling.withheld import withheld_from
 
 # Comparing two texts of the greatest length takes a second. Whoever writes many long ones must not stop the page.
 MOST_COMPARED = 5
@@ -36,7 +37,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class PairPage:
-    """``earlier``: judgements that count no more: older versions and withdrawn ones."""
+    """``earlier``: judgements that count no more: older versions and withdrawn ones.
+
+    Of a pair that its reader has still to judge there are the texts alone, and ``is_withheld`` says so.
+    """
 
     pair: Pair
     earlier_turns: list[dict[str, Any]]
@@ -48,15 +52,17 @@ class PairPage:
     skips: list[Skip]
     decisions: list[Adjudication]
     is_read_now: bool
+    is_withheld: bool
 
 
 def pair_or_404(project: Project, pair_id: int) -> Pair:
-    pairs = Pair.objects.select_related("prompt", "response_a", "response_b")
+    pairs = Pair.objects.select_related("project", "prompt", "response_a", "response_b")
     return get_object_or_404(pairs, project=project, pk=pair_id)
 
 
-def read_pair(pair: Pair) -> PairPage:
-    judged = _judgements(pair)
+def read_pair(pair: Pair, reader_id: int) -> PairPage:
+    is_withheld = pair.pk in withheld_from(pair.project, reader_id)
+    judged = [] if is_withheld else _judgements(pair)
     turns = [{"role": message["role"], "html": render_text(message["content"])} for message in pair.prompt.messages]
     return PairPage(
         pair=pair,
@@ -66,9 +72,10 @@ def read_pair(pair: Pair) -> PairPage:
         response_b=_response(pair.response_b),
         judgements=[one for one in judged if one.preference.is_current],
         earlier=[one for one in judged if not one.preference.is_current],
-        skips=list(Skip.objects.filter(pair=pair).select_related("annotator").order_by("pk")),
-        decisions=list(Adjudication.objects.filter(pair=pair).select_related("reviewer")),
+        skips=[] if is_withheld else list(pair.skips.select_related("annotator").order_by("pk")),
+        decisions=[] if is_withheld else list(pair.adjudications.select_related("reviewer")),
         is_read_now=Slot.objects.filter(pair=pair).being_read().exists(),
+        is_withheld=is_withheld,
     )
 
 

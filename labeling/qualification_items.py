@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Max
 from django.utils.translation import gettext
@@ -16,6 +17,7 @@ from labeling.importers import MAX_PROBLEMS, bounded_lines, decode_line, prompt_
 from labeling.models import Choice, Pair, Project, QualificationItem
 from labeling.onboarding import set_of
 from labeling.prompts import MAX_PROMPT_CHARACTERS, InvalidPrompt, Message, clean_text, normalise, parse_prompt
+from labeling.review import adjudicate, end_gold
 
 MAX_ITEMS = 200
 MAX_EXPLANATION_CHARACTERS = 10_000
@@ -83,10 +85,20 @@ def add_items(*, project: Project, contents: Iterable[ItemContent]) -> list[Qual
     return QualificationItem.objects.bulk_create(new)
 
 
-def add_item_of_pair(*, pair: Pair, choice: str, explanation: str) -> QualificationItem:
-    """Use a pair of the project as an item: its texts are copied, the pair itself stays as it is."""
+@transaction.atomic
+def add_item_of_pair(*, pair: Pair, choice: str, explanation: str, admin: User) -> QualificationItem:
+    """Use a pair of the project as an item: its texts are copied, and it counts as decided by the expected answer.
+
+    Newcomers are told that answer, so nobody is asked about the pair any more, not as one whose answer is known either.
+    The judgements that it has stay.
+    """
     content = ItemContent(pair.prompt.messages, pair.response_a.text, pair.response_b.text, choice, explanation)
-    return add_items(project=pair.project, contents=[content])[0]
+    item = add_items(project=pair.project, contents=[content])[0]
+    if pair.gold_choice:
+        end_gold(pair=pair)
+    if not pair.is_retired:
+        adjudicate(pair=pair, reviewer=admin, verdict=choice, note=gettext("Used in the qualification set."))
+    return item
 
 
 @transaction.atomic

@@ -6,7 +6,7 @@ annotator (PostgreSQL) and IMMEDIATE transactions (SQLite) keep the flow free of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.db import models
 from django.utils import timezone
@@ -20,6 +20,7 @@ from labeling.claims import by_coin
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo
 from labeling.leases import Desk, Lease
 from labeling.models import Pair, Preference, Project, Skip, Slot
+from labeling.passed_on import PassedOn, asks_nobody, passed_on_since
 from labeling.places import give_back, next_place
 from labeling.records import Judged, forget_skip, record_preference, record_skip, reinstate, withdraw
 from labeling.tokens import TokenContent, keyed_share, make_token, read_token
@@ -147,7 +148,7 @@ def renew(project: Project, token: str, annotator_id: int) -> Standing:
         page = _read_page(project, token, annotator_id, is_forgettable=True)
         if page.answer:
             return Standing.ANSWERED
-        if Skip.objects.filter(pair_id=page.slot.pair_id, annotator_id=annotator_id).exists():
+        if page.slot.passed_on_at or Skip.objects.filter(pair=page.slot.pair_id, annotator=annotator_id).exists():
             return Standing.SKIPPED
         return _renew(leases.desk_of(project, annotator_id), page)
 
@@ -173,26 +174,29 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
         if mine := _own_slot(slot, annotator_id):
             give_back(mine)
         if slot.kind == Slot.Kind.REPEAT:
-            Slot.objects.filter(pk=slot.pk).update(is_passed_on=True)
+            Slot.objects.filter(pk=slot.pk).update(passed_on_at=timezone.now())
 
 
 def undo(project: Project, annotator_id: int) -> Lease:
     """Reopen what this person did last in the project, a judgement or a skip.
 
     A judgement stays valid until a new version replaces it; a skip is forgotten, and what it withdrew counts again. The
-    pair that was on the screen comes after it. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset
-    has used.
+    pair that was on the screen comes after it. A skip whose pair has gone to somebody else, or is over, is stepped
+    over, and the lease's notice says so. Raises ``NothingToUndo``, and ``Frozen`` for a judgement that a dataset has
+    used.
     """
     with transaction_at_desk():
         take_turn(annotator_id)
         mine = Preference.objects.filter(annotator_id=annotator_id, project=project, is_current=True)
         judged = mine.select_related("slot").order_by("-pk").first()
-        skipped = Skip.objects.filter(annotator_id=annotator_id, pair__project=project).order_by("-pk").first()
-        if skipped and (judged is None or skipped.created_at > judged.created_at):
-            return _reopen_skipped(project, skipped)
-        if judged is None:
-            raise NothingToUndo(gettext("You have no judgement here that could be undone."))
-        return _reopen(project, judged)
+        lately = passed_on_since(project, annotator_id, judged.created_at if judged else None)
+        if lately.again:
+            lease = _have_again(project, annotator_id, lately.again)
+        elif judged:
+            lease = _reopen(project, judged)
+        else:
+            raise NothingToUndo(_nothing_to_undo(lately.last))
+        return replace(lease, notice=_stepped_over(lately.last)) if lately.is_stepped_over else lease
 
 
 def reopen(project: Project, annotator_id: int, preference_id: int) -> Lease:
@@ -345,21 +349,50 @@ def _reopen(project: Project, preference: Preference) -> Lease:
     return Lease(slot, make_token(slot), previous=preference)
 
 
+def _nothing_to_undo(last: PassedOn | None) -> str:
+    if last is None:
+        return gettext("You have no judgement here that could be undone.")
+    if asks_nobody(last):
+        return gettext("Nobody is asked about that pair any more, so it needs you no more.")
+    return gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
+
+
+def _stepped_over(last: PassedOn | None) -> str:
+    if last and asks_nobody(last):
+        return gettext("Nobody is asked any more about the pair that you skipped; this is what you did before it.")
+    return gettext("The pair that you skipped has gone to somebody else; this is what you did before it.")
+
+
+def _have_again(project: Project, annotator_id: int, passed: PassedOn) -> Lease:
+    return _reopen_skipped(project, passed) if isinstance(passed, Skip) else _reopen_look(project, annotator_id, passed)
+
+
+def _reopen_look(project: Project, annotator_id: int, look: Slot) -> Lease:
+    """Lease a second look again that its person skipped; it was made for nobody else."""
+    desk = leases.desk_of(project, annotator_id)
+    leases.make_room(desk, besides=look)
+    withdrawn = look.preferences.order_by("-pk").first()
+    look.passed_on_at = None
+    look.lease_number += 1
+    leases.take(look, annotator_id, look.shown_left, desk.now, desk.until)
+    if withdrawn:
+        reinstate(project, withdrawn)
+    return Lease(look, make_token(look), previous=withdrawn)
+
+
 def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
     """Lease the pair of a skip again: its open slot, or one that another person's lease does not need."""
     annotator_id = skipped.annotator_id
     pair = Pair.objects.select_for_update(no_key=True).get(pk=skipped.pair_id)
-    if pair.is_retired or pair.adjudicated_choice:
-        raise NothingToUndo(gettext("Nobody is asked about that pair any more, so it needs you no more."))
     slots = list(Slot.objects.filter(pair=pair).select_for_update().order_by("place"))
     withdrawn = _withdrawn_by(skipped)
     own = next((slot for slot in slots if slot.annotator_id == annotator_id and slot.kind != Slot.Kind.REPEAT), None)
     free = [slot for slot in slots if slot.state == Slot.State.OPEN]
     free.sort(key=lambda slot: withdrawn is None or slot.pk != withdrawn.slot_id)
     slot = own or rows.first(free)
-    if slot is None:
-        said = gettext("That pair has gone to somebody else since you skipped it, so it needs you no more.")
-        raise NothingToUndo(said)
+    if slot is None or pair.is_retired or pair.adjudicated_choice:  # since a moment ago; the next undo steps over it
+        skipped.pair = pair
+        raise NothingToUndo(_nothing_to_undo(skipped))
     desk = leases.desk_of(project, annotator_id)
     leases.make_room(desk, besides=slot)
     forget_skip(pair, annotator_id)

@@ -23,7 +23,7 @@ CONFLICT_PRIORITY = 1e6  # pairs that divide opinions come before all that anybo
 SKIPS_TO_REVIEW = 3
 FILLED = (
     *("state", "annotator", "lease_until", "is_ahead", "shown_left", "shown_to", "versions"),
-    *("lease_number", "leased_at"),
+    *("lease_number", "leased_at", "passed_on_at"),
 )
 COUNT_BY_PERSON = "UPDATE labeling_seat SET judged = judged + %s WHERE project_id = %s AND annotator_id = %s"
 # What was found of the pair is of other judgements than it has now: it has no probability until it is measured again.
@@ -102,9 +102,10 @@ def reinstate(project: Project, preference: Preference) -> None:
     Preference.objects.filter(pk=preference.pk).update(is_current=True)
     preference.is_current = True
     rows.execute(COUNT_BY_PERSON, [1, project.pk, preference.annotator_id])
-    pair = Pair.objects.get(pk=preference.pair_id)
-    _count(pair, 1)
-    _look_for_conflict(project, pair)
+    if not preference.is_repeat:
+        pair = Pair.objects.get(pk=preference.pair_id)
+        _count(pair, 1)
+        _look_for_conflict(project, pair)
 
 
 def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None:
@@ -122,6 +123,15 @@ def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None
         unseen.filter(skips_count__gte=SKIPS_TO_REVIEW).update(review=Pair.Review.SKIPS)
 
 
+def call_reviewer_again(project: Project, pair: Pair) -> None:
+    """What called a reviewer before a decision that was taken back calls one again, and asks for what it asked for."""
+    unseen = Pair.objects.filter(pk=pair.pk, review="")
+    if Skip.objects.filter(pair=pair, reason__in=Skip.FLAGS).exists():  # first: a majority ends conflicts alone
+        unseen.update(review=Pair.Review.FLAG)
+    _look_for_conflict(project, pair)
+    unseen.filter(skips_count__gte=SKIPS_TO_REVIEW).update(review=Pair.Review.SKIPS)
+
+
 def forget_skip(pair: Pair, annotator_id: int) -> None:
     if pair.skips_count and Skip.objects.filter(pair=pair, annotator_id=annotator_id).delete()[0]:
         Pair.objects.filter(pk=pair.pk).update(skips_count=F("skips_count") - 1)
@@ -132,6 +142,7 @@ def _fill(slot: Slot, lease: TokenContent, annotator_id: int) -> None:
     slot.annotator_id = annotator_id
     slot.lease_until = None
     slot.is_ahead = False
+    slot.passed_on_at = None
     slot.shown_left, slot.shown_to = lease.shown_left, annotator_id
     slot.versions += 1
     if slot.pk is None:

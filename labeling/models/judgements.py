@@ -75,7 +75,7 @@ class Slot(models.Model):
     shown_left = models.CharField(max_length=1, choices=Side.choices, blank=True)
     shown_to = models.BigIntegerField(null=True, blank=True, help_text="To whom it was shown that way.")
     versions = models.PositiveSmallIntegerField(default=0, help_text="Preferences written for it so far.")
-    is_passed_on = models.BooleanField(default=False, help_text="A second look that its person skipped.")
+    passed_on_at = models.DateTimeField(null=True, blank=True, help_text="When its person skipped it, a second look.")
 
     objects = SlotQuerySet.as_manager()
 
@@ -114,6 +114,11 @@ class Slot(models.Model):
             # Places of one's own that wait to be given; a slot that is done otherwise holds an answer.
             models.Index(
                 fields=["project", "annotator", "kind"], name="slot_own", condition=Q(state="done", versions=0)
+            ),
+            models.Index(
+                fields=["project", "annotator", "passed_on_at"],
+                name="slot_passed_on",
+                condition=Q(passed_on_at__isnull=False),
             ),
         ]
 

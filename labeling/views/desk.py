@@ -82,10 +82,10 @@ def skip_pair(request: SignedInRequest, slug: str) -> HttpResponse:
 def undo_preference(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug)
     try:
-        queue.undo(project, request.user.pk)
+        lease = queue.undo(project, request.user.pk)
     except LabelingError as error:
         return _refused(request, project, str(error))
-    return _answer(request, project, _turn(request, project))
+    return _answer(request, project, _turn(request, project), notice=lease.notice)
 
 
 @require_POST

@@ -120,16 +120,17 @@ def add_item(request: SignedInRequest, slug: str) -> HttpResponse:
 @require_POST
 @login_required
 def item_of_pair(request: SignedInRequest, slug: str, pair_id: int) -> HttpResponse:
-    """Copy a pair with its known answer into the set."""
+    """Copy a pair with its known answer into the set, and ask nobody else about it."""
     project = project_or_404(request.user, slug, ADMINS)
     pair = pair_or_404(project, pair_id)
     said = {name: request.POST.get(name, "") for name in ("choice", "explanation")}
     try:
-        add_item_of_pair(pair=pair, **said)
+        add_item_of_pair(pair=pair, **said, admin=request.user)
     except LabelingError as error:
         messages.error(request, str(error))
     else:
-        messages.success(request, gettext("The item was added at the end of the set."))
+        told = gettext("The item was added at the end of the set. Nobody is asked about this pair any more.")
+        messages.success(request, told)
     return redirect("labeling:pair", slug=slug, pair_id=pair.pk)
 
 

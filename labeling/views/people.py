@@ -22,6 +22,7 @@ from labeling.progress import labels_per_day, since_first
 from labeling.sent_back import waiting_for
 from labeling.templatetags.formatting import count, short_day
 from labeling.views.projects import project_context
+from labeling.withheld import withheld_from
 
 PEOPLE_PER_PAGE = 50
 SENT_BACK_SHOWN = 50
@@ -86,12 +87,14 @@ def person(request: SignedInRequest, slug: str, user_id: int) -> HttpResponse:
     seat = get_object_or_404(Seat.objects.select_related("annotator"), project=project, annotator=user_id)
     report = newest_report(project)
     stored = report.data.get("annotators", {}).get(str(user_id)) if report else None
+    withheld = withheld_from(project, request.user.pk)
+    waiting = waiting_for(project, seat.annotator_id, SENT_BACK_SHOWN)
     context = project_context(request, project) | {
         "annotator": seat.annotator,
         "figures": person_figures(stored),
         "report": report,
         "chart": _days_chart(Preference.objects.filter(project=project, annotator=seat.annotator)),
-        "sent_back": waiting_for(project, seat.annotator_id, SENT_BACK_SHOWN),
+        "sent_back": [back for back in waiting if back.preference.pair_id not in withheld],
     }
     return render(request, "labeling/person.html", context)
 

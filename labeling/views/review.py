@@ -30,9 +30,9 @@ def desk(request: SignedInRequest, slug: str) -> HttpResponse:
     waiting = Pair.objects.filter(project=project).exclude(review="").order_by("pk")
     after = request.GET.get("after", "")
     rest = waiting.filter(pk__gt=int(after)) if after.isdecimal() and len(after) < 18 else waiting
-    pair = rest.select_related("prompt", "response_a", "response_b").first()
+    pair = rest.select_related("project", "prompt", "response_a", "response_b").first()
     context = project_context(request, project) | {
-        "page": read_pair(pair) if pair else None,
+        "page": read_pair(pair, request.user.pk) if pair else None,
         "waiting": waiting.count(),
         "was_last": pair is None and after,
         "choices": Choice.choices,
@@ -45,7 +45,7 @@ def desk(request: SignedInRequest, slug: str) -> HttpResponse:
 def pair(request: SignedInRequest, slug: str, pair_id: int) -> HttpResponse:
     """One pair with everything about it."""
     project = project_or_404(request.user, slug, REVIEWERS)
-    page = read_pair(pair_or_404(project, pair_id))
+    page = read_pair(pair_or_404(project, pair_id), request.user.pk)
     context = project_context(request, project) | {
         "page": page,
         "back": request.path,

@@ -26,6 +26,7 @@ from labeling.filters import (
 from labeling.judgement_export import csv_lines, jsonl_lines
 from labeling.models import Pair, Preference
 from labeling.views.projects import project_context
+from labeling.withheld import withheld_from
 
 FORMATS = {"csv": (csv_lines, "text/csv"), "jsonl": (jsonl_lines, "application/jsonl")}
 
@@ -36,17 +37,22 @@ def judgements(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
     form = JudgementFilter(project, request.GET)
     found: Found[Preference] = Found([], None, is_bounded=False)
+    withheld = withheld_from(project, request.user.pk)
     if form.is_valid():
-        found = judgements_search(project, form.cleaned_data).page(_before(request))
+        found = judgements_search(project, form.cleaned_data, withheld).page(_before(request))
     rows = [(judgement, side_of(judgement.choice, judgement.shown_left)) for judgement in found.rows]
-    context = project_context(request, project) | _table(request, form, found) | {"rows": rows}
+    context = project_context(request, project) | _table(request, form, found)
+    context |= {"rows": rows, "withheld": withheld}
     return render(request, "labeling/judgements.html", context, status=200 if form.is_valid() else 400)
 
 
 @require_GET
 @login_required
 def export(request: SignedInRequest, slug: str, suffix: str) -> HttpResponseBase:
-    """Everything that the filter of the address finds, in a stream."""
+    """Everything that the filter of the address finds, in a stream.
+
+    Whole, unlike the table: rows that come or not by what its reader holds would make files that nobody can trust.
+    """
     project = project_or_404(request.user, slug, REVIEWERS)
     form = JudgementFilter(project, request.GET)
     if not form.is_valid():
@@ -63,10 +69,11 @@ def export(request: SignedInRequest, slug: str, suffix: str) -> HttpResponseBase
 def pairs(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
     form = PairFilter(request.GET)
+    withheld = withheld_from(project, request.user.pk)
     found: Found[Pair] = Found([], None, is_bounded=False)
     if form.is_valid():
-        found = pairs_search(project, form.cleaned_data).page(_before(request))
-    context = project_context(request, project) | _table(request, form, found)
+        found = pairs_search(project, form.cleaned_data, withheld).page(_before(request))
+    context = project_context(request, project) | _table(request, form, found) | {"withheld": withheld}
     return render(request, "labeling/pairs.html", context, status=200 if form.is_valid() else 400)
 
 

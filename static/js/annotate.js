@@ -395,8 +395,14 @@
 
   const comparing = new WeakSet(); // pairs whose difference is on its way
 
+  const VIEW_SAYS = {
+    difference: [sentences.differenceShown, sentences.differenceHidden],
+    raw: [sentences.rawShown, sentences.renderedShown],
+  };
+
   function view(name) {
-    const wanted = desk().dataset.view === name ? "rendered" : name;
+    const isShown = desk().dataset.view !== name;
+    const wanted = isShown ? name : "rendered";
     desk().dataset.view = wanted;
     for (const pane of all(".pane", desk())) {
       $(".reading", pane).hidden = wanted !== "rendered";
@@ -405,6 +411,7 @@
       if (words) words.hidden = wanted !== "difference";
     }
     for (const button of all("[data-view-as]", desk())) button.setAttribute("aria-pressed", String(button.dataset.viewAs === wanted));
+    say("announcer", VIEW_SAYS[name][isShown ? 0 : 1]); // a key changes no focus that would tell it
     clamp(desk());
   }
 

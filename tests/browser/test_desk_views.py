@@ -34,6 +34,8 @@ def test_by_button(desks: Desks, slug: str) -> None:
     expect(pressed).to_have_count(0)
     press(words)
     expect(show(".difference ins, .difference del").first).to_be_visible()
+    said = desk.page.locator("#announcer")
+    expect(said).to_have_text("Differences shown.")
     expect(show(".panes .reading").first).to_be_hidden()
     expect(pressed).to_have_text(["D Words that differ"])
     press(raw)
@@ -44,7 +46,12 @@ def test_by_button(desks: Desks, slug: str) -> None:
     press(raw)
     expect(show(".panes .reading").nth(1)).to_be_visible()
     expect(pressed).to_have_count(0)
-    desk.page.keyboard.press("r")
+    for key, sentence in (
+        *(("d", "Differences shown."), ("d", "Differences hidden."), ("r", "Raw text shown.")),
+        *(("r", "Rendered text shown."), ("r", "Raw text shown.")),
+    ):
+        desk.page.keyboard.press(key)
+        expect(said).to_have_text(sentence)
     expect(raw).to_have_attribute("aria-pressed", "true")
     desk.vote("1")
     expect(pressed).to_have_count(0)

@@ -9,11 +9,12 @@ from collections import Counter
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
-from labeling import onboarding, queue
+from labeling import onboarding, own_places, queue
 from labeling.desk import side_of
 from labeling.exceptions import ImportRejected, LabelingError, NotQualified
-from labeling.models import Preference, QualificationAnswer, QualificationItem, QualificationResult, Seat
+from labeling.models import Preference, QualificationAnswer, QualificationItem, QualificationResult, Seat, Slot
 from labeling.qualification_items import (
     InvalidItem,
     ItemContent,
@@ -25,6 +26,7 @@ from labeling.qualification_items import (
     parse_item,
     remove_item,
 )
+from labeling.review import make_gold
 from labeling.services import add_member
 
 HTMX = {"HX-Request": "true"}
@@ -229,10 +231,48 @@ def test_moving_stops_at_the_ends(project, items):
         assert [items.index(other) for other in onboarding.set_of(project)] == order
 
 
-def test_a_pair_becomes_an_item(project, make_pair):
+def test_a_pair_becomes_an_item(project, make_pair, project_admin):
     pair = make_pair("One", "Two")
-    item = add_item_of_pair(pair=pair, choice="b", explanation="Two is more.")
+    item = add_item_of_pair(pair=pair, choice="b", explanation="Two is more.", admin=project_admin)
     assert (item.messages, item.response_a, item.response_b) == (pair.prompt.messages, "One", "Two")
+
+
+@pytest.mark.parametrize("is_gold", [False, True])
+def test_nobody_is_asked_about_a_pair_whose_answer_newcomers_are_told(
+    project, make_pair, project_admin, annotator, other_annotator, is_gold
+):
+    """Nor those who were to read it next, nor as one whose answer is known; what was said of it stays."""
+    project.judgements_per_pair = 3
+    project.gold_percent = 100 if is_gold else 0
+    project.save()
+    pair = make_pair()
+    queue.submit(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "a")
+    Slot.objects.filter(pair=pair, state="open").update(priority=0)
+    make_pair(priority=1)
+    if is_gold:
+        make_gold(pair=pair, choice="b")
+        pair.refresh_from_db()
+        assert own_places.reserve(project, other_annotator.pk) == 1
+    else:
+        queue.lease_next(project, other_annotator.pk)
+        assert queue.lease_ahead(project, other_annotator.pk).slot.pair == pair
+    add_item_of_pair(pair=pair, choice="b", explanation="Two is more.", admin=project_admin)
+    assert set(pair.slots.values_list("state", flat=True)) == {"done", "closed"}
+    Seat.objects.update(qualified_at=timezone.now())
+    while lease := queue.lease_next(project, other_annotator.pk):
+        assert lease.slot.pair != pair
+        queue.submit(project, lease.token, other_annotator.pk, "a")
+    pair.refresh_from_db()
+    assert (pair.adjudicated_choice, pair.gold_choice, pair.is_retired) == ("b", "", False)
+    assert Preference.objects.counted().filter(pair=pair).count() == pair.judgements_count == 1
+
+
+def test_an_item_that_is_refused_decides_nothing(project, make_pair, project_admin):
+    pair = make_pair()
+    with pytest.raises(InvalidItem):
+        add_item_of_pair(pair=pair, choice="b", explanation=" ", admin=project_admin)
+    pair.refresh_from_db()
+    assert pair.adjudicated_choice == ""
 
 
 def test_admins_use_a_pair_from_its_page(project, make_pair, project_admin, reviewer, sign_in):
@@ -241,12 +281,15 @@ def test_admins_use_a_pair_from_its_page(project, make_pair, project_admin, revi
     page = reverse("labeling:pair", args=[project.slug, pair.pk])
     assert url not in sign_in(reviewer).get(page).content.decode()
     client = sign_in(project_admin)
-    assert url in client.get(page).content.decode()
+    before = client.get(page).content.decode()
+    assert url in before
+    assert "nobody is asked about it any more" in before, "told beforehand"
     refused = client.post(url, {"choice": "b", "explanation": " "}, follow=True)
     assert "Not done." in refused.content.decode()
     assert not onboarding.set_of(project).exists()
     used = client.post(url, {"choice": "b", "explanation": "Two is more."}, follow=True)
     assert "added at the end of the set" in used.content.decode()
+    assert "Nobody is asked about this pair any more" in used.content.decode()
     assert onboarding.set_of(project).get().choice == "b"
     assert (
         client.post(

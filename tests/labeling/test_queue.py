@@ -16,8 +16,8 @@ from django.utils import timezone
 
 from labeling import leases, places, queue
 from labeling.answers import Details
-from labeling.exceptions import AlreadyAnswered, LabelingError, LeaseGone, NothingToUndo
-from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
+from labeling.exceptions import LabelingError, LeaseGone
+from labeling.models import Pair, Preference, Project, Skip, Slot
 from labeling.queue import Standing
 from labeling.services import create_project
 from labeling.tokens import TokenContent, make_token
@@ -250,111 +250,6 @@ def test_a_skipped_pair_goes_to_somebody_else_and_never_comes_back(project, anno
     assert not Preference.objects.exists()
 
 
-def test_undo_reopens_the_latest_answer_and_a_new_one_is_a_new_version(project, annotator, make_pair):
-    pair = make_pair()
-    make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
-    held = _lease(project, annotator)
-    lease = queue.undo(project, annotator.pk)
-    assert lease.previous is not None
-    assert lease.previous.choice == "a"
-    assert _lease(project, annotator).slot == lease.slot, "the reopened pair comes before the one that is held"
-    queue.submit(project, lease.token, annotator.pk, "b")
-    versions = Preference.objects.filter(pair=lease.slot.pair).order_by("version")
-    assert [(p.version, p.choice, p.is_current) for p in versions] == [(1, "a", False), (2, "b", True)]
-    assert _lease(project, annotator).slot == held.slot
-    pair.refresh_from_db()
-    assert pair.judgements_count <= 1
-
-
-def test_an_undo_that_is_not_answered_keeps_the_old_answer(project, annotator, other_annotator, make_pair):
-    make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
-    _expire(queue.undo(project, annotator.pk).slot)
-    places.sweep_expired()
-    assert Slot.objects.get().state == Slot.State.DONE
-    assert Preference.objects.get().is_current
-    assert queue.lease_next(project, other_annotator.pk) is None
-
-
-def test_skipping_a_reopened_pair_withdraws_the_answer(project, annotator, other_annotator, make_pair):
-    pair = make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
-    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
-    pair.refresh_from_db()
-    assert pair.judgements_count == 0
-    assert not Preference.objects.get().is_current
-    assert _lease(project, other_annotator).slot.pair == pair
-
-
-def test_undoing_the_skip_of_a_reopened_pair_brings_the_answer_back(project, annotator, other_annotator, make_pair):
-    pair = make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a", Details(comment="Kept."))
-    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk, "long")
-    lease = queue.undo(project, annotator.pk)
-    assert lease.previous == Preference.objects.get(is_current=True)
-    assert (lease.previous.choice, lease.previous.comment) == ("a", "Kept.")
-    pair.refresh_from_db()
-    assert (pair.judgements_count, pair.skips_count) == (1, 0)
-    queue.submit(project, lease.token, annotator.pk, "b")
-    assert [row.choice for row in Preference.objects.filter(is_current=True)] == ["b"]
-    assert queue.lease_next(project, other_annotator.pk) is None, "its place is filled"
-
-
-def test_a_withdrawn_answer_whose_place_is_taken_stays_withdrawn(project, annotator, other_annotator, make_pair):
-    project.judgements_per_pair = 2
-    project.save()
-    pair = make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
-    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
-    taken = _lease(project, other_annotator)
-    assert taken.slot.pk == Preference.objects.get().slot_id
-    lease = queue.undo(project, annotator.pk)
-    assert lease.previous is None
-    assert not queue.submit(project, lease.token, annotator.pk, "b").is_repeat
-    pair.refresh_from_db()
-    assert pair.judgements_count == 1
-    assert [row.choice for row in Preference.objects.filter(is_current=True)] == ["b"]
-
-
-def test_skipping_on_a_page_older_than_the_answer_withdraws_nothing(project, annotator, make_pair):
-    pair = make_pair()
-    old = _lease(project, annotator)
-    queue.submit(project, old.token, annotator.pk, "a")
-    with pytest.raises(AlreadyAnswered, match="Undo"):
-        queue.skip(project, old.token, annotator.pk)
-    queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "b")
-    with pytest.raises(AlreadyAnswered):
-        queue.skip(project, old.token, annotator.pk)
-    pair.refresh_from_db()
-    assert (pair.judgements_count, Skip.objects.count()) == (1, 0)
-    assert Preference.objects.get(is_current=True).choice == "b"
-
-
-def test_skipping_a_reopened_pair_works_after_its_lease_was_swept(project, annotator, other_annotator, make_pair):
-    pair = make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
-    lease = queue.undo(project, annotator.pk)
-    _expire(lease.slot)
-    places.sweep_expired()
-    queue.skip(project, lease.token, annotator.pk)
-    pair.refresh_from_db()
-    assert (pair.judgements_count, Preference.objects.filter(is_current=True).count()) == (0, 0)
-    assert _lease(project, other_annotator).slot.pair == pair
-
-
-def test_an_extra_vote_that_is_withdrawn_leaves_no_place_to_fill(project, annotator, other_annotator, make_pair):
-    pair = make_pair()
-    lease = _lease(project, annotator)
-    _expire(lease.slot)
-    queue.submit(project, _lease(project, other_annotator).token, other_annotator.pk, "a")
-    assert queue.submit(project, lease.token, annotator.pk, "b").is_extra
-    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
-    pair.refresh_from_db()
-    assert pair.judgements_count == 1
-    assert not Slot.objects.filter(state=Slot.State.OPEN).exists()
-
-
 def test_a_skip_gives_back_what_another_tab_was_given_of_the_pair(project, annotator, other_annotator, make_pair):
     project.judgements_per_pair = 2
     project.save()
@@ -365,11 +260,6 @@ def test_a_skip_gives_back_what_another_tab_was_given_of_the_pair(project, annot
     _lease(project, annotator)
     queue.skip(project, old.token, annotator.pk)
     assert queue.lease_next(project, annotator.pk) is None
-
-
-def test_there_must_be_something_to_undo(project, annotator):
-    with pytest.raises(NothingToUndo):
-        queue.undo(project, annotator.pk)
 
 
 def test_a_token_is_good_for_its_holder_only(project, annotator, other_annotator, make_pair):
@@ -596,23 +486,6 @@ def test_a_pair_that_was_read_offline_took_the_time_its_page_measured(project, m
     assert said.preference.seconds == 40
 
 
-def test_a_pair_that_comes_back_after_somebody_else_saw_it_is_shown_by_the_coin(
-    project, make_pair, annotator, other_annotator
-):
-    sides = set()
-    for _ in range(24):
-        pair = make_pair()
-        queue.skip(project, _lease(project, annotator).token, annotator.pk)
-        theirs = _lease(project, other_annotator)
-        assert theirs.slot.pair == pair
-        _expire(theirs.slot)
-        places.sweep_expired()
-        back = queue.undo(project, annotator.pk)
-        sides.add(back.slot.shown_left)
-        queue.submit(project, back.token, annotator.pk, "a")
-    assert sides == {"a", "b"}
-
-
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="says something about SQLite alone")
 def test_on_sqlite_whoever_comes_first_is_served_first():
@@ -634,12 +507,3 @@ def test_on_sqlite_whoever_comes_first_is_served_first():
 
     assert at_once(keep_busy, *[lambda number=number: come(number) for number in range(12)]) == []
     assert served == sorted(served)
-
-
-def test_a_judgement_that_is_withdrawn_and_given_again_counts_once_for_its_author(project, annotator, make_pair):
-    make_pair()
-    queue.submit(project, _lease(project, annotator).token, annotator.pk, "a")
-    queue.skip(project, queue.undo(project, annotator.pk).token, annotator.pk)
-    assert Seat.objects.get(annotator=annotator).judged == 0
-    queue.submit(project, queue.undo(project, annotator.pk).token, annotator.pk, "b")
-    assert Seat.objects.get(annotator=annotator).judged == 1

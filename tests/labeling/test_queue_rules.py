@@ -42,15 +42,41 @@ class Said:
     """What one person's judgement of one pair must be now, as far as they know."""
 
     choice: str
+    moment: int
     is_frozen: bool = False
 
 
 @dataclass
 class Model:
     said: dict[tuple[int, int, bool], Said] = field(default_factory=dict)  # person, pair, second look
-    skipped: set[tuple[int, int]] = field(default_factory=set)
+    passed_on: dict[tuple[int, int, bool], int] = field(default_factory=dict)  # with the moment of it
     withdrawn: dict[tuple[int, int, bool], Said] = field(default_factory=dict)
-    judgements: int = 0
+    moments: int = 0
+
+    @property
+    def skipped(self) -> set[tuple[int, int]]:
+        return {(person, pair) for person, pair, is_repeat in self.passed_on if not is_repeat}
+
+    def now(self) -> int:
+        self.moments += 1
+        return self.moments
+
+    def says(self, key: tuple[int, int, bool], choice: str) -> None:
+        self.said[key] = Said(choice, self.now())
+        self.passed_on.pop(key, None)
+
+    def passes_on(self, key: tuple[int, int, bool]) -> None:
+        self.passed_on.setdefault(key, self.now())  # twice is once
+        if withdrawn := self.said.pop(key, None):
+            self.withdrawn[key] = withdrawn
+
+    def acts(self, person: int) -> list[tuple[int, int, bool]]:
+        """What an undo may be about: what was passed on since the last judgement, and that one; last first."""
+        judged = [(one.moment, key) for key, one in self.said.items() if key[0] == person]
+        last = [max(judged)] if judged else []
+        since = last[0][0] if last else 0
+        passed = [(at, key) for key, at in self.passed_on.items() if key[0] == person and at > since]
+        return [key for _, key in sorted(passed, reverse=True) + last]
 
 
 class Desk(RuleBasedStateMachine):
@@ -88,6 +114,17 @@ class Desk(RuleBasedStateMachine):
         else:
             assert (person, slot.pair_id, False) not in self.model.said, "nobody is served a pair twice"
             assert (person, slot.pair_id) not in self.model.skipped
+
+    def _may_be_undone(self, key: tuple[int, int, bool]) -> bool:
+        """A judgement always; a second look is nobody else's; a skipped pair may have gone to somebody else."""
+        person, number, is_repeat = key
+        if key in self.model.said:
+            return True
+        pair = Pair.objects.get(pk=number)
+        if is_repeat or pair.is_retired or pair.adjudicated_choice:
+            return is_repeat and not pair.is_retired
+        places = pair.slots.exclude(kind="repeat")
+        return any(slot.state == "open" or slot.annotator_id == person for slot in places)
 
     def _held(self, person: int) -> set[int]:
         rows = Slot.objects.filter(annotator_id=person, state="leased", lease_until__gt=timezone.now())
@@ -148,8 +185,7 @@ class Desk(RuleBasedStateMachine):
             assert outcome.preference.choice == self.model.said[key].choice, "the first answer counts"
             return
         assert not (key in self.model.said and self.model.said[key].is_frozen)
-        self.model.said[key] = Said(choice)
-        self.model.skipped.discard(key[:2])
+        self.model.says(key, choice)
 
     @rule(target=pages, page=pages, choice=CHOICES)
     def somebody_answers_and_goes_on(self, page: Page, choice: str):
@@ -164,8 +200,7 @@ class Desk(RuleBasedStateMachine):
         if turn.submission.is_repeat:
             assert turn.submission.preference.choice == self.model.said[key].choice, "the first answer counts"
         else:
-            self.model.said[key] = Said(choice)
-            self.model.skipped.discard(key[:2])
+            self.model.says(key, choice)
         leases = [lease for lease in (turn.now, turn.ahead) if lease]
         for lease in leases:
             self._check_new(lease, before)
@@ -182,25 +217,27 @@ class Desk(RuleBasedStateMachine):
         except (AlreadyAnswered, Frozen):
             assert key in self.model.said
             return
-        withdrawn = self.model.said.pop(key, None)
-        if not page.is_repeat:
-            self.model.skipped.add(key[:2])
-            if withdrawn:
-                self.model.withdrawn[key] = withdrawn
+        self.model.passes_on(key)
 
     @rule(target=pages, number=st.integers(0, PEOPLE - 1))
     def somebody_undoes(self, number: int):
         person = self.people[number]
+        acts = self.model.acts(person)
+        possible = [key for key in acts if self._may_be_undone(key)]
         try:
             lease = queue.undo(self.project, person)
-        except (NothingToUndo, Frozen):
+        except NothingToUndo:
+            assert not possible
+            return multiple()
+        except Frozen:
+            assert self.model.said[possible[0]].is_frozen
             return multiple()
         page = self._page(lease, person)
         key = (person, page.pair, page.is_repeat)
-        if (person, page.pair) in self.model.skipped:
-            self.model.skipped.discard((person, page.pair))
-            if lease.previous:
-                self.model.said[key] = self.model.withdrawn.pop(key)
+        assert key == possible[0], "what was done last, of what can be done again"
+        assert bool(lease.notice) == (key != acts[0]), "a skip is stepped over, and it is said"
+        if self.model.passed_on.pop(key, None) and lease.previous:
+            self.model.said[key] = self.model.withdrawn.pop(key)
         if lease.previous:
             assert lease.previous.choice == self.model.said[key].choice
         shown = queue.lease_next(self.project, person)

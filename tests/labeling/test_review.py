@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.contrib.auth.models import User
 from django.utils import timezone
 
 from labeling import places, queue
 from labeling.exceptions import Frozen, LabelingError
 from labeling.models import Adjudication, Pair, Preference, SentBack, Slot
 from labeling.own_places import reserve
+from labeling.records import record_skip
 from labeling.review import MAX_NOTE_CHARACTERS, adjudicate, end_gold, make_gold, send_back
 from labeling.services import freeze_preferences
 
@@ -53,8 +55,58 @@ def test_a_decision_ends_the_asking_and_to_leave_the_pair_begins_it_again(make_p
     assert (pair.adjudicated_choice, pair.review, _states(pair)) == ("b", "", ["closed"])
     adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
     pair.refresh_from_db()
-    assert (pair.adjudicated_choice, pair.review, _states(pair)) == ("", "", ["open"])
+    assert (pair.adjudicated_choice, pair.review, _states(pair)) == ("", "", ["open"]), "nobody had flagged it"
     assert Adjudication.objects.filter(pair=pair).count() == 2, "decisions are added, never overwritten"
+
+
+@pytest.mark.parametrize("verdict", ["a", "retire"])
+def test_a_decision_that_is_taken_back_leaves_the_conflict_to_a_reviewer(
+    project, make_pair, reviewer, annotator, other_annotator, judge, wanted_twice, verdict
+):
+    project.most_judgements = 2
+    project.save()
+    pair = make_pair()
+    judge(annotator, "a")
+    judge(other_annotator, "b")
+    pair.refresh_from_db()
+    assert pair.review == "conflict"
+    adjudicate(pair=pair, reviewer=reviewer, verdict=verdict)
+    adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
+    pair.refresh_from_db()
+    assert (pair.adjudicated_choice, pair.is_retired, pair.review) == ("", False, "conflict")
+    adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
+    pair.refresh_from_db()
+    assert pair.review == "", "left as it was judged"
+
+
+def test_a_decision_that_is_taken_back_has_a_conflict_judged_by_more(
+    project, make_pair, reviewer, annotator, other_annotator, judge, wanted_twice
+):
+    """The second answer came when the pair was decided, so nobody had been asked for a third."""
+    project.most_judgements = 3
+    project.save()
+    pair = make_pair()
+    judge(annotator, "a")
+    late = queue.lease_next(project, other_annotator.pk)
+    adjudicate(pair=pair, reviewer=reviewer, verdict="a")
+    queue.submit(project, late.token, other_annotator.pk, "b")
+    assert _states(pair) == ["done", "done"]
+    adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
+    pair.refresh_from_db()
+    assert (pair.review, pair.judgements_wanted, _states(pair)) == ("", 3, ["done", "done", "open"])
+
+
+@pytest.mark.parametrize(
+    ("reasons", "review"), [(["broken"], "flag"), (["", "long", "unsure"], "skips"), (["long"], "")]
+)
+def test_a_decision_that_is_taken_back_leaves_what_skips_have_said(project, make_pair, reviewer, reasons, review):
+    pair = make_pair()
+    for number, reason in enumerate(reasons):
+        record_skip(pair.pk, User.objects.create_user(f"skipper-{number}").pk, reason, "")
+    for verdict in ("b", "leave"):
+        adjudicate(pair=pair, reviewer=reviewer, verdict=verdict)
+    pair.refresh_from_db()
+    assert pair.review == review
 
 
 def test_a_verdict_that_there_is_not_is_refused(make_pair, reviewer):

@@ -66,7 +66,7 @@ def test_what_counts_is_compared_before_older_versions(
     token = queue.lease_next(project, annotator.pk).token
     newest = queue.submit(project, token, annotator.pk, "b", Details(rewrite="Of the second.")).preference
     monkeypatch.setattr(pair_page, "MOST_COMPARED", 1)
-    found = pair_page.read_pair(Pair.objects.get(pk=rewritten.pair_id))
+    found = pair_page.read_pair(Pair.objects.get(pk=rewritten.pair_id), annotator.pk)
     assert [bool(one.compared) for one in (*found.judgements, *found.earlier)] == [True, False]
     assert found.judgements[0].preference == newest
 
