@@ -54,7 +54,8 @@ class Slot(models.Model):
 
     # The project and the arm are the pair's, kept here so that the partial index below finds the next open slot alone.
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="slots")
-    pair = models.ForeignKey(Pair, on_delete=models.CASCADE, related_name="slots")
+    # Here as below: no index of its own where one that begins with the column stands in Meta. Every answer writes all.
+    pair = models.ForeignKey(Pair, on_delete=models.CASCADE, related_name="slots", db_index=False)
     place = models.PositiveSmallIntegerField()
     kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.PLANNED)
     state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
@@ -139,9 +140,9 @@ class Preference(models.Model):
     """
 
     # The project is the pair's, kept here so that lists by day and by person read an index.
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="preferences")
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="preferences", db_index=False)
     pair = models.ForeignKey(Pair, on_delete=models.CASCADE, related_name="preferences")
-    slot = models.ForeignKey(Slot, on_delete=models.CASCADE, related_name="preferences")
+    slot = models.ForeignKey(Slot, on_delete=models.CASCADE, related_name="preferences", db_index=False)
     annotator = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="preferences")
     choice = models.CharField(max_length=8, choices=Choice.choices)
     is_strong = models.BooleanField(default=False, help_text="Much better, not only better.")

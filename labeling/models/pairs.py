@@ -82,7 +82,8 @@ class Pair(models.Model):
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="pairs")
     prompt = models.ForeignKey(Prompt, on_delete=models.CASCADE, related_name="pairs")
-    response_a = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
+    # ``pair_once`` begins with it, so it needs no index of its own.
+    response_a = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+", db_index=False)
     response_b = models.ForeignKey(Response, on_delete=models.CASCADE, related_name="+")
     judgements_asked = models.PositiveSmallIntegerField(
         null=True, editable=False, help_text="Judgements wanted when it was made, before any conflict."

@@ -212,7 +212,7 @@ class Seat(models.Model):
     The last fields are estimates of the background job; empty until there are enough judgements.
     """
 
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="seats")
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="seats", db_index=False)
     annotator = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="seats")
     a_left = models.IntegerField(default=0, help_text="Pairs shown with A on the left, less the others.")
     judged = models.PositiveIntegerField(default=0, help_text="Judgements given, second looks included.")
