@@ -1,11 +1,12 @@
 """What the next pair costs over HTTP: gunicorn as the product starts it, and many annotators at once.
 
-Each annotator opens the annotate page once and then does what its script does, again and again, over a connection that is
-kept open: send the form of the pair that was read, while the next one stands on the screen already, and take the one
-after it. The time is that from the first byte sent to the last byte read of one answer, with that further pair on it. The clients are one process of plain sockets; `client_cpu` says which share of a core it took.
-Without thought the annotators are a closed loop, so the time is by Little's law mostly their queue before the cores: 50
-of them wait 150 ms each at 333 answers a second. So there is a second reading, `with_thought`, in which they think
-`--think-ms` before each answer, in the mean and still faster than anybody reads; 0 leaves it out.
+Each annotator opens the annotate page once and then does what its script does, again and again, over a connection that
+is kept open: send the form of the pair that was read, while the next one stands on the screen already, and take the one
+after it. The time is that from the first byte sent to the last byte read of one answer, with that further pair on it.
+The clients are one process of plain sockets; `client_cpu` says which share of a core it took. Without thought the
+annotators are a closed loop, so the time is by Little's law mostly their queue before the cores: 50 of them wait 150 ms
+each at 333 answers a second. So there is a second reading, `with_thought`, in which they think `--think-ms` before each
+answer, in the mean and still faster than anybody reads; 0 leaves it out.
 
 The exit status is 1 when an answer was no page with a next pair, or the database has not exactly the votes cast.
 
