@@ -56,6 +56,14 @@ def label(page: Page, installation: Installation, count: int, seconds: float) ->
         page.wait_for_selector(f'#desk:not([data-key="{key}"])')
 
 
+def keep_open(page: Page, installation: Installation, pairs: int) -> None:
+    """Have few pairs sampled ahead: they would not be labeled here, and take their time from the training."""
+    page.goto(f"{installation.url}{PROJECT}/training/")
+    page.get_by_label("Keep this many pairs open").fill(str(pairs))
+    page.locator("form", has=page.get_by_label("Keep this many pairs open")).get_by_role("button").click()
+    wait_until(lambda: installation.query("SELECT open_pairs_wanted FROM training_looprule") == pairs, 10, "the rule")
+
+
 def train(page: Page, installation: Installation, epochs: str, seconds: float) -> None:
     page.goto(f"{installation.url}{PROJECT}/train/")
     page.locator("[name=epochs]").fill(epochs)
@@ -122,6 +130,7 @@ def go_round(page: Page, installation: Installation, target: Path, *, pairs: int
     sign_in(page, installation, "admin")
     label(page, installation, pairs, seconds)
     assert installation.query("SELECT count(*) FROM labeling_preference WHERE is_current") == pairs
+    keep_open(page, installation, 5)
     train(page, installation, epochs, seconds)
     uuid = promote(page, installation, seconds)
     from_new = (
