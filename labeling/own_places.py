@@ -45,6 +45,11 @@ def forget_unseen(pair_id: int) -> None:
     Slot.objects.filter(pair_id=pair_id, kind=Slot.Kind.GOLD, state=Slot.State.DONE, lease_number=0).delete()
 
 
+def forget_second_looks(pair_id: int) -> None:
+    """Take the second looks at a pair away that nobody has been given."""
+    Slot.objects.filter(pair_id=pair_id, kind=Slot.Kind.REPEAT, state=Slot.State.DONE, lease_number=0).delete()
+
+
 def _lacking(seat: Seat, kind: str, percent: float) -> list[int]:
     """Pairs for as many places as this person lacks, in an order by chance."""
     wanted = math.ceil(RESERVED_FOR * percent / 100)
@@ -65,9 +70,11 @@ def _golden(seat: Seat) -> list[int]:
 
 
 def _judged(seat: Seat) -> list[int]:
-    """Pairs that this person judged some time ago, and once."""
+    """Pairs that this person judged some time ago, and once, and on which no reviewer has decided since."""
     again = Slot.objects.filter(pair=OuterRef("pair"), annotator_id=seat.annotator_id, kind=Slot.Kind.REPEAT)
-    own = Preference.objects.counted().filter(project_id=seat.project_id, annotator_id=seat.annotator_id)
+    own = Preference.objects.counted().filter(
+        project_id=seat.project_id, annotator_id=seat.annotator_id, pair__adjudicated_choice=""
+    )
     lately = own.annotate(again=Exists(again)).order_by("-pk").values_list("pair_id", "again")
     return [pair_id for pair_id, again in lately[REPEAT_AFTER : REPEAT_AFTER + REPEAT_WITHIN] if not again]
 

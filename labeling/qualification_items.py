@@ -16,6 +16,7 @@ from labeling.exceptions import ImportRejected, LabelingError, LineProblem
 from labeling.importers import MAX_PROBLEMS, bounded_lines, decode_line, prompt_of
 from labeling.models import Choice, Pair, Project, QualificationItem
 from labeling.onboarding import set_of
+from labeling.own_places import forget_second_looks
 from labeling.prompts import MAX_PROMPT_CHARACTERS, InvalidPrompt, Message, clean_text, normalise, parse_prompt
 from labeling.review import adjudicate, end_gold
 
@@ -89,15 +90,20 @@ def add_items(*, project: Project, contents: Iterable[ItemContent]) -> list[Qual
 def add_item_of_pair(*, pair: Pair, choice: str, explanation: str, admin: User) -> QualificationItem:
     """Use a pair of the project as an item: its texts are copied, and it counts as decided by the expected answer.
 
-    Newcomers are told that answer, so nobody is asked about the pair any more, not as one whose answer is known either.
-    The judgements that it has stay.
+    Newcomers are told that answer, so nobody is asked about the pair any more, not as one whose answer is known and not
+    for a second look. The judgements that it has stay. A reviewer can still have it asked again: by taking the decision
+    back, or by making it gold. Raises ``LabelingError`` for a pair that was taken out.
     """
+    # Before its project, as the queue locks them.
+    locked = Pair.objects.select_for_update(no_key=True).get(pk=pair.pk)
+    if locked.is_retired:
+        raise LabelingError(gettext("This pair was taken out. Bring it back first, then use it."))
     content = ItemContent(pair.prompt.messages, pair.response_a.text, pair.response_b.text, choice, explanation)
     item = add_items(project=pair.project, contents=[content])[0]
-    if pair.gold_choice:
-        end_gold(pair=pair)
-    if not pair.is_retired:
-        adjudicate(pair=pair, reviewer=admin, verdict=choice, note=gettext("Used in the qualification set."))
+    if locked.gold_choice:
+        end_gold(pair=locked)
+    adjudicate(pair=locked, reviewer=admin, verdict=choice)
+    forget_second_looks(pair.pk)
     return item
 
 

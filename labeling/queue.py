@@ -174,7 +174,7 @@ def skip(project: Project, token: str, annotator_id: int, reason: str = "", note
         if mine := _own_slot(slot, annotator_id):
             give_back(mine)
         if slot.kind == Slot.Kind.REPEAT:
-            Slot.objects.filter(pk=slot.pk).update(passed_on_at=timezone.now())
+            Slot.objects.filter(pk=slot.pk, passed_on_at=None).update(passed_on_at=timezone.now())
 
 
 def undo(project: Project, annotator_id: int) -> Lease:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 
 from labeling import rows
 from labeling.answers import AnswerRejected, Details, is_same_text
-from labeling.models import Choice, Pair, Preference, Project, Response, Rewrite, SentBack, Skip, Slot
+from labeling.models import Adjudication, Choice, Pair, Preference, Project, Response, Rewrite, SentBack, Skip, Slot
 from labeling.places import next_place
 from labeling.quality import disagreement, has_majority, judgements_needed
 from labeling.tokens import TokenContent
@@ -124,12 +124,19 @@ def record_skip(pair_id: int, annotator_id: int, reason: str, note: str) -> None
 
 
 def call_reviewer_again(project: Project, pair: Pair) -> None:
-    """What called a reviewer before a decision that was taken back calls one again, and asks for what it asked for."""
-    unseen = Pair.objects.filter(pk=pair.pk, review="")
-    if Skip.objects.filter(pair=pair, reason__in=Skip.FLAGS).exists():  # first: a majority ends conflicts alone
-        unseen.update(review=Pair.Review.FLAG)
+    """What speaks for a reviewer once a decision is taken back: judgements that conflict, else what skips have said.
+
+    Only skips since a reviewer last left the pair as it was: those before were looked at then. A conflict asks for
+    further judgements, where more may be asked for.
+    """
     _look_for_conflict(project, pair)
-    unseen.filter(skips_count__gte=SKIPS_TO_REVIEW).update(review=Pair.Review.SKIPS)
+    left = Adjudication.objects.filter(pair=pair, verdict=Adjudication.Verdict.LEAVE).order_by("-pk").first()
+    since = Skip.objects.filter(pair=pair, created_at__gt=left.created_at) if left else Skip.objects.filter(pair=pair)
+    unseen = Pair.objects.filter(pk=pair.pk, review="")
+    if since.filter(reason__in=Skip.FLAGS).exists():
+        unseen.update(review=Pair.Review.FLAG)
+    elif since.count() >= SKIPS_TO_REVIEW:
+        unseen.update(review=Pair.Review.SKIPS)
 
 
 def forget_skip(pair: Pair, annotator_id: int) -> None:

@@ -22,9 +22,9 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
 
     A choice becomes what the pair counts as, and nobody else is asked. ``retire`` takes the pair out; judgements that
     are still on their way are kept. ``leave`` ends the review with the pair as its annotators have it. Of one that was
-    decided or taken out it takes that back: what is still wanted is asked for, and what called a reviewer before, such
-    as judgements that conflict, does so again. Raises ``LabelingError`` for a verdict
-    that there is not, and for a choice on a pair that was taken out.
+    decided or taken out it takes that back: what is still wanted is asked for, and what still speaks for a reviewer,
+    such as judgements that conflict, calls one again. Raises ``LabelingError`` for a verdict that there is not, and for
+    a choice on a pair that was taken out.
     """
     if verdict not in Verdict.values:
         told = {"verdict": verdict[:40], "known": ", ".join(Verdict.values)}
@@ -33,7 +33,7 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
     locked = Pair.objects.select_for_update(no_key=True).get(pk=pair.pk)
     if locked.is_retired and verdict in Choice.values:
         raise LabelingError(gettext("This pair was taken out. Bring it back first, then decide."))
-    was_over = bool(locked.adjudicated_choice) or locked.is_retired
+    is_taken_back = verdict == Verdict.LEAVE and (bool(locked.adjudicated_choice) or locked.is_retired)
     if verdict in Choice.values:
         locked.adjudicated_choice = verdict
         places.close_places(pair.pk)
@@ -44,7 +44,8 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
         places.bring_back(pair.pk)
     locked.review = ""
     locked.save(update_fields=["adjudicated_choice", "review"])
-    if verdict == Verdict.LEAVE and was_over:
+    if is_taken_back:
+        Pair.objects.filter(pk=pair.pk).update(p_a=None)  # what was found knew of the decision
         locked.refresh_from_db()
         call_reviewer_again(locked.project, locked)
     return Adjudication.objects.create(pair=locked, reviewer=reviewer, verdict=verdict, note=note)

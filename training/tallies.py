@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import Case, Count, F, FloatField, Q, QuerySet, Sum, When
-from django.db.models.functions import Exp, Greatest, Least
+from django.db.models.functions import Abs, Exp, Least
 
 from labeling.models import Choice, Preference
 from labeling.strangers import PRIOR_MEAN
@@ -43,8 +43,8 @@ def by_pair(preferences: QuerySet[Preference]) -> QuerySet[Any, Any]:
 
 def _probability() -> Case:
     """The very steps of ``triples``: sums that are written otherwise can round to the other side of a bound."""
-    lead = Least(Greatest(F("lead"), -SURE_LEAD), SURE_LEAD)
-    by_strangers = 1.0 / (1.0 + Exp(-PRIOR_MEAN * lead))
+    for_majority = 1.0 / (1.0 + Exp(-PRIOR_MEAN * Least(Abs(F("lead")), SURE_LEAD)))
+    by_strangers = Case(When(lead__gte=0, then=for_majority), default=1.0 - for_majority)
     known = Case(When(known_answer__in=(Choice.A, Choice.B), then=1.0), default=0.0)
     ties = F("votes") - F("for_one")
     return Case(

@@ -140,7 +140,7 @@ class Preference(models.Model):
     """
 
     # The project is the pair's, kept here so that lists by day and by person read an index.
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="preferences", db_index=False)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="preferences")
     pair = models.ForeignKey(Pair, on_delete=models.CASCADE, related_name="preferences")
     slot = models.ForeignKey(Slot, on_delete=models.CASCADE, related_name="preferences", db_index=False)
     annotator = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="preferences")

@@ -20,14 +20,20 @@ from labeling.pair_page import pair_or_404, read_pair
 from labeling.qualification_items import MAX_EXPLANATION_CHARACTERS
 from labeling.review import adjudicate, end_gold, make_gold, send_back
 from labeling.views.projects import project_context
+from labeling.withheld import withheld_from
 
 
 @require_GET
 @login_required
 def desk(request: SignedInRequest, slug: str) -> HttpResponse:
-    """The oldest pair to review, or the next one after that of ``?after=``."""
+    """The oldest pair to review, or the next one after that of ``?after=``.
+
+    Without those that its reader has still to judge: that they wait here says what others have done.
+    """
     project = project_or_404(request.user, slug, REVIEWERS)
     waiting = Pair.objects.filter(project=project).exclude(review="").order_by("pk")
+    if withheld := withheld_from(project, request.user.pk):
+        waiting = waiting.exclude(pk__in=withheld)
     after = request.GET.get("after", "")
     rest = waiting.filter(pk__gt=int(after)) if after.isdecimal() and len(after) < 18 else waiting
     pair = rest.select_related("project", "prompt", "response_a", "response_b").first()
@@ -85,6 +91,12 @@ def _said(pair: Pair, verdict: str) -> str:
         effect = ngettext(
             "Pair %(pair)d is back; its judgement counts again.",
             "Pair %(pair)d is back; its %(count)d judgements count again.",
+            count,
+        )
+    elif verdict == Adjudication.Verdict.LEAVE and pair.adjudicated_choice:
+        effect = ngettext(
+            "The decision on pair %(pair)d is taken back; its judgement counts again.",
+            "The decision on pair %(pair)d is taken back; its %(count)d judgements count again.",
             count,
         )
     elif verdict == Adjudication.Verdict.LEAVE:

@@ -26,7 +26,7 @@ from labeling.qualification_items import (
     parse_item,
     remove_item,
 )
-from labeling.review import make_gold
+from labeling.review import adjudicate, make_gold
 from labeling.services import add_member
 
 HTMX = {"HX-Request": "true"}
@@ -265,6 +265,31 @@ def test_nobody_is_asked_about_a_pair_whose_answer_newcomers_are_told(
     pair.refresh_from_db()
     assert (pair.adjudicated_choice, pair.gold_choice, pair.is_retired) == ("b", "", False)
     assert Preference.objects.counted().filter(pair=pair).count() == pair.judgements_count == 1
+
+
+def test_nor_for_a_second_look(project, make_pair, project_admin, annotator, monkeypatch):
+    monkeypatch.setattr(own_places, "REPEAT_AFTER", 0)
+    project.repeat_percent = 100
+    project.save()
+    for number in range(2):
+        pair = make_pair()
+        queue.submit(project, queue.lease_next(project, annotator.pk).token, annotator.pk, "a")
+        if number:
+            add_item_of_pair(pair=pair, choice="b", explanation="Two is more.", admin=project_admin)
+        assert own_places.reserve(project, annotator.pk) == 1 - number
+    first = Slot.objects.get(kind="repeat")
+    assert first.pair != pair
+    add_item_of_pair(pair=first.pair, choice="b", explanation="Two is more.", admin=project_admin)
+    Seat.objects.update(qualified_at=timezone.now())
+    assert queue.lease_next(project, annotator.pk) is None
+
+
+def test_a_pair_that_was_taken_out_is_brought_back_first(project, make_pair, project_admin):
+    pair = make_pair()
+    adjudicate(pair=pair, reviewer=project_admin, verdict="retire")
+    with pytest.raises(LabelingError, match="Bring it back first"):
+        add_item_of_pair(pair=pair, choice="b", explanation="Two is more.", admin=project_admin)
+    assert not onboarding.set_of(project).exists()
 
 
 def test_an_item_that_is_refused_decides_nothing(project, make_pair, project_admin):

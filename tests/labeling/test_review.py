@@ -109,6 +109,41 @@ def test_a_decision_that_is_taken_back_leaves_what_skips_have_said(project, make
     assert pair.review == review
 
 
+def test_what_a_reviewer_has_left_as_it_was_calls_nobody_again(make_pair, reviewer, annotator):
+    pair = make_pair()
+    record_skip(pair.pk, annotator.pk, "broken", "")
+    for verdict in ("leave", "b", "leave"):
+        adjudicate(pair=pair, reviewer=reviewer, verdict=verdict)
+    pair.refresh_from_db()
+    assert pair.review == ""
+
+
+def test_a_conflict_is_told_before_a_flag(
+    project, make_pair, reviewer, annotator, other_annotator, judge, wanted_twice
+):
+    project.most_judgements = 2
+    project.save()
+    pair = make_pair()
+    judge(annotator, "a")
+    judge(other_annotator, "b")
+    record_skip(pair.pk, User.objects.create_user("flags").pk, "broken", "")
+    for verdict in ("b", "leave"):
+        adjudicate(pair=pair, reviewer=reviewer, verdict=verdict)
+    pair.refresh_from_db()
+    assert pair.review == "conflict"
+
+
+def test_a_decision_that_is_taken_back_takes_the_probability_with_it(make_pair, reviewer, annotator, judge):
+    """It was found with the decision as evidence: nearly certain, of a pair that nobody has decided now."""
+    pair = make_pair()
+    judge(annotator, "b")
+    adjudicate(pair=pair, reviewer=reviewer, verdict="a")
+    Pair.objects.filter(pk=pair.pk).update(p_a=0.97)
+    adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
+    pair.refresh_from_db()
+    assert pair.p_a is None
+
+
 def test_a_verdict_that_there_is_not_is_refused(make_pair, reviewer):
     with pytest.raises(LabelingError, match="not a verdict"):
         adjudicate(pair=make_pair(), reviewer=reviewer, verdict="better")

@@ -266,6 +266,17 @@ def test_what_came_after_the_skip_of_a_second_look_is_undone_first(project, anno
     assert queue.undo(project, annotator.pk).previous == said
 
 
+def test_a_second_look_that_an_old_page_skips_once_more_was_skipped_the_first_time(
+    project, annotator, second_look, make_pair
+):
+    old = _lease(project, annotator)
+    _skip(project, annotator)
+    make_pair()
+    said = queue.submit(project, _lease(project, annotator).token, annotator.pk, "a").preference
+    queue.skip(project, old.token, annotator.pk)
+    assert queue.undo(project, annotator.pk).previous == said
+
+
 def test_a_skipped_second_look_at_a_pair_that_was_taken_out_is_stepped_over(project, annotator, reviewer, second_look):
     _skip(project, annotator)
     adjudicate(pair=second_look.pair, reviewer=reviewer, verdict="retire")

@@ -43,6 +43,10 @@ class PromptTooLong(EngineError):
         super().__init__("prompt_too_long", f"The sampling server says that the prompt is too long: {words}", hint)
 
 
+class _Left(Exception):
+    """Nobody wants an answer any more."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How every response of a job is drawn."""
@@ -76,7 +80,7 @@ class CompletionServer:
     def __init__(self, url: str, *, connections: int, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         self._closed = threading.Event()
-        self._users = 1  # whoever closes this, and the threads in a request
+        self._users = 1  # whoever closes this, and the threads in a request; 0 for ever once it was 0
         self._counting = threading.Lock()
         self._http = httpx2.Client(
             base_url=url,
@@ -90,13 +94,18 @@ class CompletionServer:
 
     def close(self) -> None:
         """No further request is begun or tried again. Those under way are not waited for."""
-        if not self._closed.is_set():
+        with self._counting:
+            was_closed = self._closed.is_set()
             self._closed.set()
+        if not was_closed:
             self._leave()
 
     @contextmanager
     def _used(self) -> Iterator[None]:
+        """Raises ``_Left`` where the server has been left meanwhile."""
         with self._counting:
+            if self._closed.is_set():
+                raise _Left
             self._users += 1
         try:
             yield
@@ -183,6 +192,8 @@ class CompletionServer:
             try:
                 with self._used():
                     response = self._http.request(method, path, json=body)
+            except _Left:
+                break
             except (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
                 hint = "Look at the server's load, or let fewer responses be written at once."
                 message = f"The sampling server {self.name} did not answer in time."
