@@ -20,7 +20,7 @@ from config.catalogue import compile_newer
 from labeling.models import Membership, Pair, Project, Prompt
 from labeling.prompts import parse_prompt
 from labeling.services import NewResponse, add_member, add_pair, add_prompts, create_project
-from tests.installation import Installation, bare_environment, installed
+from tests.installation import bare_environment
 
 pytest_plugins = ["tests.checkpoints"]
 # How long an example takes says something about the machine, not about the code.
@@ -67,13 +67,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "training.engine.tiny_model", str(path)], cwd=django_settings.BASE_DIR, check=True
     )
     return path
-
-
-@pytest.fixture
-def tiny_installation(tiny_model: Path, tmp_path: Path) -> Iterator[Installation]:
-    model = {"TIEBREAK_DEFAULT_MODEL": str(tiny_model), "TIEBREAK_MODEL_DIRECTORIES": str(tiny_model.parent)}
-    with installed(tmp_path / "var", **model) as installation:
-        yield installation
 
 
 @pytest.fixture

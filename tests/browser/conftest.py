@@ -71,12 +71,17 @@ def visit(
     return open_as
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A web server of a file's own, with what its ``PROJECTS`` asks for."""
-    with web_alone(tmp_path_factory.mktemp("desk")) as server:
-        server.seed(request.module.PROJECTS)
+@pytest.fixture(scope="session")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with web_alone(tmp_path_factory.mktemp("desks")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, web: Server) -> Server:
+    """The web server of all files that drive a desk, with what this one's ``PROJECTS`` asks for besides."""
+    web.seed(request.module.PROJECTS)
+    return web
 
 
 @pytest.fixture

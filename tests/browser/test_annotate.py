@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.browser.desks import ANOTHER_PAIR, PASSWORD, Desks, Server, web_alone
+from tests.browser.desks import ANOTHER_PAIR, PASSWORD, Desks
 
 pytestmark = pytest.mark.browser
 
@@ -61,20 +60,6 @@ PROJECTS = {
     "around": {"pairs": 4},
     "newcomer": {"items": True},
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with web_alone(tmp_path_factory.mktemp("annotate")) as server:
-        server.seed(PROJECTS)
-        yield server
-
-
-@pytest.fixture
-def desks(browser: Browser, server: Server) -> Iterator[Desks]:
-    desks = Desks(browser, server)
-    yield desks
-    desks.close()
 
 
 # Keys

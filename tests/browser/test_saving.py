@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from tests.browser.desks import PASSWORD, Desk, Desks, Server, web_alone
+from tests.browser.desks import PASSWORD, Desk, Desks, Server
 
 pytestmark = pytest.mark.browser
 
@@ -34,13 +34,6 @@ PROJECTS = {
     "poll": {"pairs": 1},
 }
 SUBMIT = "**/annotate/submit/"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with web_alone(tmp_path_factory.mktemp("saving")) as server:
-        server.seed(PROJECTS)
-        yield server
 
 
 @pytest.fixture
