@@ -51,7 +51,7 @@ def test_a_mistaken_key_is_taken_back_from_the_link_of_its_message(
     _press(page, "1", f"Pair {pairs[0].pk} counts as “A is better”")
     page.get_by_role("link", name=f"Pair {pairs[0].pk}", exact=True).click()
     expect(page.get_by_role("button", name="Take the decision back")).to_be_visible()
-    _press(page, "l", f"Pair {pairs[0].pk} stays as its 2 judgements have it.")
+    _press(page, "l", f"The decision on pair {pairs[0].pk} is taken back; its 2 judgements count again.")
     expect(page.get_by_role("button", name="Take the decision back")).to_have_count(0)
     assert Pair.objects.get(pk=pairs[0].pk).adjudicated_choice == ""
 
