@@ -262,6 +262,7 @@
   // The pair goes into the outbox, the next one comes onto the desk.
   function leave(choice, entry) {
     isBusy = isLeaving = true;
+    undoQuietUntil = 0; // the next undo is of this answer, and not the last one twice
     const key = desk().dataset.key;
     answered.add(key);
     unsavedDesks.set(key, desk());
