@@ -140,6 +140,7 @@ class Preference(models.Model):
     """
 
     # The project is the pair's, kept here so that lists by day and by person read an index.
+    # With an index of its own all the same: SQLite reads the newest of a project by it.
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="preferences")
     pair = models.ForeignKey(Pair, on_delete=models.CASCADE, related_name="preferences")
     slot = models.ForeignKey(Slot, on_delete=models.CASCADE, related_name="preferences", db_index=False)

@@ -59,10 +59,9 @@ def test_a_decision_ends_the_asking_and_to_leave_the_pair_begins_it_again(make_p
     assert Adjudication.objects.filter(pair=pair).count() == 2, "decisions are added, never overwritten"
 
 
-@pytest.mark.parametrize("verdict", ["a", "retire"])
-def test_a_decision_that_is_taken_back_leaves_the_conflict_to_a_reviewer(
-    project, make_pair, reviewer, annotator, other_annotator, judge, wanted_twice, verdict
-):
+@pytest.fixture
+def conflict(project, make_pair, annotator, other_annotator, judge, wanted_twice) -> Pair:
+    """Two people disagree on it, and nobody else may be asked."""
     project.most_judgements = 2
     project.save()
     pair = make_pair()
@@ -70,13 +69,18 @@ def test_a_decision_that_is_taken_back_leaves_the_conflict_to_a_reviewer(
     judge(other_annotator, "b")
     pair.refresh_from_db()
     assert pair.review == "conflict"
-    adjudicate(pair=pair, reviewer=reviewer, verdict=verdict)
-    adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
-    pair.refresh_from_db()
-    assert (pair.adjudicated_choice, pair.is_retired, pair.review) == ("", False, "conflict")
-    adjudicate(pair=pair, reviewer=reviewer, verdict="leave")
-    pair.refresh_from_db()
-    assert pair.review == "", "left as it was judged"
+    return pair
+
+
+@pytest.mark.parametrize("verdict", ["a", "retire"])
+def test_a_decision_that_is_taken_back_leaves_the_conflict_to_a_reviewer(conflict, reviewer, verdict):
+    adjudicate(pair=conflict, reviewer=reviewer, verdict=verdict)
+    adjudicate(pair=conflict, reviewer=reviewer, verdict="leave")
+    conflict.refresh_from_db()
+    assert (conflict.adjudicated_choice, conflict.is_retired, conflict.review) == ("", False, "conflict")
+    adjudicate(pair=conflict, reviewer=reviewer, verdict="leave")
+    conflict.refresh_from_db()
+    assert conflict.review == "", "left as it was judged"
 
 
 def test_a_decision_that_is_taken_back_has_a_conflict_judged_by_more(
@@ -118,19 +122,12 @@ def test_what_a_reviewer_has_left_as_it_was_calls_nobody_again(make_pair, review
     assert pair.review == ""
 
 
-def test_a_conflict_is_told_before_a_flag(
-    project, make_pair, reviewer, annotator, other_annotator, judge, wanted_twice
-):
-    project.most_judgements = 2
-    project.save()
-    pair = make_pair()
-    judge(annotator, "a")
-    judge(other_annotator, "b")
-    record_skip(pair.pk, User.objects.create_user("flags").pk, "broken", "")
+def test_a_conflict_is_told_before_a_flag(conflict, reviewer):
+    record_skip(conflict.pk, User.objects.create_user("flags").pk, "broken", "")
     for verdict in ("b", "leave"):
-        adjudicate(pair=pair, reviewer=reviewer, verdict=verdict)
-    pair.refresh_from_db()
-    assert pair.review == "conflict"
+        adjudicate(pair=conflict, reviewer=reviewer, verdict=verdict)
+    conflict.refresh_from_db()
+    assert conflict.review == "conflict"
 
 
 def test_a_decision_that_is_taken_back_takes_the_probability_with_it(make_pair, reviewer, annotator, judge):
