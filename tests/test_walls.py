@@ -79,7 +79,7 @@ def test_annotators_cannot_reach_an_origin_through_the_rows_of_labeling():
         ("training/engine/errors.py", "import django", "The engine knows no Django"),
         ("training/engine/errors.py", "import training.recipe", "The engine knows no Django"),
         ("training/footprint.py", "import training.jobspec", "Inside training"),
-        ("training/execution.py", "import training.engine.errors", "Nobody imports the engine"),
+        ("training/execution/runs.py", "import training.engine.errors", "Nobody imports the engine"),
         ("training/triples.py", "import training.services", "Inside training"),
     ],
 )

@@ -10,8 +10,8 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from labeling.models import Pair
-from training import execution, services, store, supervision
-from training.execution import Sampling, Training
+from training import services, store, supervision
+from training.execution import Sampling, Training, runs, sampling
 from training.jobspec import Result, SampledPair, SampledResponse
 from training.models import Checkpoint, Job, SampleBatch, TrainingRun
 from training.recipe import Recipe
@@ -55,7 +55,7 @@ def _write_samples(batch: SampleBatch) -> RunDir:
 def test_a_pair_is_not_lost_when_the_database_fails_in_its_middle(batch, monkeypatch):
     work = Sampling(batch, _write_samples(batch))
     work.prepare()
-    add_pair, calls = execution.add_pair, []
+    add_pair, calls = sampling.add_pair, []
 
     def failing_once(**values: object) -> Pair:
         calls.append(values)
@@ -63,7 +63,7 @@ def test_a_pair_is_not_lost_when_the_database_fails_in_its_middle(batch, monkeyp
             raise OperationalError("database is locked")
         return add_pair(**values)
 
-    monkeypatch.setattr(execution, "add_pair", failing_once)
+    monkeypatch.setattr(sampling, "add_pair", failing_once)
     with pytest.raises(OperationalError):
         work.tick()
     assert Pair.objects.count() == 1
@@ -121,7 +121,7 @@ def test_a_database_that_fails_while_publishing_costs_an_attempt_and_no_run(proj
 
 
 def test_the_checkpoint_of_a_worker_that_died_before_its_commit_is_removed_by_the_next_attempt(run, policy):
-    leftover = store.checkpoint_dir(execution._checkpoint_uuid(run, run.fence))
+    leftover = store.checkpoint_dir(runs._checkpoint_uuid(run, run.fence))
     leftover.mkdir()
     _expire(run)
     recover_expired()

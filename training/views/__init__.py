@@ -1,0 +1,1 @@
+"""Pages for those who train. All of a project, by role."""
