@@ -5,6 +5,7 @@ from labeling.models.onboarding import QualificationAnswer, QualificationItem, Q
 from labeling.models.pairs import Choice, Pair, Prompt, Response
 from labeling.models.projects import Guidelines, KeyMap, Membership, Project, Seat
 from labeling.models.reports import QualityReport
+from labeling.models.withdrawals import Withdrawal
 
 __all__ = [
     "Adjudication",
@@ -27,4 +28,5 @@ __all__ = [
     "Skip",
     "Slot",
     "SlotQuerySet",
+    "Withdrawal",
 ]

@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from labeling.models.pairs import Choice, Pair, Response, new_random_key
 from labeling.models.projects import Project
+from labeling.models.withdrawals import Withdrawal
 
 
 class SlotQuerySet(models.QuerySet["Slot"]):
@@ -158,6 +159,15 @@ class Preference(models.Model):
     is_current = models.BooleanField(default=True)
     is_repeat = models.BooleanField(default=False, help_text="A second look; it measures, and is never trained on.")
     frozen_at = models.DateTimeField(null=True, blank=True, help_text="When a dataset first used it.")
+    withdrawal = models.ForeignKey(
+        Withdrawal,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="preferences",
+        db_index=False,
+        help_text="What took it back for good, if something did; it is not current then.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = PreferenceQuerySet.as_manager()
@@ -172,6 +182,9 @@ class Preference(models.Model):
             models.UniqueConstraint(fields=["slot", "version"], name="preference_version_once"),
             models.CheckConstraint(condition=Q(choice__in=Choice.values), name="preference_choice_is_known"),
             models.CheckConstraint(condition=Q(version__gte=1), name="preference_versions_count_from_one"),
+            models.CheckConstraint(
+                condition=Q(withdrawal__isnull=True) | Q(is_current=False), name="preference_withdrawn_counts_nowhere"
+            ),
             models.CheckConstraint(condition=Q(seconds__gte=0), name="preference_took_no_negative_time"),
             models.CheckConstraint(
                 condition=Q(is_strong=False) | Q(choice__in=["a", "b"]), name="preference_strong_for_a_side"
@@ -180,6 +193,7 @@ class Preference(models.Model):
         indexes = [
             models.Index(fields=["project", "created_at"], name="preference_by_day"),
             models.Index(fields=["project", "annotator", "created_at"], name="preference_by_person"),
+            models.Index(fields=["withdrawal"], name="preference_withdrawn", condition=Q(withdrawal__isnull=False)),
         ]
 
     def __str__(self) -> str:

@@ -24,6 +24,9 @@ class Prompt(models.Model):
     messages = models.JSONField()
     content_hash = models.CharField(max_length=64, editable=False)
     is_held_out = models.BooleanField(editable=False, help_text="Serves evaluation only; never trained on.")
+    withdrawn_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="Since when nobody is asked about it, and no policy either."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

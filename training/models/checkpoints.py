@@ -41,6 +41,12 @@ class Checkpoint(models.Model):
     base = models.ForeignKey("self", on_delete=models.PROTECT, null=True, blank=True, related_name="adapters")
     parent = models.ForeignKey("self", on_delete=models.PROTECT, null=True, blank=True, related_name="children")
     details = models.JSONField(default=dict, blank=True, help_text="Figures from the engine.")
+    manifest_sha256 = models.CharField(
+        max_length=64, blank=True, help_text="Of manifest.json as published; empty of earlier versions."
+    )
+    removed_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the retention rule deleted its files; the row stays."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -83,6 +89,9 @@ class Promotion(models.Model):
     )
     reason = models.CharField(max_length=300, blank=True)
     is_rollback = models.BooleanField(default=False)
+    gate = models.OneToOneField(
+        "training.Gate", on_delete=models.PROTECT, null=True, blank=True, related_name="promotion"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

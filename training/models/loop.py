@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.core.validators import MaxValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 
@@ -11,6 +11,10 @@ from labeling.models import Project
 
 class LoopRule(models.Model):
     """What the scheduler does for a project by itself: keep pairs open, and retrain when enough is new."""
+
+    class Reference(models.TextChoices):
+        FIRST = "first", "The first policy, for ever"
+        PROMOTED = "promoted", "The promoted policy, while it is within the budget"
 
     project = models.OneToOneField(Project, on_delete=models.CASCADE, related_name="loop_rule")
     open_pairs_wanted = models.PositiveIntegerField(
@@ -25,12 +29,34 @@ class LoopRule(models.Model):
     min_minutes_between = models.PositiveIntegerField(
         default=60, validators=[MaxValueValidator(60 * 24 * 365)], help_text="… and at most once in this many minutes."
     )
+    fixed_times = models.JSONField(
+        default=list,
+        blank=True,
+        help_text="Times of day, as HH:MM in the server's time zone, at which alone a run may start; empty: at any.",
+    )
+    most_runs_a_day = models.PositiveSmallIntegerField(
+        default=8, help_text="Runs that the rule may start from one midnight to the next; 0: as many as it likes."
+    )
+    paused_at = models.DateTimeField(null=True, blank=True, help_text="Since when the rule starts nothing.")
+    paused_until = models.DateTimeField(null=True, blank=True, help_text="Empty: until somebody ends the pause.")
+    recipe = models.JSONField(
+        default=dict, blank=True, help_text="What differs from the usual recipe in runs of the rule."
+    )
+    reference = models.CharField(max_length=8, choices=Reference.choices, default=Reference.FIRST)
+    kl_first_budget = models.FloatField(
+        default=40.0,
+        validators=[MinValueValidator(0.1), MaxValueValidator(10_000)],
+        help_text="Nats a response that a policy may be away from the first one.",
+    )
     # The watermark: preferences up to here have been trained on, or were looked at by a run that was asked for.
     trained_preference_id = models.BigIntegerField(default=0)
     trained_at = models.DateTimeField(null=True, blank=True)
+    fixed_time_seen_at = models.DateTimeField(
+        null=True, blank=True, help_text="The newest of the fixed times that was acted on, or let pass."
+    )
     # Written by the scheduler so that no page has to count.
     new_triples = models.PositiveIntegerField(default=0)
-    verdict = models.CharField(max_length=300, blank=True)
+    verdict = models.TextField(blank=True)
     evaluated_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

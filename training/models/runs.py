@@ -62,12 +62,24 @@ class TrainingRun(Job):
     recipe = models.JSONField(help_text="Every hyperparameter, resolved when the run was asked for.")
     seed = models.PositiveIntegerField(default=new_seed)
     is_automatic = models.BooleanField(default=False, help_text="Asked for by the retrain rule.")
+    reference_reason = models.TextField(blank=True, help_text="In one sentence: why this reference.")
+    sweep = models.ForeignKey("training.Sweep", on_delete=models.PROTECT, null=True, blank=True, related_name="runs")
+    rebuild_of = models.ForeignKey(
+        "self",
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="rebuilds",
+        help_text="The run that is made again without the labels that were withdrawn since.",
+    )
 
     class Meta(Job.Meta):
         constraints = [
             models.UniqueConstraint(fields=["project", "number"], name="run_number_once"),
             models.UniqueConstraint(
-                fields=["project"], condition=Q(state__in=["queued", "running", "publishing"]), name="one_active_run"
+                fields=["project"],
+                condition=Q(state__in=["queued", "running", "publishing"], sweep__isnull=True),
+                name="one_active_run",
             ),
         ]
 

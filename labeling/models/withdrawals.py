@@ -1,0 +1,45 @@
+"""Labels that were taken back for good: somebody's, those on a prompt, or a single one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import models
+
+from labeling.models.projects import Project
+
+if TYPE_CHECKING:
+    from labeling.models.judgements import Preference
+    from labeling.models.pairs import Prompt
+
+
+class Withdrawal(models.Model):
+    """Who took what back, when and why. The judgements stay as rows, point here, and count nowhere. Append-only."""
+
+    class Kind(models.TextChoices):
+        ANNOTATOR = "annotator", "All of one annotator's judgements"
+        PROMPT = "prompt", "A prompt, with everything judged on it"
+        PREFERENCE = "preference", "One judgement"
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="withdrawals")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    annotator = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    prompt: models.ForeignKey[Prompt | None, Prompt | None] = models.ForeignKey(
+        "labeling.Prompt", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    preference: models.ForeignKey[Preference | None, Preference | None] = models.ForeignKey(
+        "labeling.Preference", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    reason = models.CharField(max_length=500, blank=True)
+    judgements = models.PositiveIntegerField(default=0, help_text="How many judgements it took out.")
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"Withdrawal {self.pk}"
