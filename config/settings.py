@@ -249,6 +249,7 @@ CELERY_BEAT_SCHEDULE = {
     "sweep-leases": {"task": "training.tasks.sweep_leases", "schedule": 60.0, "options": {"expires": 60}},
     "reserve-places": {"task": "labeling.tasks.reserve_places", "schedule": 30.0, "options": {"expires": 30}},
     "measure-quality": {"task": "labeling.tasks.measure_quality", "schedule": 60.0, "options": {"expires": 60}},
+    "tell-people": {"task": "training.tasks.tell_people", "schedule": 20.0, "options": {"expires": 20}},
     "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
@@ -282,6 +283,22 @@ if SAMPLING_SERVER_URL and not SAMPLING_SERVER_CHECKPOINT:
         "which checkpoint has the weights that the server holds. Policies on other weights are sampled without it."
     )
 MINIMUM_FREE_DISK_MB = env.int("TIEBREAK_MINIMUM_FREE_DISK_MB", 1024)
+
+# Where people reach the pages, for the links in e-mails; and the mail server. Empty: no e-mail is sent.
+SITE_URL = env.str("TIEBREAK_SITE_URL", "http://127.0.0.1:8000").rstrip("/")
+EMAIL_HOST = env.str("TIEBREAK_EMAIL_HOST", "")
+EMAIL_PORT = env.int("TIEBREAK_EMAIL_PORT", 25)
+EMAIL_HOST_USER = env.str("TIEBREAK_EMAIL_USER", "")
+EMAIL_HOST_PASSWORD = env.str("TIEBREAK_EMAIL_PASSWORD", "")
+EMAIL_USE_TLS = env.bool("TIEBREAK_EMAIL_STARTTLS", False)
+EMAIL_USE_SSL = env.bool("TIEBREAK_EMAIL_TLS", False)
+EMAIL_TIMEOUT = 20  # seconds; one server that hangs must not hold the worker of all chores
+DEFAULT_FROM_EMAIL = env.str("TIEBREAK_EMAIL_FROM", "tiebreak@localhost")
+if EMAIL_USE_TLS and EMAIL_USE_SSL:
+    raise ImproperlyConfigured(
+        "TIEBREAK_EMAIL_STARTTLS and TIEBREAK_EMAIL_TLS are both set. The first begins in the clear and is usual on "
+        "port 587, the second is encrypted from the start and usual on port 465: set one."
+    )
 
 LOGGING = {
     "version": 1,

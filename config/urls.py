@@ -10,6 +10,7 @@ from config.health import livez, readyz
 from labeling.views.keys import keys
 from labeling.views.projects import SignIn, home
 from labeling.views.settings import new_project
+from training.views.notices import mark_all_read, notice, notices, save_emails
 
 admin.site.site_header = admin.site.site_title = "Tiebreak operations"
 admin.site.index_title = "Every row"
@@ -21,6 +22,10 @@ urlpatterns = [
     path("language/", require_POST(set_language), name="set-language"),
     path("keys/", keys, name="keys"),
     path("new-project/", new_project, name="new-project"),
+    path("notices/", notices, name="notices"),
+    path("notices/<int:pk>/", notice, name="notice"),
+    path("notices/read/", mark_all_read, name="notices-read"),
+    path("notices/emails/", save_emails, name="notices-emails"),
     # Answered by HealthMiddleware before they come here; this gives them names.
     path("livez", livez, name="livez"),
     path("readyz", readyz, name="readyz"),

@@ -12,7 +12,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
-from training import execution, supervision
+from training import execution, notices, supervision
 from training.models import CheckpointExport, Job, SampleBatch, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,12 @@ def _is_hint_stale(job: Job) -> bool:
         return True
     patience = HINT_AGAIN_AFTER + (job.hinted_at - job.created_at) / 2
     return timezone.now() - job.hinted_at > min(patience, HINT_AGAIN_AT_MOST_AFTER)
+
+
+@shared_task
+def tell_people() -> None:
+    notices.notice_what_happened()
+    notices.send_due()
 
 
 @shared_task
