@@ -250,7 +250,7 @@ def _draw(places: Sequence[Place]) -> list[Rails]:
             path.append(_down(lane, 0, 50))
         open_lanes.discard(lane)
         if place.leaves and before != lane:
-            path.append(f"M{_x(lane)} 50C{_x(lane)} 85 {_x(before)} 65 {_x(before)} 100")
+            path.append(f"M{_x(lane)} 50C{_x(lane)} 80 {_x(before)} 70 {_x(before)} 100")
             open_lanes.add(before)
         elif place.has_parent:
             path.append(_down(lane, 50, 100))

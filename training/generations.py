@@ -107,11 +107,11 @@ def _part(figures: Any, *names: str) -> dict[str, Any]:
 
 def _charts(rows: Sequence[Generation], budget: float | None) -> list[Chart]:
     won = [
-        _series("own reward", "main", rows, lambda row: row.won_pairs, 100),
+        _series("reward", "main", rows, lambda row: row.won_pairs, 100),
         _series("people", "other", rows, lambda row: row.won_votes, 100),
     ]
-    kl = [_series("from the first", "main", rows, lambda row: row.kl_first)]
-    tokens = [_series("length", "main", rows, lambda row: row.mean_tokens)]
+    kl = [_series("policy", "main", rows, lambda row: row.kl_first)]
+    tokens = [_series("policy", "main", rows, lambda row: row.mean_tokens)]
     first_length = rows[0].mean_tokens
     drawn = [
         _chart("Held-out win rate, %", won, ("chance", 50.0), rows, lambda y: percent(y / 100, 1)),
@@ -150,10 +150,13 @@ def _chart(
     rows: Sequence[Generation],
     y_label: Callable[[float], str],
 ) -> Chart | None:
-    """``level``: what the curve is held against, as a muted line right across; left out where it is not known."""
+    """``level``: what the curve is held against, as a muted line right across; left out where it is not known.
+
+    No curve where nothing is known of any policy but the first.
+    """
     name, height = level
     drawn = [one for one in series if one.points]
-    if not drawn:
+    if not any(x for one in drawn for x, _ in one.points):
         return None
     last = float(rows[-1].number)
     if height is not None:

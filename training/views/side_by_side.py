@@ -139,6 +139,12 @@ class Exchange:
     refused: str
     compared: Difference | None
 
+    @property
+    def is_same(self) -> bool:
+        """Whether both have ended, with one and the same text."""
+        left, right = (pane.answer for pane in self.panes)
+        return bool(left.finish_reason and right.finish_reason) and left.text == right.text
+
 
 def _context(request: SignedInRequest, project: Project, asked: SideBySide) -> dict[str, Any]:
     shows_difference = "difference" in request.GET and not asked.is_active
