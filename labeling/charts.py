@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 88, 12, 26
@@ -14,11 +14,12 @@ BAR_RIGHT, BAR_GAP, MOST_LABELS = 8, 0.25, 8
 
 @dataclass(frozen=True)
 class Series:
-    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``."""
+    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``. ``bands``: intervals around its points."""
 
     label: str
     role: str
     points: Sequence[tuple[float, float]]  # (x, y)
+    bands: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Dot:
 
 
 @dataclass(frozen=True)
+class Band:
+    """The interval around one point, from ``top`` to ``bottom``."""
+
+    x: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True)
 class Line:
     label: str
     role: str
@@ -44,6 +54,7 @@ class Line:
     dots: list[Dot]
     label_x: float
     label_y: float
+    bands: list[Band] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,11 @@ def line_chart(
 
     ``x_label`` and ``y_label`` write a value of x and of y; ``summary`` is said before each line's last value.
     """
-    finite = [Series(s.label, s.role, [p for p in s.points if math.isfinite(p[1])]) for s in series]
-    values = [y for one in finite for _, y in one.points]
-    if not values:
+    finite = [_finite(one) for one in series]
+    if not any(one.points for one in finite):
         return None
+    values = [y for one in finite for _, y in one.points]
+    values += [end for one in finite for _, *ends in one.bands for end in ends]
     ticks = nice_ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
 
@@ -148,9 +160,14 @@ def line_chart(
     for one in finite:
         if not one.points:
             continue
-        dots = [Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x_label(x)}: {y_label(y)}") for x, y in one.points]
+        within = _within(one, y_label)
+        dots = [
+            Dot(x_of(x), y_of(y), f"{one.label}, {x_name} {x_label(x)}: {y_label(y)}{within.get(x, '')}")
+            for x, y in one.points
+        ]
         path = "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots)
-        lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4))
+        bands = _bands(one, x_of, y_of)
+        lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4, bands))
     last = "; ".join(f"{one.label} {y_label(one.points[-1][1])}" for one in finite if one.points)
     end = x_label(max(one.points[-1][0] for one in finite if one.points))
     return Chart(
@@ -161,6 +178,22 @@ def line_chart(
         y_ticks=[Tick(y_of(y), f"{y:.6g}".replace("-", "\u2212")) for y in ticks],
         zero_y=y_of(0) if low < 0 < high else None,
     )
+
+
+def _finite(series: Series) -> Series:
+    """Without the points, and the intervals, that cannot be drawn."""
+    points = [point for point in series.points if math.isfinite(point[1])]
+    bands = [band for band in series.bands if all(map(math.isfinite, band))]
+    return replace(series, points=points, bands=bands)
+
+
+def _bands(series: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[Band]:
+    return [Band(x_of(x), y_of(high), y_of(low)) for x, low, high in series.bands]
+
+
+def _within(series: Series, y_label: Callable[[float], str]) -> dict[float, str]:
+    """What is said of the interval around a point, by the point's x."""
+    return {x: f" ({y_label(low)} to {y_label(high)})" for x, low, high in series.bands}
 
 
 def nice_ticks(low: float, high: float, *, count: int = 4, whole: bool = False) -> list[float]:
@@ -184,5 +217,5 @@ def _spread(lines: list[Line]) -> list[Line]:
     spread: list[Line] = []
     for line in sorted(lines, key=lambda line: line.label_y):
         y = max(line.label_y, spread[-1].label_y + MIN_LABEL_GAP) if spread else line.label_y
-        spread.append(Line(line.label, line.role, line.path, line.dots, line.label_x, y))
+        spread.append(replace(line, label_y=y))
     return spread

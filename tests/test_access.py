@@ -85,6 +85,10 @@ PAGES = {
     "training:promote": ("post", ADMIN),
     "training:download-adapter": ("get", REVIEWER),
     "training:download-merged": ("get", REVIEWER),
+    "training:compare": ("get", REVIEWER),
+    "training:side-by-side": ("get", REVIEWER),
+    "training:side-by-side-status": ("get", REVIEWER),
+    "training:cancel-side-by-side": ("post", ADMIN),
 }
 API = {
     "api:project": ("get", ADMIN),
@@ -114,6 +118,7 @@ WRITES = {
     "labeling:settings": ("post", ADMIN),
     "api:project": ("patch", ADMIN),
     "training:train": ("post", ADMIN),
+    "training:compare": ("post", REVIEWER),
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
@@ -164,6 +169,7 @@ def address(project, policy, label, make_prompt):
     """The URL of a route with rows behind every placeholder."""
     from labeling.models import Seat
     from labeling.qualification_items import ItemContent, add_items
+    from training.models import SideBySide
     from training.recipe import Recipe
     from training.services import request_run, request_samples
 
@@ -173,6 +179,8 @@ def address(project, policy, label, make_prompt):
     judged = Preference.objects.filter(project=project).latest("pk")
     Seat.objects.get_or_create(project=project, annotator=judged.annotator)
     values = {"slug": project.slug, "number": run.number, "pk": batch.pk, "uuid": policy.uuid, "version": 1}
+    asked = SideBySide.objects.create(project=project, left=policy, right=policy, prompts=[], decoding={})
+    values |= {"side_by_side_id": asked.pk}
     values |= {"pair_id": judged.pair_id, "preference_id": judged.pk, "user_id": judged.annotator_id}
 
     def address(name: str) -> str:
@@ -288,7 +296,7 @@ LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "label
 LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:history", "labeling:guidelines"]
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
-LISTS += ["api:promotions"]
+LISTS += ["api:promotions", "training:compare"]
 
 
 @pytest.fixture

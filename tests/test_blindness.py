@@ -33,7 +33,7 @@ from labeling.review import adjudicate, make_gold, send_back
 from labeling.services import add_member, create_project
 from labeling.tokens import lease_key, make_token, read_token
 from tests.blindness import Mark, Walk, addresses, leaks, methods, routes
-from training.models import Checkpoint, PairOrigin, SampleBatch, TrainingRun
+from training.models import Checkpoint, PairOrigin, SampleBatch, SideBySide, TrainingRun
 from training.recipe import Recipe
 from training.services import promote_checkpoint, request_run
 
@@ -62,6 +62,7 @@ WORDS = {
     "the priority of a pair": "7319264",
     "a log-probability": "4321987",
     "a margin": "6172839",
+    "an answer that somebody asked for": "compared-kudu",
 }
 CONDITIONS = ["fresh", "gold", "control", "calibration", "second look", "conflict", "ahead", "reopened", "judged"]
 # The routes that nobody walks, with the reason. None so far.
@@ -121,9 +122,13 @@ def planted(numbered, project, annotator, make_checkpoint, make_pair, judge):
     Seat.objects.update_or_create(project=project, annotator=annotator, defaults={"qualified_at": timezone.now()})
     create_project(name="Elsewhere", slug="elsewhere")
     _origins(batch, policy)
+    answer = {"prompt_id": "0", "left": {"text": WORDS["an answer that somebody asked for"]}}
+    compared = SideBySide.objects.create(
+        project=project, left=policy, right=policy, prompts=[content.messages], answers=[answer], decoding={}
+    )
     return SimpleNamespace(
         project=project, policy=policy, run=run, batch=batch, voter=voter, skipper=skipper, reviewer=reviewer,
-        items=items, conflict=conflict, own=own.preferences.get(),
+        items=items, conflict=conflict, own=own.preferences.get(), compared=compared,
     )  # fmt: skip
 
 
@@ -332,6 +337,7 @@ def _values(planted) -> dict[str, list[object]]:
         "uuid": [planted.policy.uuid],
         "number": [RUN_NUMBER],
         "pk": [planted.batch.pk, *(item.pk for item in planted.items)],
+        "side_by_side_id": [planted.compared.pk],
         "version": [1, 2],
         "pair_id": pairs,
         "preference_id": list(newest),
@@ -390,6 +396,7 @@ def test_what_exists_and_what_does_not_is_refused_alike(planted, walk, api_walk,
         ("get", page + "runs/{}/", RUN_NUMBER, 4),
         ("get", page + "checkpoints/{}/", planted.policy.uuid, nobody),
         ("get", page + "checkpoints/{}/download/adapter.zip", planted.policy.uuid, nobody),
+        ("get", page + "compare/{}/", planted.compared.pk, 10**6),
         ("get", page + "pairs/{}/", planted.conflict.pk, 4),
         ("get", page + "people/{}/", planted.voter.pk, 10**6),
         ("get", page + "qualification/{}/", planted.items[0].pk, 10**6),

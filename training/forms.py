@@ -8,7 +8,8 @@ from django import forms
 
 from training.exceptions import Rejected
 from training.models import Checkpoint, LoopRule
-from training.recipe import CHOICES, LABELS, LEARNING_RATES, Recipe
+from training.recipe import CHOICES, LABELS, LEARNING_RATES, AnswerDecoding, Decoding, Recipe
+from training.side_by_side import MOST_PROMPT_CHARACTERS, MOST_PROMPTS
 
 
 class ExplainedChoice(forms.ChoiceField):
@@ -202,6 +203,56 @@ class TrainForm(forms.Form):
 
 class SampleForm(forms.Form):
     pairs = forms.IntegerField(min_value=1, max_value=2000, initial=24, label="Pairs")
+
+
+class SideBySideForm(forms.Form):
+    """Two checkpoints, and what they are asked."""
+
+    left = forms.ModelChoiceField(queryset=Checkpoint.objects.none(), to_field_name="uuid", empty_label=None)
+    right = forms.ModelChoiceField(queryset=Checkpoint.objects.none(), to_field_name="uuid", empty_label=None)
+    prompt = forms.CharField(
+        required=False,
+        max_length=MOST_PROMPT_CHARACTERS,
+        widget=forms.Textarea(attrs={"rows": 5, "dir": "auto"}),
+        help_text="Leave it empty to ask held-out prompts of the project instead.",
+    )
+    held_out = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=MOST_PROMPTS,
+        initial=3,
+        label="Held-out prompts",
+        help_text=f"By chance, {MOST_PROMPTS} at most; only where no prompt is typed. None that people are being asked "
+        "about at a gate: whoever has seen both answers could tell them apart.",
+    )
+    temperature = forms.FloatField(
+        initial=AnswerDecoding.temperature,
+        help_text=f"0 takes the likeliest token every time. Pairs are written at {Decoding.temperature:g}.",
+    )
+    max_new_tokens = forms.IntegerField(
+        initial=AnswerDecoding.max_new_tokens, label="Length", help_text="Tokens of an answer at most."
+    )
+
+    def __init__(self, *args: Any, checkpoints: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for side in ("left", "right"):
+            field = self.fields[side]
+            assert isinstance(field, forms.ModelChoiceField)
+            field.queryset = checkpoints
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if self.errors:
+            return cleaned
+        cleaned["prompt"] = cleaned["prompt"].strip()
+        if not cleaned["prompt"] and not cleaned["held_out"]:
+            raise forms.ValidationError("Type a prompt, or say how many held-out ones to ask.")
+        try:
+            decoding = {name: cleaned[name] for name in ("temperature", "max_new_tokens")}
+            cleaned["decoding"] = AnswerDecoding.from_dict(decoding)
+        except Rejected as error:
+            raise forms.ValidationError(str(error)) from error
+        return cleaned
 
 
 class PromoteForm(forms.Form):

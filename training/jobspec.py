@@ -6,9 +6,10 @@ Standard library only, because both sides import it. A run directory holds
 file                written by  what
 ==================  ==========  =====================================================================
 ``job.json``        web side    one of the jobs below, with every default resolved
-``dataset.jsonl``   web side    one ``PromptLine`` (sampling) or ``TripleLine`` (training) a line
+``dataset.jsonl``   web side    one ``PromptLine`` (sampling, side by side) or ``TripleLine`` (training) a line
 ``metrics.jsonl``   engine      ``{"phase": ...}`` lines and one ``StepMetrics`` a logged optimiser step
 ``samples.jsonl``   engine      one ``SampledPair`` a finished prompt (sampling)
+``answers.json``    engine      one ``SideBySideAnswer`` a prompt, as far as it is written; by rename (side by side)
 ``held_out.jsonl``  engine      one ``PairScore`` a held-out triple (training)
 ``probes.jsonl``    web side    one ``PromptLine`` a fixed held-out prompt that policies are compared on (training)
 ``result.json``     engine      a ``Result``; written last, by rename
@@ -103,6 +104,21 @@ class SampleJob(JsonRecord):
     server_url: str = ""  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
     server_model: str = ""  # the name under which that server knows the base weights
     beta: float = 0.0  # of the implicit reward; above 0 the pairs of an adapter carry the margin between theirs
+
+
+@dataclass(frozen=True)
+class SideBySideJob(JsonRecord):
+    """Let two policies answer each prompt of ``dataset.jsonl``, both at the same time and with the same seeds."""
+
+    kind: ClassVar[str] = "side_by_side"
+    left: ModelRef
+    right: ModelRef
+    seed: int
+    temperature: float = 0.7  # 0 takes the likeliest token every time
+    top_p: float = 0.95
+    max_new_tokens: int = 256
+    threads: int = 0
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -252,6 +268,30 @@ class SampledPair(JsonRecord):
 
 
 @dataclass(frozen=True)
+class SideAnswer(JsonRecord):
+    """What one policy has written so far, as people read it; without a ``finish_reason`` it is still writing."""
+
+    text: str = ""
+    tokens: int = 0  # with the one that ends it
+    finish_reason: FinishReason = ""
+
+
+@dataclass(frozen=True)
+class SideBySideAnswer(JsonRecord):
+    """Both answers to a prompt so far, or the reason why one of the policies cannot be asked it (``refused``)."""
+
+    prompt_id: str
+    left: SideAnswer = field(default_factory=SideAnswer)
+    right: SideAnswer = field(default_factory=SideAnswer)
+    refused: str = ""
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        sides = {side: SideAnswer.from_dict(data[side]) for side in ("left", "right") if side in data}
+        return super().from_dict(data | sides)
+
+
+@dataclass(frozen=True)
 class StepMetrics(JsonRecord):
     """One logged optimiser step. Log-probabilities in nats, summed over a completion, averaged over the batch."""
 
@@ -301,7 +341,7 @@ class Result(JsonRecord):
 _Job = TypeVar("_Job", bound=JsonRecord)
 
 
-def write_job(run_dir: Path, job: SampleJob | TrainJob | MergeJob | ImportJob) -> None:
+def write_job(run_dir: Path, job: SampleJob | SideBySideJob | TrainJob | MergeJob | ImportJob) -> None:
     write_atomically(run_dir / "job.json", json.dumps({"kind": job.kind} | job.to_dict(), indent=1, ensure_ascii=False))
 
 
@@ -310,7 +350,7 @@ def read_job(run_dir: Path, expected: type[_Job]) -> _Job:
     kind = data.pop("kind", None)
     if kind != expected.kind:  # type: ignore[attr-defined]
         raise SpecError(f"{run_dir / 'job.json'} is a {kind!r} job, not {expected.kind!r}")  # type: ignore[attr-defined]
-    for key in ("model", "reference", "first"):
+    for key in ("model", "reference", "first", "left", "right"):
         if data.get(key):
             data[key] = ModelRef.from_dict(data[key])
     return expected.from_dict(data)

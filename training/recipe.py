@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from training.exceptions import Rejected
-from training.jobspec import LossName, Precision, SampleJob, TrainJob
+from training.jobspec import LossName, Precision, SampleJob, SideBySideJob, TrainJob
 from training.triples import LabelRule, Noise, Ties, Weight
 
 Method = Literal["lora", "full"]
@@ -230,4 +230,19 @@ class Decoding(_Bounded):
         "top_p": Bound(0.01, 1),
         "max_new_tokens": Bound(1, 8192),
         "max_length": Bound(32, 32_768),
+    }
+
+
+@dataclass(frozen=True)
+class AnswerDecoding(_Bounded):
+    """How two policies answer side by side; the defaults are those of ``SideBySideJob``. Temperature 0 is greedy."""
+
+    temperature: float = SideBySideJob.temperature
+    top_p: float = SideBySideJob.top_p
+    max_new_tokens: int = SideBySideJob.max_new_tokens
+
+    BOUNDS: ClassVar[dict[str, Bound]] = {
+        "temperature": Bound(0, 5),
+        "top_p": Bound(0.01, 1),
+        "max_new_tokens": Bound(1, 1024),
     }

@@ -48,6 +48,10 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
+    def answers(self) -> Path:
+        return self.path / "answers.json"
+
+    @property
     def held_out(self) -> Path:
         return self.path / "held_out.jsonl"
 

@@ -93,7 +93,7 @@ def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: st
 
 def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Promotion:
     """Promote the policy before the current one, as a new row. Rolling back twice goes two policies back."""
-    policies = _policies_behind(project)
+    policies = policies_behind(project)
     if not policies:
         raise Rejected("Nothing was promoted yet.")
     if len(policies) == 1:
@@ -104,7 +104,7 @@ def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Pr
     )
 
 
-def _policies_behind(project: Project) -> list[int]:
+def policies_behind(project: Project) -> list[int]:
     """The checkpoints one behind the other, the current policy last: a rollback takes away what it rolled back."""
     policies: list[int] = []
     promotions = Promotion.objects.filter(project=project).order_by("pk")

@@ -33,6 +33,7 @@ from training.models import (
     CheckpointExport,
     Job,
     SampleBatch,
+    SideBySide,
     TrainingRun,
 )
 from training.process import GRACE_SECONDS, EngineProcess, is_stopping
@@ -275,10 +276,11 @@ def _disk_hint(job: Job) -> str:
     return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
-JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport], ...] = (
+JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport] | type[SideBySide], ...] = (
     TrainingRun,
     SampleBatch,
     CheckpointExport,
+    SideBySide,
 )
 
 

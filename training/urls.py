@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import checkpoints, loop, runs
+from training.views import checkpoints, loop, runs, side_by_side
 
 app_name = "training"
 
@@ -35,4 +35,9 @@ urlpatterns = [
         {"variant": "merged"},
         name="download-merged",
     ),
+    # Two policies side by side
+    path("compare/", side_by_side.compare, name="compare"),
+    path("compare/<int:side_by_side_id>/", side_by_side.side_by_side, name="side-by-side"),
+    path("compare/<int:side_by_side_id>/status/", side_by_side.side_by_side_status, name="side-by-side-status"),
+    path("compare/<int:side_by_side_id>/cancel/", side_by_side.cancel_side_by_side, name="cancel-side-by-side"),
 ]

@@ -27,7 +27,7 @@ SIGNIFICANT_DIGITS = 9  # enough for a float32 to come back as it was
 
 @dataclass(frozen=True)
 class Decoding:
-    temperature: float
+    temperature: float  # 0: the likeliest token every time
     top_p: float  # nucleus sampling, Holtzman et al. 2020, section 3.1
     stop_ids: frozenset[int]
     pad_id: int
@@ -256,6 +256,8 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor, decoding: Decoding) -> 
 
     ``logits`` (rows, vocabulary) float32, ``uniforms`` (rows,) float64 in [0, 1). Returns (rows,) int64.
     """
+    if decoding.temperature == 0:
+        return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits / decoding.temperature, dim=-1)
     uniforms = uniforms.to(logits.device)
     if decoding.top_p >= 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -97,19 +99,32 @@ def load_weights(directory: str | Path, dtype: torch.dtype | str) -> PreTrainedM
 
 
 def load_adapter(model: PreTrainedModel, directory: str, *, trainable: bool) -> PeftModel:
+    with reading_adapter(directory):
+        adapted = PeftModel.from_pretrained(model, directory, is_trainable=trainable, local_files_only=True)
+    check_finite(adapted)
+    # PEFT looks up the configuration of the base model under this name whenever it saves, on the Hub if need be.
+    adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
+    return adapted
+
+
+def add_adapter(model: PeftModel, directory: str, name: str) -> None:
+    """Load one more adapter over the same base weights; ``model.set_adapter(name)`` puts it in the other's place."""
+    with reading_adapter(directory):
+        model.load_adapter(directory, name, is_trainable=False, local_files_only=True)
+    check_finite(model)
+
+
+@contextlib.contextmanager
+def reading_adapter(directory: str) -> Iterator[None]:
     if not (Path(directory) / "adapter_model.safetensors").is_file():
         raise EngineError("unsafe_weights", "The adapter has no adapter_model.safetensors.", "Publish it again.")
     try:
-        adapted = PeftModel.from_pretrained(model, directory, is_trainable=trainable, local_files_only=True)
+        yield
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         if process.is_out_of_memory(error):
             raise
         message = f"The adapter does not fit the base weights or cannot be read: {error}"
         raise EngineError("bad_weights", message, "Choose the checkpoint it was trained on.") from error
-    check_finite(adapted)
-    # PEFT looks up the configuration of the base model under this name whenever it saves, on the Hub if need be.
-    adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
-    return adapted
 
 
 def check_finite(model: torch.nn.Module) -> None:

@@ -3,5 +3,6 @@
 from training.execution.exports import Export
 from training.execution.runs import PROBES, Training
 from training.execution.sampling import Sampling
+from training.execution.side_by_side import Answering
 
-__all__ = ["PROBES", "Export", "Sampling", "Training"]
+__all__ = ["PROBES", "Answering", "Export", "Sampling", "Training"]

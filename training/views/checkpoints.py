@@ -16,21 +16,27 @@ from django_htmx.http import HttpResponseStopPolling
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from training import services, store
 from training.exceptions import Rejected
+from training.family import family_tree
 from training.forms import PromoteForm
+from training.generations import read_generations
 from training.models import Checkpoint, CheckpointExport, Promotion, TrainingRun
 from training.outcome import read_outcome
+from training.side_by_side import usual_opposite, usual_sides
 from training.views.frame import checkpoint_or_404, frame, say
 
-CHECKPOINTS_PER_PAGE = 25
+ROWS_PER_PAGE = 50
 
 
 @require_GET
 @login_required
 def checkpoints(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
-    rows = services.usable_checkpoints(project).select_related("parent", "run")
+    left, right = usual_sides(project)
     context = frame(request, project) | {
-        "page": Paginator(rows, CHECKPOINTS_PER_PAGE).get_page(request.GET.get("page")),
+        "page": Paginator(family_tree(project), ROWS_PER_PAGE).get_page(request.GET.get("page")),
+        "generations": read_generations(project),
+        "left": left,
+        "right": right,
         "promotions": Promotion.objects.filter(project=project).select_related("checkpoint", "promoted_by")[:20],
     }
     return render(request, "training/checkpoints.html", context)
@@ -43,6 +49,7 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
     checkpoint = checkpoint_or_404(project, uuid)
     context = frame(request, project) | _export(checkpoint) | {
         "checkpoint": checkpoint,
+        "compare_with": usual_opposite(project, checkpoint),
         "run": TrainingRun.objects.filter(checkpoint=checkpoint).select_related("snapshot", "reference").first(),
         "manifest": _manifest(checkpoint),
         "outcome": read_outcome(checkpoint.details),
