@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
 from training import execution, supervision
-from training.models import CheckpointExport, Job, SampleBatch, TrainingRun
+from training.models import CheckpointExport, Job, LabelEffects, SampleBatch, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,12 @@ HINT_AGAIN_AT_MOST_AFTER = timedelta(minutes=5)
 
 @shared_task
 def run_training(run_id: int) -> None:
-    if run := TrainingRun.objects.filter(pk=run_id).first():
-        supervision.execute(run, execution.Training)
+    run = TrainingRun.objects.filter(pk=run_id).first()
+    if run is None or run.is_behind:
+        return
+    supervision.execute(run, execution.Training)
+    if run.sweep_id and (behind := TrainingRun.objects.due().filter(sweep=run.sweep_id).order_by("number").first()):
+        send_hint(behind)
 
 
 @shared_task
@@ -37,6 +41,14 @@ def run_sampling(batch_id: int) -> None:
 def run_export(export_id: int) -> None:
     if export := CheckpointExport.objects.filter(pk=export_id).first():
         supervision.execute(export, execution.Export)
+
+
+@shared_task
+def run_label_effects(effects_id: int) -> None:
+    effects = LabelEffects.objects.filter(pk=effects_id).select_related("project").first()
+    # People wait for pairs and not for this; the reconciler asks again.
+    if effects and not SampleBatch.objects.due().filter(project=effects.project).exists():
+        supervision.execute(effects, execution.Effects)
 
 
 @shared_task
@@ -68,7 +80,12 @@ def forget_ended_jobs() -> None:
     supervision.forget_ended_jobs()
 
 
-TASKS: dict[type[Job], Any] = {TrainingRun: run_training, SampleBatch: run_sampling, CheckpointExport: run_export}
+TASKS: dict[type[Job], Any] = {
+    TrainingRun: run_training,
+    SampleBatch: run_sampling,
+    CheckpointExport: run_export,
+    LabelEffects: run_label_effects,
+}
 
 
 def hint_on_commit(job: Job) -> None:
