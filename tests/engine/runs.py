@@ -11,7 +11,17 @@ from typing import Any
 
 from training import jobspec
 from training.engine import process
-from training.jobspec import Completion, EffectsJob, ImportJob, MergeJob, PromptLine, Result, SampleJob, TrainJob, TripleLine
+from training.jobspec import (
+    Completion,
+    EffectsJob,
+    ImportJob,
+    MergeJob,
+    PromptLine,
+    Result,
+    SampleJob,
+    TrainJob,
+    TripleLine,
+)
 
 ROOT = Path(__file__).parents[2]
 JOB_TYPES: dict[str, Any] = {job.kind: job for job in (SampleJob, TrainJob, MergeJob, ImportJob, EffectsJob)}

@@ -122,9 +122,7 @@ def test_a_first_policy_that_is_other_weights_is_measured_from(
     assert effects(run_dir)["pair-1"]["margin_after"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_answers_depend_on_the_prompt_and_the_seed_alone(
-    effects_run: Callable[..., Path], reference: ModelRef
-) -> None:
+def test_answers_depend_on_the_prompt_and_the_seed_alone(effects_run: Callable[..., Path], reference: ModelRef) -> None:
     """Not on the other prompts; pairs of one prompt have one answer; the same policy says the same twice."""
     alone, together = effects_run([judged(0)], name="alone"), effects_run([judged(0), judged(1), judged(2, prompt=0)])
     other = effects_run([judged(0)], name="other", seed=8)

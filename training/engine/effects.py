@@ -52,7 +52,9 @@ def measure(run_dir: Path, job: EffectsJob) -> dict[str, Any]:
     compute = compute_module.choose(job.device, job.threads)
     comparison = Comparison(job, pairs, compute, metrics)
     readings = comparison.read()
-    effects = [effect_of(pair, readings) for pair in pairs if all(pair.pair_id in one.gaps for one in readings.values())]
+    effects = [
+        effect_of(pair, readings) for pair in pairs if all(pair.pair_id in one.gaps for one in readings.values())
+    ]
     write_atomically(run_dir / "effects.jsonl", "".join(effect.to_json() + "\n" for effect in effects))
     return compute.describe() | {
         "pairs": len(pairs),
@@ -189,4 +191,6 @@ class Comparison:
 def check(job: EffectsJob) -> None:
     """Raises ``EngineError`` bad_job with the first thing about ``job`` that cannot be."""
     if job.temperature <= 0 or not 0 < job.top_p <= 1 or min(job.max_new_tokens, job.rows) < 1:
-        raise EngineError("bad_job", "Temperature, top_p, max_new_tokens and rows must be above 0, and top_p at most 1.")
+        raise EngineError(
+            "bad_job", "Temperature, top_p, max_new_tokens and rows must be above 0, and top_p at most 1."
+        )
