@@ -162,8 +162,8 @@ class TrainForm(forms.Form):
         "loads the whole model once, before they share it out.",
     )
 
-    ESSENTIAL = ("method", "mode", "reference", "beta", "epochs")
-    FURTHER = (
+    ESSENTIAL: tuple[str, ...] = ("method", "mode", "reference", "beta", "epochs")
+    FURTHER: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("Objective", ("loss", "sft_weight", "ld_alpha")),
         ("Labels", ("ties", "label_noise", "pair_weight")),
         ("Optimiser", ("learning_rate", "warmup_ratio", "pairs_per_step", "max_length", "seed")),

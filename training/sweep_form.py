@@ -15,7 +15,7 @@ from training.sweeps import MOST_POINTS, USUAL_BETAS, grid
 class NumbersField(forms.CharField):
     """Several numbers with spaces, commas or semicolons between them."""
 
-    def clean(self, value: Any) -> list[float]:  # type: ignore[override]
+    def clean(self, value: Any) -> list[float]:
         words = super().clean(value).replace(",", " ").replace(";", " ").split()
         try:
             return [float(word) for word in words]

@@ -1,4 +1,4 @@
-"""A sweep: a handful of runs that differ in beta and learning rate alone, asked for, stopped and picked from at once."""
+"""A sweep: a handful of runs that differ in beta and learning rate alone, asked for and stopped at once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def request_sweep(
 
 
 def grid(recipe: Recipe, betas: Sequence[float], learning_rates: Sequence[float] = ()) -> list[Recipe]:
-    """``recipe`` with each beta at each learning rate, its own where none is given; ``Rejected`` if that is no sweep."""
+    """``recipe`` with each beta at each learning rate, by default its own; ``Rejected`` if that is no sweep."""
     learning_rates = learning_rates or [recipe.learning_rate]
     for name, values in (("β", betas), ("learning rate", learning_rates)):
         if twice := next((value for value in values if list(values).count(value) > 1), None):
