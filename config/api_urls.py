@@ -3,6 +3,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from labeling import api as labeling_api
 from training import api as training_api
+from training import sweep_api
 
 app_name = "api"
 
@@ -24,6 +25,11 @@ urlpatterns = [
     path("projects/<slug:slug>/runs/<int:number>/", training_api.RunDetail.as_view(), name="run"),
     path("projects/<slug:slug>/runs/<int:number>/cancel/", training_api.RunCancel.as_view(), name="cancel-run"),
     path("projects/<slug:slug>/runs/<int:number>/resume/", training_api.RunResume.as_view(), name="resume-run"),
+    path("projects/<slug:slug>/sweeps/", sweep_api.SweepList.as_view(), name="sweeps"),
+    path("projects/<slug:slug>/sweeps/<int:number>/", sweep_api.SweepDetail.as_view(), name="sweep"),
+    path("projects/<slug:slug>/sweeps/<int:number>/cancel/", sweep_api.SweepCancel.as_view(), name="cancel-sweep"),
+    path("projects/<slug:slug>/sweeps/<int:number>/resume/", sweep_api.SweepResume.as_view(), name="resume-sweep"),
+    path("projects/<slug:slug>/sweeps/<int:number>/pick/", sweep_api.SweepPick.as_view(), name="pick"),
     path("projects/<slug:slug>/checkpoints/", training_api.CheckpointList.as_view(), name="checkpoints"),
     path("projects/<slug:slug>/promotions/", training_api.PromotionList.as_view(), name="promotions"),
 ]

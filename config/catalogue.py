@@ -25,6 +25,8 @@ PYTHON = ("labeling", "config")
 TEMPLATES = ROOT / "templates"
 # The pages of this folder are in English so far.
 NOT_TRANSLATED = (TEMPLATES / "training",)
+# But annotators read these.
+TRANSLATED = (TEMPLATES / "training" / "my_labels.html",)
 PLAIN, PLURAL = (1,), (1, 2)
 KEYWORDS = {
     "_": None,
@@ -96,7 +98,7 @@ def _sources() -> Iterator[Path]:
     for folder in PYTHON:
         yield from sorted(path for path in (ROOT / folder).rglob("*.py") if "migrations" not in path.parts)
     for path in sorted(TEMPLATES.rglob("*.html")):
-        if not any(folder in path.parents for folder in NOT_TRANSLATED):
+        if path in TRANSLATED or not any(folder in path.parents for folder in NOT_TRANSLATED):
             yield path
 
 

@@ -77,6 +77,13 @@ PAGES = {
     "training:run-status": ("get", REVIEWER),
     "training:cancel-run": ("post", ADMIN),
     "training:resume-run": ("post", ADMIN),
+    "training:new-sweep": ("get", ADMIN),
+    "training:sweep": ("get", REVIEWER),
+    "training:sweep-status": ("get", REVIEWER),
+    "training:cancel-sweep": ("post", ADMIN),
+    "training:resume-sweep": ("post", ADMIN),
+    "training:pick": ("post", ADMIN),
+    "training:my-labels": ("get", MEMBER),
     "training:checkpoints": ("get", REVIEWER),
     "training:roll-back": ("post", ADMIN),
     "training:checkpoint": ("get", REVIEWER),
@@ -106,6 +113,11 @@ API = {
     "api:run": ("get", REVIEWER),
     "api:cancel-run": ("post", ADMIN),
     "api:resume-run": ("post", ADMIN),
+    "api:sweeps": ("get", REVIEWER),
+    "api:sweep": ("get", REVIEWER),
+    "api:cancel-sweep": ("post", ADMIN),
+    "api:resume-sweep": ("post", ADMIN),
+    "api:pick": ("post", ADMIN),
     "api:checkpoints": ("get", REVIEWER),
     "api:promotions": ("get", REVIEWER),
 }
@@ -119,9 +131,11 @@ WRITES = {
     "api:project": ("patch", ADMIN),
     "training:train": ("post", ADMIN),
     "training:compare": ("post", REVIEWER),
+    "training:new-sweep": ("post", ADMIN),
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
+    "api:sweeps": ("post", ADMIN),
     "api:promotions": ("post", ADMIN),
 }
 # Behind the door there may be nothing under that address.
@@ -169,12 +183,15 @@ def address(project, policy, label, make_prompt):
     """The URL of a route with rows behind every placeholder."""
     from labeling.models import Seat
     from labeling.qualification_items import ItemContent, add_items
-    from training.models import SideBySide
+    from training.models import SideBySide, Sweep
     from training.recipe import Recipe
     from training.services import request_run, request_samples
 
     label(10)
     run = request_run(project=project, recipe=Recipe())
+    Sweep.objects.create(
+        project=project, number=run.number, snapshot=run.snapshot, reference=run.reference, recipe=run.recipe
+    )
     batch = request_samples(project=project, pairs=1)
     judged = Preference.objects.filter(project=project).latest("pk")
     Seat.objects.get_or_create(project=project, annotator=judged.annotator)
@@ -297,6 +314,7 @@ LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
 LISTS += ["api:promotions", "training:compare"]
+LISTS += ["api:promotions", "api:sweeps"]
 
 
 @pytest.fixture

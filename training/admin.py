@@ -9,11 +9,13 @@ from training.models import (
     Checkpoint,
     CheckpointExport,
     DatasetSnapshot,
+    LabelEffects,
     LoopRule,
     PairOrigin,
     Promotion,
     SampleBatch,
     SampleRefusal,
+    Sweep,
     TrainingRun,
 )
 
@@ -78,4 +80,18 @@ class PromotionAdmin(ReadOnlyAdmin):
 @admin.register(LoopRule)
 class LoopRuleAdmin(ReadOnlyAdmin):
     list_display = ("project", "open_pairs_wanted", "retrains", "min_new_triples", "new_triples", "verdict")
+    list_select_related = ("project",)
+
+
+@admin.register(Sweep)
+class SweepAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", "reference", "picked", "created_at")
+    list_filter = ("project",)
+    list_select_related = ("project", "reference", "picked")
+
+
+@admin.register(LabelEffects)
+class LabelEffectsAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", *JOB_COLUMNS)
+    list_filter = ("state", "project")
     list_select_related = ("project",)

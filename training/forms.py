@@ -163,8 +163,8 @@ class TrainForm(forms.Form):
         "loads the whole model once, before they share it out.",
     )
 
-    ESSENTIAL = ("method", "mode", "reference", "beta", "epochs")
-    FURTHER = (
+    ESSENTIAL: tuple[str, ...] = ("method", "mode", "reference", "beta", "epochs")
+    FURTHER: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("Objective", ("loss", "sft_weight", "ld_alpha")),
         ("Labels", ("ties", "label_noise", "pair_weight")),
         ("Optimiser", ("learning_rate", "warmup_ratio", "pairs_per_step", "max_length", "seed")),
@@ -172,10 +172,13 @@ class TrainForm(forms.Form):
         ("Memory and machines", ("precision", "micro_batch", "processes", "sharding")),
     )
 
+    NOT_OF_THE_RECIPE: tuple[str, ...] = ("reference", "seed")
+
     def __init__(self, *args: Any, references: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for name, label in LABELS.items():
-            self.fields[name].label = label
+            if name in self.fields:
+                self.fields[name].label = label
         field = self.fields["reference"]
         assert isinstance(field, forms.ModelChoiceField)
         field.queryset = references
@@ -191,7 +194,7 @@ class TrainForm(forms.Form):
         if self.errors:
             return cleaned
         values = {
-            name: value for name, value in cleaned.items() if name not in ("reference", "seed") and value is not None
+            name: value for name, value in cleaned.items() if name not in self.NOT_OF_THE_RECIPE and value is not None
         }
         values.setdefault("learning_rate", LEARNING_RATES[values["method"]])
         try:

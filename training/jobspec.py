@@ -6,10 +6,11 @@ Standard library only, because both sides import it. A run directory holds
 file                written by  what
 ==================  ==========  =====================================================================
 ``job.json``        web side    one of the jobs below, with every default resolved
-``dataset.jsonl``   web side    one ``PromptLine`` (sampling, side by side) or ``TripleLine`` (training) a line
+``dataset.jsonl``   web side    one ``PromptLine``, ``TripleLine`` (training) or ``JudgedPair`` (label effects) a line
 ``metrics.jsonl``   engine      ``{"phase": ...}`` lines and one ``StepMetrics`` a logged optimiser step
 ``samples.jsonl``   engine      one ``SampledPair`` a finished prompt (sampling)
 ``answers.json``    engine      one ``SideBySideAnswer`` a prompt, as far as it is written; by rename (side by side)
+``effects.jsonl``   engine      one ``PairEffect`` a judged pair (label effects)
 ``held_out.jsonl``  engine      one ``PairScore`` a held-out triple (training)
 ``probes.jsonl``    web side    one ``PromptLine`` a fixed held-out prompt that policies are compared on (training)
 ``result.json``     engine      a ``Result``; written last, by rename
@@ -179,6 +180,27 @@ class ImportJob(JsonRecord):
 
 
 @dataclass(frozen=True)
+class EffectsJob(JsonRecord):
+    """How a promotion moved the preference on the judged pairs of ``dataset.jsonl``, and what is answered now.
+
+    Both policies answer each prompt with the same random numbers, so that what differs is not chance alone.
+    """
+
+    kind: ClassVar[str] = "label_effects"
+    before: ModelRef
+    after: ModelRef
+    first: ModelRef  # what margins are measured from
+    seed: int
+    temperature: float = SampleJob.temperature
+    top_p: float = SampleJob.top_p
+    max_new_tokens: int = SampleJob.max_new_tokens
+    max_length: int = SampleJob.max_length
+    rows: int = 16  # responses in flight at once
+    threads: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
 class PromptLine(JsonRecord):
     prompt_id: str
     messages: list[Message]
@@ -233,6 +255,33 @@ class TripleLine(JsonRecord):
     def from_dict(cls, data: dict[str, Any]) -> Self:
         nested = {key: Completion.from_dict(data[key]) for key in ("chosen", "rejected") if key in data}
         return super().from_dict(data | nested)
+
+
+@dataclass(frozen=True)
+class JudgedPair(JsonRecord):
+    """Two responses that people have compared, in the order in which they are stored."""
+
+    pair_id: str
+    prompt_id: str
+    messages: list[Message]
+    response_a: Completion
+    response_b: Completion
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        nested = {key: Completion.from_dict(data[key]) for key in ("response_a", "response_b") if key in data}
+        return super().from_dict(data | nested)
+
+
+@dataclass(frozen=True)
+class PairEffect(JsonRecord):
+    """A judged pair under both policies. ``margin``: log pi / pi_first of A less that of B, in nats a response."""
+
+    pair_id: str
+    margin_before: float
+    margin_after: float
+    answer_before: str = ""
+    answer_after: str = ""
 
 
 @dataclass(frozen=True)
@@ -341,7 +390,7 @@ class Result(JsonRecord):
 _Job = TypeVar("_Job", bound=JsonRecord)
 
 
-def write_job(run_dir: Path, job: SampleJob | SideBySideJob | TrainJob | MergeJob | ImportJob) -> None:
+def write_job(run_dir: Path, job: SampleJob | SideBySideJob | TrainJob | MergeJob | ImportJob | EffectsJob) -> None:
     write_atomically(run_dir / "job.json", json.dumps({"kind": job.kind} | job.to_dict(), indent=1, ensure_ascii=False))
 
 
@@ -350,7 +399,7 @@ def read_job(run_dir: Path, expected: type[_Job]) -> _Job:
     kind = data.pop("kind", None)
     if kind != expected.kind:  # type: ignore[attr-defined]
         raise SpecError(f"{run_dir / 'job.json'} is a {kind!r} job, not {expected.kind!r}")  # type: ignore[attr-defined]
-    for key in ("model", "reference", "first", "left", "right"):
+    for key in ("model", "reference", "first", "left", "right", "before", "after"):
         if data.get(key):
             data[key] = ModelRef.from_dict(data[key])
     return expected.from_dict(data)

@@ -76,7 +76,7 @@ def retrain(rule: LoopRule) -> TrainingRun | None:
     run = None
     if not reason:
         try:
-            run = request_run(project=rule.project, recipe=Recipe(), rule=rule)
+            run = request_run(project=rule.project, recipe=Recipe.from_dict(rule.recipe), rule=rule)
             reason, new = f"{run} started.", 0
         except Rejected as refusal:
             reason = str(refusal)
@@ -87,8 +87,8 @@ def retrain(rule: LoopRule) -> TrainingRun | None:
 def _why_not(rule: LoopRule, new: int) -> str:
     if not rule.retrains:
         return "Retraining by itself is off."
-    if TrainingRun.objects.active().filter(project=rule.project).exists():
-        return "A run is going on."
+    if active := TrainingRun.objects.active().filter(project=rule.project).first():
+        return f"A {'sweep' if active.sweep_id else 'run'} is going on."
     if new < rule.min_new_triples:
         return f"{new} of {rule.min_new_triples} new triples."
     if rule.trained_at and (

@@ -56,6 +56,10 @@ class RunDir:
         return self.path / "held_out.jsonl"
 
     @property
+    def effects(self) -> Path:
+        return self.path / "effects.jsonl"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 

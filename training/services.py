@@ -15,7 +15,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import registry, store, tallies
+from training import label_effects, registry, store, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
@@ -27,6 +27,7 @@ from training.models import (
     Promotion,
     SampleBatch,
     SampleRefusal,
+    Sweep,
     TrainingRun,
     new_seed,
 )
@@ -72,13 +73,14 @@ def promote_checkpoint(
         raise Rejected(f"{checkpoint} belongs to another project.")
     registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
     with transaction.atomic():
-        _lock(project)
+        lock(project)
         if current_policy(project) == checkpoint:
             raise Rejected(f"{checkpoint} is the policy already.")
         return _promote(project, checkpoint, by, reason, is_rollback)
 
 
 def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: str, is_rollback: bool) -> Promotion:
+    before = current_policy(project)
     promotion = Promotion.objects.create(
         project=project, checkpoint=checkpoint, promoted_by=by, reason=reason, is_rollback=is_rollback
     )
@@ -88,6 +90,7 @@ def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: st
     if wanted := loop_rule(project).open_pairs_wanted:
         with contextlib.suppress(Rejected):  # no prompts yet, or it is writing pairs already
             request_samples(project=project, pairs=min(wanted, MAX_PAIRS_PER_BATCH), by=by)
+    label_effects.request(promotion, before)  # behind the pairs, which people wait for
     return promotion
 
 
@@ -125,7 +128,7 @@ def request_samples(
     *, project: Project, pairs: int, decoding: Decoding | None = None, seed: int | None = None, by: Requester = None
 ) -> SampleBatch:
     """Ask the current policy for pairs on the prompts that have the fewest from it."""
-    _lock(project)
+    lock(project)
     policy = current_policy(project)
     if policy is None:
         raise Rejected("The project has no policy yet. Add a model and promote it first.")
@@ -188,22 +191,22 @@ def request_run(
     ``rule``: the retrain rule that asks, as it was when it was found to hold. Of two schedulers one is refused.
     """
     recipe.check()
-    _refuse_second_run(project)
+    refuse_second_run(project)
     reference = reference or default_reference(project)
     if reference is None:
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
-    snapshot = _freeze(project, recipe, reference)
+    snapshot = freeze(project, recipe, reference)
     try:
         with transaction.atomic():
-            _lock(project)
+            lock(project)
+            refuse_second_run(project)
             if rule is not None:
                 _refuse_stale(rule)
-            last = TrainingRun.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
             run = TrainingRun.objects.create(
                 project=project,
-                number=last + 1,
+                number=next_number(project),
                 snapshot=snapshot,
                 reference=reference,
                 recipe=recipe.to_dict(),
@@ -211,17 +214,15 @@ def request_run(
                 requested_by=by,
                 is_automatic=rule is not None,
             )
-            LoopRule.objects.filter(project=project).update(
-                trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0
-            )
+            move_watermark(snapshot)
             hint_on_commit(run)
     except IntegrityError:
-        _refuse_second_run(project)
+        refuse_second_run(project)
         raise
     return run
 
 
-def _freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:
+def freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:
     try:
         snapshot, _ = freeze_snapshot(
             project=project,
@@ -271,9 +272,22 @@ def _refuse_stale(rule: LoopRule) -> None:
         raise Rejected("The rule was changed, or has just been acted on.")
 
 
-def _refuse_second_run(project: Project) -> None:
-    if active := TrainingRun.objects.active().filter(project=project).first():
-        raise Rejected(f"{active} is still going on. Wait until it is done, or cancel it.")
+def refuse_second_run(project: Project, but_of: Sweep | None = None) -> None:
+    """``Rejected`` while a run or a sweep of the project is active; runs of the sweep ``but_of`` may be."""
+    active = TrainingRun.objects.active().filter(project=project).select_related("sweep")
+    if going_on := (active.exclude(sweep=but_of) if but_of else active).first():
+        raise Rejected(f"{going_on.sweep or going_on} is still going on. Wait until it is done, or cancel it.")
+
+
+def next_number(project: Project) -> int:
+    return int(TrainingRun.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0) + 1
+
+
+def move_watermark(snapshot: DatasetSnapshot) -> None:
+    """What the snapshot has looked at is new to the retrain rule no more."""
+    LoopRule.objects.filter(project=snapshot.project).update(
+        trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0
+    )
 
 
 def _refuse_too_little(counts: TripleCounts) -> None:
@@ -315,6 +329,9 @@ def resume_job(*, job: Job) -> None:
     stopped = [Job.State.CANCELLED, Job.State.FAILED]
     try:
         with transaction.atomic():
+            if isinstance(job, TrainingRun) and not job.is_active:
+                lock(job.project)
+                refuse_second_run(job.project, but_of=job.sweep)
             resumed = (
                 type(job)
                 .objects.filter(pk=job.pk, state__in=stopped)
@@ -374,6 +391,12 @@ def change_rule(*, project: Project, **values: Any) -> None:
     LoopRule.objects.filter(pk=loop_rule(project).pk).update(**values)
 
 
+def use_recipe(*, project: Project, recipe: dict[str, Any], by: Requester = None) -> None:
+    """Make it the recipe of the runs that the rule starts. What is usual is not kept: it may become better."""
+    usual = Recipe().to_dict()
+    change_rule(project=project, recipe={name: value for name, value in recipe.items() if value != usual[name]})
+
+
 def count_new_triples(project: Project, after_preference_id: int) -> int:
     """Triples of pairs with a preference newer than the watermark, and of rewrites that are. Costs in the number of new
     preferences alone; a verdict on an older pair makes nothing new."""
@@ -384,5 +407,5 @@ def count_new_triples(project: Project, after_preference_id: int) -> int:
     return pairs.filter(tallies.is_decided(LabelRule())).count() + new.filter(rewrite__isnull=False).count()
 
 
-def _lock(project: Project) -> None:
+def lock(project: Project) -> None:
     Project.objects.select_for_update().get(pk=project.pk)

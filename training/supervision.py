@@ -32,6 +32,7 @@ from training.jobspec import (
 from training.models import (
     CheckpointExport,
     Job,
+    LabelEffects,
     SampleBatch,
     SideBySide,
     TrainingRun,
@@ -276,11 +277,12 @@ def _disk_hint(job: Job) -> str:
     return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
-JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport] | type[SideBySide], ...] = (
+JOB_TYPES: tuple[type[TrainingRun | SampleBatch | CheckpointExport | SideBySide | LabelEffects], ...] = (
     TrainingRun,
     SampleBatch,
     CheckpointExport,
     SideBySide,
+    LabelEffects,
 )
 
 

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
 from training import execution, notices, supervision
-from training.models import CheckpointExport, Job, SampleBatch, SideBySide, TrainingRun
+from training.models import CheckpointExport, Job, LabelEffects, SampleBatch, SideBySide, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,12 @@ HINT_AGAIN_AT_MOST_AFTER = timedelta(minutes=5)
 
 @shared_task
 def run_training(run_id: int) -> None:
-    if run := TrainingRun.objects.filter(pk=run_id).first():
-        supervision.execute(run, execution.Training)
+    run = TrainingRun.objects.filter(pk=run_id).first()
+    if run is None or run.is_behind:
+        return
+    supervision.execute(run, execution.Training)
+    if run.sweep_id and (behind := TrainingRun.objects.due().filter(sweep=run.sweep_id).order_by("number").first()):
+        send_hint(behind)
 
 
 @shared_task
@@ -43,6 +47,14 @@ def run_export(export_id: int) -> None:
 def run_side_by_side(comparison_id: int) -> None:
     if comparison := SideBySide.objects.filter(pk=comparison_id).first():
         supervision.execute(comparison, execution.Answering)
+
+
+@shared_task
+def run_label_effects(effects_id: int) -> None:
+    effects = LabelEffects.objects.filter(pk=effects_id).select_related("project").first()
+    # People wait for pairs and not for this; the reconciler asks again.
+    if effects and not SampleBatch.objects.due().filter(project=effects.project).exists():
+        supervision.execute(effects, execution.Effects)
 
 
 @shared_task
@@ -85,6 +97,7 @@ TASKS: dict[type[Job], Any] = {
     SampleBatch: run_sampling,
     CheckpointExport: run_export,
     SideBySide: run_side_by_side,
+    LabelEffects: run_label_effects,
 }
 
 

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import checkpoints, loop, runs, side_by_side
+from training.views import checkpoints, loop, my_labels, runs, side_by_side, sweeps
 
 app_name = "training"
 
@@ -16,6 +16,15 @@ urlpatterns = [
     path("runs/<int:number>/status/", runs.run_status, name="run-status"),
     path("runs/<int:number>/cancel/", runs.cancel_run, name="cancel-run"),
     path("runs/<int:number>/resume/", runs.resume_run, name="resume-run"),
+    # Sweeps
+    path("sweep/", sweeps.new_sweep, name="new-sweep"),
+    path("sweeps/<int:number>/", sweeps.sweep, name="sweep"),
+    path("sweeps/<int:number>/status/", sweeps.sweep_status, name="sweep-status"),
+    path("sweeps/<int:number>/cancel/", sweeps.cancel_sweep, name="cancel-sweep"),
+    path("sweeps/<int:number>/resume/", sweeps.resume_sweep, name="resume-sweep"),
+    path("sweeps/<int:number>/pick/", sweeps.pick, name="pick"),
+    # What everybody sees of what they have judged
+    path("what-changed/", my_labels.what_changed, name="my-labels"),
     # Checkpoints
     path("checkpoints/", checkpoints.checkpoints, name="checkpoints"),
     path("checkpoints/roll-back/", checkpoints.roll_back, name="roll-back"),

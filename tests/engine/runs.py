@@ -13,6 +13,7 @@ from training import jobspec
 from training.engine import process
 from training.jobspec import (
     Completion,
+    EffectsJob,
     ImportJob,
     MergeJob,
     PromptLine,
@@ -24,7 +25,9 @@ from training.jobspec import (
 )
 
 ROOT = Path(__file__).parents[2]
-JOB_TYPES: dict[str, Any] = {job.kind: job for job in (SampleJob, SideBySideJob, TrainJob, MergeJob, ImportJob)}
+JOB_TYPES: dict[str, Any] = {
+    job.kind: job for job in (SampleJob, SideBySideJob, TrainJob, MergeJob, ImportJob, EffectsJob)
+}
 QUESTIONS = ("Why is the sky blue?", "Name a bird.", "Tell me about rain.", "What is a good book?", "Who reads to you?")
 
 

@@ -334,17 +334,17 @@ def test_no_prompts_is_no_failure(sample_run: MakeRun) -> None:
     assert succeed("sample", sample_run(0))["pairs"] == 0
 
 
-def make_adapter(base_dir: Path, directory: Path) -> ModelRef:
+def make_adapter(base_dir: Path, directory: Path, std: float = 0.5, seed: int = 1) -> ModelRef:
     """A LoRA adapter that changes what the model writes."""
     from peft import LoraConfig, get_peft_model
 
     model = loading.load_weights(base_dir, torch.float32)
     names = ["q_proj", "v_proj", "down_proj"]
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM"))
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+            parameter.data = torch.randn(parameter.shape, generator=generator) * std
     adapted.save_pretrained(directory)
     return ModelRef(str(base_dir), "base", str(directory), "adapter")
 

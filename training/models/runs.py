@@ -90,6 +90,15 @@ class TrainingRun(Job):
         return reverse("training:run", args=[self.project.slug, self.number])
 
     @property
+    def is_behind(self) -> bool:
+        """Whether another run of its sweep comes first. They go one after the other, however many workers there are:
+        the first reads the reference for all of them.
+        """
+        others = type(self).objects.active().filter(sweep=self.sweep_id).exclude(pk=self.pk)
+        before_it = others.filter(Q(number__lt=self.number) | Q(state__in=self.State.held()))
+        return self.sweep_id is not None and before_it.exists()
+
+    @property
     def method(self) -> str:
         return "Full fine-tuning" if self.recipe.get("method") == "full" else "LoRA"
 

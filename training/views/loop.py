@@ -28,7 +28,7 @@ RUNS_PER_PAGE = 25
 def overview(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
     rule = services.loop_rule(project)
-    runs = TrainingRun.objects.filter(project=project).select_related("checkpoint", "snapshot")
+    runs = TrainingRun.objects.filter(project=project).select_related("checkpoint", "snapshot", "sweep")
     context = frame(request, project) | {
         "rule": rule,
         "rule_form": LoopRuleForm(instance=rule),

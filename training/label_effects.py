@@ -1,0 +1,79 @@
+"""After a promotion: which judged pairs are looked at, so that people see what became of what they said."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from django.db.models import Exists, OuterRef, QuerySet
+from django.utils import timezone
+
+from labeling.models import Choice, Preference, Project, Slot
+from training.models import Checkpoint, GatePair, Job, LabelEffects, Promotion
+from training.tasks import hint_on_commit
+
+EACH, MOST = 6, 60  # pairs of one person, and of all people together
+LOOKED_AT = 5000  # of the newest judgements: a promotion does not wait for all that were ever made
+
+
+def request(promotion: Promotion, before: Checkpoint | None) -> LabelEffects | None:
+    """Ask for what the promotion has moved; ``None`` if nothing was before it, nothing can be measured or was judged.
+
+    Only the newest promotion is of interest, so what still waits for an earlier one is dropped.
+    """
+    project = promotion.project
+    if before is None or not _comparable(project, before, promotion.checkpoint):
+        return None
+    waiting = LabelEffects.objects.filter(project=project, state=Job.State.QUEUED)
+    waiting.update(state=Job.State.CANCELLED, finished_at=timezone.now(), cancel_requested_at=timezone.now())
+    pair_ids = choose_pairs(project)
+    if not pair_ids:
+        return None
+    effects = LabelEffects.objects.create(project=project, promotion=promotion, before=before, pair_ids=pair_ids)
+    hint_on_commit(effects)
+    return effects
+
+
+def _comparable(project: Project, *policies: Checkpoint) -> bool:
+    """Whether all were made from the first policy: one of another family has other tokens."""
+    first = Promotion.first_checkpoint(project)
+    return first is not None and all(
+        policy.content_hash == first.content_hash or policy.descends_from(first) for policy in policies
+    )
+
+
+def own_judgements(project: Project) -> QuerySet[Preference]:
+    """For one side, counted, and on pairs of which their author may see what a policy makes of them.
+
+    Not those with a known answer, nor what their author has before them or is to be given once more; and of prompts
+    none that is held out, withdrawn, or asked about in an open gate: answers to these could tell sides apart that are
+    still to be judged.
+    """
+    counted = Preference.objects.counted().filter(
+        project=project,
+        choice__in=[Choice.A, Choice.B],
+        withdrawal=None,
+        pair__gold_choice="",
+        pair__prompt__is_held_out=False,
+        pair__prompt__withdrawn_at=None,
+    )
+    own = Slot.objects.filter(pair=OuterRef("pair"), annotator=OuterRef("annotator"))
+    held, promised = own.filter(state=Slot.State.LEASED), own.filter(state=Slot.State.DONE, versions=0)
+    asked_about = GatePair.objects.filter(prompt=OuterRef("pair__prompt")).exclude(gate__stage="decided")
+    return counted.exclude(slot__kind=Slot.Kind.GOLD).filter(~Exists(held), ~Exists(promised), ~Exists(asked_about))
+
+
+def choose_pairs(project: Project) -> list[int]:
+    newest = own_judgements(project).order_by("-created_at", "-pk").values_list("annotator_id", "pair_id")
+    return fair_choice(newest[:LOOKED_AT])
+
+
+def fair_choice(judged: Iterable[tuple[int, int]], each: int = EACH, most: int = MOST) -> list[int]:
+    """Pairs of (person, pair), the newest first: everybody's newest, then everybody's second, and so on."""
+    turns: list[list[int]] = [[] for _ in range(each)]
+    had: Counter[int] = Counter()
+    for person, pair_id in judged:
+        if had[person] < each:
+            turns[had[person]].append(pair_id)
+            had[person] += 1
+    return list(dict.fromkeys(pair_id for turn in turns for pair_id in turn))[:most]
