@@ -14,12 +14,12 @@ BAR_RIGHT, BAR_GAP, MOST_LABELS = 8, 0.25, 8
 
 @dataclass(frozen=True)
 class Series:
-    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``. ``bands``: intervals around its points."""
+    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``. ``whiskers``: intervals around its points."""
 
     label: str
     role: str
     points: Sequence[tuple[float, float]]  # (x, y)
-    bands: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
+    whiskers: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Band:
+class Whisker:
     """The interval around one point, from ``top`` to ``bottom``."""
 
     x: float
@@ -54,7 +54,7 @@ class Line:
     dots: list[Dot]
     label_x: float
     label_y: float
-    bands: list[Band] = field(default_factory=list)
+    whiskers: list[Whisker] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def line_chart(
     if not any(one.points for one in finite):
         return None
     values = [y for one in finite for _, y in one.points]
-    values += [end for one in finite for _, *ends in one.bands for end in ends]
+    values += [end for one in finite for _, *ends in one.whiskers for end in ends]
     ticks = nice_ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
 
@@ -166,8 +166,8 @@ def line_chart(
             for x, y in one.points
         ]
         path = "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots)
-        bands = _bands(one, x_of, y_of)
-        lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4, bands))
+        whiskers = _whiskers(one, x_of, y_of)
+        lines.append(Line(one.label, one.role, path, dots, dots[-1].x + 8, dots[-1].y + 4, whiskers))
     last = "; ".join(f"{one.label} {y_label(one.points[-1][1])}" for one in finite if one.points)
     end = x_label(max(one.points[-1][0] for one in finite if one.points))
     return Chart(
@@ -183,17 +183,17 @@ def line_chart(
 def _finite(series: Series) -> Series:
     """Without the points, and the intervals, that cannot be drawn."""
     points = [point for point in series.points if math.isfinite(point[1])]
-    bands = [band for band in series.bands if all(map(math.isfinite, band))]
-    return replace(series, points=points, bands=bands)
+    whiskers = [whisker for whisker in series.whiskers if all(map(math.isfinite, whisker))]
+    return replace(series, points=points, whiskers=whiskers)
 
 
-def _bands(series: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[Band]:
-    return [Band(x_of(x), y_of(high), y_of(low)) for x, low, high in series.bands]
+def _whiskers(series: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[Whisker]:
+    return [Whisker(x_of(x), y_of(high), y_of(low)) for x, low, high in series.whiskers]
 
 
 def _within(series: Series, y_label: Callable[[float], str]) -> dict[float, str]:
     """What is said of the interval around a point, by the point's x."""
-    return {x: f" ({y_label(low)} to {y_label(high)})" for x, low, high in series.bands}
+    return {x: f" ({y_label(low)} to {y_label(high)})" for x, low, high in series.whiskers}
 
 
 def nice_ticks(low: float, high: float, *, count: int = 4, whole: bool = False) -> list[float]:

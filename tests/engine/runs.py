@@ -26,6 +26,16 @@ from training.jobspec import (
 
 ROOT = Path(__file__).parents[2]
 JOB_TYPES: dict[str, Any] = {
+    job.kind: job
+    for job in (
+        SampleJob,
+        SideBySideJob,
+        TrainJob,
+        MergeJob,
+        ImportJob,
+        EffectsJob,
+    )
+}
     job.kind: job for job in (SampleJob, SideBySideJob, TrainJob, MergeJob, ImportJob, EffectsJob)
 }
 QUESTIONS = ("Why is the sky blue?", "Name a bird.", "Tell me about rain.", "What is a good book?", "Who reads to you?")

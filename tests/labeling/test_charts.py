@@ -59,23 +59,23 @@ def test_days_name_the_points_and_the_ticks():
 
 
 def test_intervals_are_drawn_around_their_points_and_said_with_them():
-    bands = [(1.0, 40.0, 90.0), (2.0, math.nan, 70.0)]
-    series = Series("win rate", "main", [(1.0, 60.0), (2.0, 62.0)], bands)
+    whiskers = [(1.0, 40.0, 90.0), (2.0, math.nan, 70.0)]
+    series = Series("win rate", "main", [(1.0, 60.0), (2.0, 62.0)], whiskers)
     chart = line_chart("Win rate", [series], x_max=2)
     assert chart is not None
     (line,) = chart.lines
-    (band,) = line.bands
-    assert band.x == line.dots[0].x
-    assert TOP - 0.2 <= band.top < line.dots[0].y < band.bottom <= HEIGHT - BOTTOM + 0.2
+    (whisker,) = line.whiskers
+    assert whisker.x == line.dots[0].x
+    assert TOP - 0.2 <= whisker.top < line.dots[0].y < whisker.bottom <= HEIGHT - BOTTOM + 0.2
     assert [dot.title for dot in line.dots] == ["win rate, step 1: 60 (40 to 90)", "win rate, step 2: 62"]
 
 
 def test_an_interval_wider_than_all_values_is_within_the_box():
     chart = line_chart("KL", [Series("KL", "main", [(1.0, 5.0)], [(1.0, -50.0, 300.0)])], x_max=1)
     assert chart is not None
-    (band,) = chart.lines[0].bands
-    assert band.top >= TOP - 0.2
-    assert band.bottom <= HEIGHT - BOTTOM + 0.2
+    (whisker,) = chart.lines[0].whiskers
+    assert whisker.top >= TOP - 0.2
+    assert whisker.bottom <= HEIGHT - BOTTOM + 0.2
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=80).filter(any))

@@ -66,7 +66,7 @@ def test_the_curves_say_values_and_intervals_and_what_they_are_held_against(proj
     assert [line.label for line in sorted(kl.lines, key=lambda line: line.role)] == ["policy", "budget"]
     drawn = {line.label: line for line in kl.lines}
     assert drawn["policy"].dots[2].title == "policy, generation 2: 3.00 (2.50 to 3.50)"
-    assert [band.x for band in drawn["policy"].bands] == [dot.x for dot in drawn["policy"].dots[1:]]
+    assert [whisker.x for whisker in drawn["policy"].whiskers] == [dot.x for dot in drawn["policy"].dots[1:]]
     assert {dot.title for dot in drawn["budget"].dots} == {
         "budget, generation 0: 12.00", "budget, generation 2: 12.00",
     }  # fmt: skip
