@@ -11,10 +11,20 @@ from typing import Any
 
 from training import jobspec
 from training.engine import process
-from training.jobspec import Completion, ImportJob, MergeJob, PromptLine, Result, SampleJob, TrainJob, TripleLine
+from training.jobspec import (
+    CompareJob,
+    Completion,
+    ImportJob,
+    MergeJob,
+    PromptLine,
+    Result,
+    SampleJob,
+    TrainJob,
+    TripleLine,
+)
 
 ROOT = Path(__file__).parents[2]
-JOB_TYPES: dict[str, Any] = {job.kind: job for job in (SampleJob, TrainJob, MergeJob, ImportJob)}
+JOB_TYPES: dict[str, Any] = {job.kind: job for job in (SampleJob, TrainJob, CompareJob, MergeJob, ImportJob)}
 QUESTIONS = ("Why is the sky blue?", "Name a bird.", "Tell me about rain.", "What is a good book?", "Who reads to you?")
 
 
