@@ -239,6 +239,7 @@ CELERY_TASK_ROUTES = {
     "training.tasks.run_training": {"queue": "training"},
     "training.tasks.run_sampling": {"queue": "sampling"},
     "training.tasks.run_export": {"queue": "exports"},
+    "training.tasks.run_gate": {"queue": "sampling"},
 }
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1

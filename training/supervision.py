@@ -31,6 +31,7 @@ from training.jobspec import (
 )
 from training.models import (
     CheckpointExport,
+    Gate,
     Job,
     SampleBatch,
     TrainingRun,
@@ -275,10 +276,11 @@ def _disk_hint(job: Job) -> str:
     return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
-JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport], ...] = (
+JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport] | type[Gate], ...] = (
     TrainingRun,
     SampleBatch,
     CheckpointExport,
+    Gate,
 )
 
 

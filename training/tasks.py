@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
 from training import execution, supervision
-from training.models import CheckpointExport, Job, SampleBatch, TrainingRun
+from training.models import CheckpointExport, Gate, Job, SampleBatch, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,12 @@ def run_sampling(batch_id: int) -> None:
 def run_export(export_id: int) -> None:
     if export := CheckpointExport.objects.filter(pk=export_id).first():
         supervision.execute(export, execution.Export)
+
+
+@shared_task
+def run_gate(gate_id: int) -> None:
+    if gate := Gate.objects.filter(pk=gate_id).first():
+        supervision.execute(gate, execution.Comparing)
 
 
 @shared_task
@@ -68,7 +74,12 @@ def forget_ended_jobs() -> None:
     supervision.forget_ended_jobs()
 
 
-TASKS: dict[type[Job], Any] = {TrainingRun: run_training, SampleBatch: run_sampling, CheckpointExport: run_export}
+TASKS: dict[type[Job], Any] = {
+    TrainingRun: run_training,
+    SampleBatch: run_sampling,
+    CheckpointExport: run_export,
+    Gate: run_gate,
+}
 
 
 def hint_on_commit(job: Job) -> None:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import checkpoints, loop, runs
+from training.views import checkpoints, gates, loop, runs
 
 app_name = "training"
 
@@ -23,6 +23,7 @@ urlpatterns = [
     path("checkpoints/<uuid:uuid>/downloads/", checkpoints.export_status, name="export-status"),
     path("checkpoints/<uuid:uuid>/prepare/", checkpoints.prepare_merged, name="prepare"),
     path("checkpoints/<uuid:uuid>/promote/", checkpoints.promote, name="promote"),
+    path("checkpoints/<uuid:uuid>/compare/", gates.compare, name="compare"),
     path(
         "checkpoints/<uuid:uuid>/download/adapter.zip",
         checkpoints.download,
@@ -35,4 +36,13 @@ urlpatterns = [
         {"variant": "merged"},
         name="download-merged",
     ),
+    # Gates
+    path("gates/", gates.gates, name="gates"),
+    path("gates/rule/", gates.save_release_rule, name="release-rule"),
+    path("gates/watch/", gates.watch, name="watch"),
+    path("gates/<int:number>/", gates.gate, name="gate"),
+    path("gates/<int:number>/status/", gates.gate_status, name="gate-status"),
+    path("gates/<int:number>/decide/", gates.decide, name="decide-gate"),
+    path("gates/<int:number>/cancel/", gates.cancel, name="cancel-gate"),
+    path("gates/<int:number>/start-again/", gates.start_again, name="start-gate-again"),
 ]
