@@ -46,7 +46,7 @@ def _list(request: SignedInRequest, project: Project, form: ReleaseRuleForm | No
 
 
 def _gates(project: Project) -> QuerySet[Gate]:
-    return Gate.objects.filter(project=project).select_related("candidate", "current", "run", "requested_by")
+    return Gate.objects.filter(project=project).select_related("project", "candidate", "current", "run", "requested_by")
 
 
 @require_POST
@@ -82,7 +82,7 @@ def gate_status(request: SignedInRequest, slug: str, number: int) -> HttpRespons
 
 
 def _gate_or_404(project: Project, number: int) -> Gate:
-    rows = _gates(project).select_related("decided_by", "promotion", "project")
+    rows = _gates(project).select_related("decided_by", "promotion")
     found: Gate = get_object_or_404(rows, number=number)
     return found
 
