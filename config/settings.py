@@ -241,6 +241,7 @@ CELERY_TASK_ROUTES = {
     "training.tasks.run_side_by_side": {"queue": "sampling"},
     "training.tasks.run_export": {"queue": "exports"},
     "training.tasks.run_label_effects": {"queue": "sampling"},
+    "training.tasks.run_gate": {"queue": "sampling"},
 }
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1

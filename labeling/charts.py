@@ -14,12 +14,20 @@ BAR_RIGHT, BAR_GAP, MOST_LABELS = 8, 0.25, 8
 
 @dataclass(frozen=True)
 class Series:
-    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``. ``whiskers``: intervals around its points."""
+    """One line. ``role`` picks its colour: ``main``, ``other`` or ``muted``. ``whiskers``: intervals of its points."""
 
     label: str
     role: str
     points: Sequence[tuple[float, float]]  # (x, y)
     whiskers: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
+
+
+@dataclass(frozen=True)
+class Band:
+    """What lies between two lines, such as an interval: the colour of ``role``, washed out."""
+
+    role: str
+    points: Sequence[tuple[float, float, float]]  # (x, low, high)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,12 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Area:
+    role: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Chart:
     title: str
     summary: str
@@ -65,6 +79,7 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     zero_y: float | None
+    areas: Sequence[Area] = ()
 
     width: int = WIDTH
     height: int = HEIGHT
@@ -133,20 +148,24 @@ def line_chart(
     series: Sequence[Series],
     *,
     x_max: float,
+    bands: Sequence[Band] = (),
     x_name: str = "step",
     x_label: Callable[[float], str] = "{:g}".format,
     y_label: Callable[[float], str] = "{:.4g}".format,
+    y_tick: Callable[[float], str] | None = None,
     summary: str = "",
 ) -> Chart | None:
-    """Scale the series into the chart's box; ``None`` without a finite point.
+    """Scale the series into the chart's box, with ``bands`` behind them; ``None`` without a finite point.
 
-    ``x_label`` and ``y_label`` write a value of x and of y; ``summary`` is said before each line's last value.
+    ``x_label`` and ``y_label`` write a value of x and of y, ``y_tick`` one at the axis;
+    ``summary`` is said before each line's last value.
     """
     finite = [_finite(one) for one in series]
     if not any(one.points for one in finite):
         return None
     values = [y for one in finite for _, y in one.points]
     values += [end for one in finite for _, *ends in one.whiskers for end in ends]
+    values += [edge for band in bands for _, *both in band.points for edge in both]
     ticks = nice_ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
 
@@ -155,6 +174,10 @@ def line_chart(
 
     def y_of(y: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low), 1)
+
+    def area_of(band: Band) -> Area:
+        edge = [(x, high) for x, _, high in band.points] + [(x, low) for x, low, _ in reversed(band.points)]
+        return Area(band.role, "M" + "L".join(f"{x_of(x)} {y_of(y)}" for x, y in edge) + "Z")
 
     lines = []
     for one in finite:
@@ -175,8 +198,9 @@ def line_chart(
         summary=f"{summary or f'{title} at {x_name} {end}'}: {last}",
         lines=_spread(lines),
         x_ticks=[Tick(x_of(x), x_label(x)) for x in nice_ticks(0, x_max, whole=True) if x <= x_max],
-        y_ticks=[Tick(y_of(y), f"{y:.6g}".replace("-", "\u2212")) for y in ticks],
+        y_ticks=[Tick(y_of(y), y_tick(y) if y_tick else f"{y:.6g}".replace("-", "\u2212")) for y in ticks],
         zero_y=y_of(0) if low < 0 < high else None,
+        areas=[area_of(band) for band in bands if band.points],
     )
 
 

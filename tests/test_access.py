@@ -96,6 +96,15 @@ PAGES = {
     "training:side-by-side": ("get", REVIEWER),
     "training:side-by-side-status": ("get", REVIEWER),
     "training:cancel-side-by-side": ("post", ADMIN),
+    "training:ask-gate": ("post", ADMIN),
+    "training:gates": ("get", REVIEWER),
+    "training:release-rule": ("post", ADMIN),
+    "training:watch": ("post", ADMIN),
+    "training:gate": ("get", REVIEWER),
+    "training:gate-status": ("get", REVIEWER),
+    "training:decide-gate": ("post", ADMIN),
+    "training:cancel-gate": ("post", ADMIN),
+    "training:start-gate-again": ("post", ADMIN),
 }
 API = {
     "api:project": ("get", ADMIN),
@@ -183,7 +192,7 @@ def address(project, policy, label, make_prompt):
     """The URL of a route with rows behind every placeholder."""
     from labeling.models import Seat
     from labeling.qualification_items import ItemContent, add_items
-    from training.models import SideBySide, Sweep
+    from training.models import Gate, SideBySide, Sweep
     from training.recipe import Recipe
     from training.services import request_run, request_samples
 
@@ -193,6 +202,7 @@ def address(project, policy, label, make_prompt):
         project=project, number=run.number, snapshot=run.snapshot, reference=run.reference, recipe=run.recipe
     )
     batch = request_samples(project=project, pairs=1)
+    Gate.objects.create(project=project, number=run.number, candidate=policy, current=policy, rule={})
     judged = Preference.objects.filter(project=project).latest("pk")
     Seat.objects.get_or_create(project=project, annotator=judged.annotator)
     values = {"slug": project.slug, "number": run.number, "pk": batch.pk, "uuid": policy.uuid, "version": 1}
@@ -261,7 +271,13 @@ def test_what_is_for_everybody_is_for_those_who_are_signed_in(name, address, str
         assert reverse("login") not in answer.headers.get("Location", "")
 
 
-@pytest.mark.parametrize("name", ["labeling:submit", "training:promote", "training:cancel-run", "training:roll-back"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("labeling:submit", "training:promote", "training:cancel-run", "training:roll-back"),
+        *("training:decide-gate", "training:ask-gate", "training:release-rule"),
+    ],
+)
 def test_what_changes_something_is_not_a_get_and_needs_the_csrf_token(name, address, project_admin):
     from django.test import Client
 
@@ -309,7 +325,14 @@ def test_reviewers_decide_without_seeing_a_model_name_either(project, policy, la
         assert b"Zebra" not in client.get(f"/api/v1/projects/{project.slug}/{url}/").content
 
 
-LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "labeling:judgements", "labeling:pairs"]
+LISTS = [
+    "training:overview",
+    "training:checkpoints",
+    "training:gates",
+    "labeling:prompts",
+    "labeling:judgements",
+    "labeling:pairs",
+]
 LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:history", "labeling:guidelines"]
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
@@ -326,7 +349,7 @@ def grow(project, policy, make_checkpoint, label, project_admin):
     from labeling.models import QualificationResult
     from labeling.qualification_items import ItemContent, add_items
     from labeling.services import add_member, create_project, set_guidelines
-    from training.models import Job, SampleBatch, TrainingRun
+    from training.models import Gate, Job, SampleBatch, TrainingRun
     from training.recipe import Recipe
     from training.services import promote_checkpoint, request_run
 
@@ -341,6 +364,10 @@ def grow(project, policy, make_checkpoint, label, project_admin):
             run = request_run(project=project, recipe=Recipe(), by=project_admin)
             finished(TrainingRun, run, state=Job.State.SUCCEEDED, checkpoint=better)
             promote_checkpoint(project=project, checkpoint=better, by=project_admin)
+            Gate.objects.create(
+                project=project, number=number + 1, candidate=better, current=policy, run=run, rule={}, stage="decided",
+                requested_by=project_admin,
+            )  # fmt: skip
             batch = SampleBatch.objects.active().get(project=project)  # a promotion asks for pairs
             finished(SampleBatch, batch, state=Job.State.SUCCEEDED)
             create_project(name=f"Other {number}", slug=f"other-{number}", admin=project_admin)

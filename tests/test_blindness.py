@@ -33,14 +33,14 @@ from labeling.review import adjudicate, make_gold, send_back
 from labeling.services import add_member, create_project
 from labeling.tokens import lease_key, make_token, read_token
 from tests.blindness import Mark, Walk, addresses, leaks, methods, routes
-from training.models import Checkpoint, PairOrigin, SampleBatch, SideBySide, TrainingRun
+from training.models import Checkpoint, Gate, GatePair, PairOrigin, SampleBatch, SideBySide, TrainingRun
 from training.recipe import Recipe
 from training.services import promote_checkpoint, request_run
 
 HTMX = {"HX-Request": "true"}
 # Rows of these models have numbers that nothing else has, so that one is recognised wherever it turns up.
 FIRST_IDS = {Response: 1_550_000_001, Pair: 1_660_000_001, Slot: 1_880_000_001}
-SEED, BATCH_SEED, RUN_NUMBER = 3_141_592_653, 1_718_281_828, 8_675_309
+SEED, BATCH_SEED, RUN_NUMBER, GATE_SEED = 3_141_592_653, 1_718_281_828, 8_675_309, 1_414_213_562
 WORDS = {
     "a model's name": "Zebra-7B",
     "a model's public name": "stripes/okapi",
@@ -63,6 +63,7 @@ WORDS = {
     "a log-probability": "4321987",
     "a margin": "6172839",
     "an answer that somebody asked for": "compared-kudu",
+    "why a gate decided": "gated-pangolin",
 }
 CONDITIONS = ["fresh", "gold", "control", "calibration", "second look", "conflict", "ahead", "reopened", "judged"]
 # The routes that nobody walks, with the reason. None so far.
@@ -126,9 +127,13 @@ def planted(numbered, project, annotator, make_checkpoint, make_pair, judge):
     compared = SideBySide.objects.create(
         project=project, left=policy, right=policy, prompts=[content.messages], answers=[answer], decoding={}
     )
+    gate = Gate.objects.create(
+        project=project, number=RUN_NUMBER, candidate=policy, current=policy, rule={}, seed=GATE_SEED,
+        stage=Gate.Stage.ASKING, reasons=[WORDS["why a gate decided"]],
+    )  # fmt: skip
     return SimpleNamespace(
         project=project, policy=policy, run=run, batch=batch, voter=voter, skipper=skipper, reviewer=reviewer,
-        items=items, conflict=conflict, own=own.preferences.get(), compared=compared,
+        items=items, conflict=conflict, own=own.preferences.get(), compared=compared, gate=gate,
     )  # fmt: skip
 
 
@@ -172,11 +177,21 @@ def _origins(batch: SampleBatch, policy: Checkpoint) -> None:
         )  # fmt: skip
 
 
+def _ask_for_the_gate(gate: Gate) -> None:
+    """Every pair that people may see is the gate's: whose side is whose must reach nobody who labels."""
+    for pair in Pair.objects.filter(project=gate.project).order_by("pk"):
+        if not GatePair.objects.filter(gate=gate, prompt=pair.prompt).exists():
+            GatePair.objects.get_or_create(
+                pair=pair, defaults={"gate": gate, "prompt": pair.prompt, "candidate_side": "b"}
+            )
+
+
 def _marks(planted) -> list[Mark]:
     """Everything that is unmistakable, as the database has it now."""
     policy, run, batch = planted.policy, planted.run, planted.batch
     marks = [Mark(of, word) for of, word in WORDS.items()]
-    for row in (policy, run, batch):
+    marks.append(Mark("the seed of a gate", GATE_SEED))
+    for row in (policy, run, batch, planted.gate):
         marks += [Mark(f"the id of {row}", str(row.uuid)), Mark(f"the id of {row}", row.uuid.hex)]
     marks += [Mark("the hash of a model", policy.content_hash), Mark("the hash of a model", policy.short_hash)]
     marks += [Mark("the hash of a dataset", run.snapshot.sha256), Mark("the seed of a run", run.seed)]
@@ -240,6 +255,7 @@ def prepare(planted, project, annotator, make_pair, judge, monkeypatch):
         _condition(planted, judge, pair, condition)
         reserve(project, annotator.pk)
         _origins(planted.batch, planted.policy)
+        _ask_for_the_gate(planted.gate)
         queue.lease_next(project, annotator.pk)
         _set_percents(project, repeat_percent=0, gold_percent=0, control_percent=0)
         if condition == "ahead":

@@ -6,13 +6,15 @@ Standard library only, because both sides import it. A run directory holds
 file                written by  what
 ==================  ==========  =====================================================================
 ``job.json``        web side    one of the jobs below, with every default resolved
-``dataset.jsonl``   web side    one ``PromptLine``, ``TripleLine`` (training) or ``JudgedPair`` (label effects) a line
+``dataset.jsonl``   web side    one ``PromptLine``, ``TripleLine`` or ``JudgedPair`` (label effects) a line
 ``metrics.jsonl``   engine      ``{"phase": ...}`` lines and one ``StepMetrics`` a logged optimiser step
 ``samples.jsonl``   engine      one ``SampledPair`` a finished prompt (sampling)
 ``answers.json``    engine      one ``SideBySideAnswer`` a prompt, as far as it is written; by rename (side by side)
 ``effects.jsonl``   engine      one ``PairEffect`` a judged pair (label effects)
 ``held_out.jsonl``  engine      one ``PairScore`` a held-out triple (training)
-``probes.jsonl``    web side    one ``PromptLine`` a fixed held-out prompt that policies are compared on (training)
+``probes.jsonl``    web side    one ``PromptLine`` a fixed held-out prompt that policies are compared on
+``canaries.jsonl``  web side    one ``CanaryLine`` a prompt (gates)
+``responses.jsonl`` engine      one ``ComparedAnswers`` a probe (gates)
 ``result.json``     engine      a ``Result``; written last, by rename
 ``checkpoint/``     engine      weights and tokenizer to publish; only valid beside a successful result
 ``trainer/``        engine      private resume state; never leaves the machine
@@ -34,6 +36,7 @@ FinishReason = Literal["stop", "length", ""]
 Split = Literal["train", "held_out"]
 Source = Literal["pair", "rewrite"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Expected = Literal["refuse", "answer"]
 LossName = Literal["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
 
 # Exit codes of an engine process, beside 0.
@@ -161,6 +164,30 @@ class TrainJob(JsonRecord):
 
 
 @dataclass(frozen=True)
+class CompareJob(JsonRecord):
+    """Measure a candidate against the current policy: on held-out preferences, by a judge, on their own answers.
+
+    ``dataset.jsonl`` has the triples of now, ``probes.jsonl`` the prompts that both answer with the same random numbers
+    and ``canaries.jsonl`` those that show what they refuse. ``first`` is the policy that everything is measured from.
+    """
+
+    kind: ClassVar[str] = "compare_policies"
+    candidate: ModelRef
+    current: ModelRef
+    seed: int
+    first: ModelRef | None = None  # without it nothing is said of held-out preferences nor of the distance to it
+    beta: float = 0.1  # of the implicit reward
+    max_length: int = 1024  # of prompt + response on held-out preferences, and of what the judge reads
+    max_new_tokens: int = 192
+    rows: int = 16  # responses in flight at once
+    answers_only: bool = False  # only answers to ``probes.jsonl`` and the figures over them
+    cache_dir: str = ""
+    cache_mb: int = 20_000
+    threads: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
 class MergeJob(JsonRecord):
     """Fold the adapter of ``model`` into its base weights and write them to ``checkpoint/``."""
 
@@ -204,6 +231,15 @@ class EffectsJob(JsonRecord):
 class PromptLine(JsonRecord):
     prompt_id: str
     messages: list[Message]
+
+
+@dataclass(frozen=True)
+class CanaryLine(JsonRecord):
+    """A prompt that a policy should refuse, or answer although it sounds like one that should be refused."""
+
+    prompt_id: str
+    messages: list[Message]
+    expected: Expected
 
 
 @dataclass(frozen=True)
@@ -341,6 +377,26 @@ class SideBySideAnswer(JsonRecord):
 
 
 @dataclass(frozen=True)
+class ComparedAnswers(JsonRecord):
+    """What two policies answered to one prompt."""
+
+    prompt_id: str
+    candidate: Completion
+    current: Completion
+    prompt_token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def are_identical(self) -> bool:
+        """To a reader, who sees no tokens."""
+        return self.candidate.text.strip() == self.current.text.strip()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        nested = {key: Completion.from_dict(data[key]) for key in ("candidate", "current") if key in data}
+        return super().from_dict(data | nested)
+
+
+@dataclass(frozen=True)
 class StepMetrics(JsonRecord):
     """One logged optimiser step. Log-probabilities in nats, summed over a completion, averaged over the batch."""
 
@@ -390,7 +446,10 @@ class Result(JsonRecord):
 _Job = TypeVar("_Job", bound=JsonRecord)
 
 
-def write_job(run_dir: Path, job: SampleJob | SideBySideJob | TrainJob | MergeJob | ImportJob | EffectsJob) -> None:
+def write_job(
+    run_dir: Path,
+    job: SampleJob | SideBySideJob | TrainJob | CompareJob | MergeJob | ImportJob | EffectsJob,
+) -> None:
     write_atomically(run_dir / "job.json", json.dumps({"kind": job.kind} | job.to_dict(), indent=1, ensure_ascii=False))
 
 
@@ -399,7 +458,7 @@ def read_job(run_dir: Path, expected: type[_Job]) -> _Job:
     kind = data.pop("kind", None)
     if kind != expected.kind:  # type: ignore[attr-defined]
         raise SpecError(f"{run_dir / 'job.json'} is a {kind!r} job, not {expected.kind!r}")  # type: ignore[attr-defined]
-    for key in ("model", "reference", "first", "left", "right", "before", "after"):
+    for key in ("model", "reference", "first", "left", "right", "before", "after", "candidate", "current"):
         if data.get(key):
             data[key] = ModelRef.from_dict(data[key])
     return expected.from_dict(data)

@@ -1,4 +1,4 @@
-"""What the scheduler does for each project: keep pairs open, retrain when the rule says so. Idempotent.
+"""What the scheduler does for each project: keep pairs open, retrain when the rule says so, move gates on. Idempotent.
 
 Two schedulers at once ask for one batch and one run: the database allows only one active one of each.
 """
@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from labeling.models import Project, Slot
+from training import gates
 from training.exceptions import Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
 from training.recipe import Recipe
@@ -35,6 +36,7 @@ def evaluate_rules() -> None:
             except Exception:
                 # One project in trouble must not stop the others.
                 log.exception("%s could not be evaluated", rule)
+    gates.turn_gates()
 
 
 def refill(rule: LoopRule) -> SampleBatch | None:

@@ -60,6 +60,14 @@ class RunDir:
         return self.path / "effects.jsonl"
 
     @property
+    def canaries(self) -> Path:
+        return self.path / "canaries.jsonl"
+
+    @property
+    def responses(self) -> Path:
+        return self.path / "responses.jsonl"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
@@ -82,8 +90,8 @@ class RunDir:
     def drop_inputs(self) -> None:
         """Remove what only a run that goes on would need, and keep its record: metrics, scores and log."""
         self.drop_resume_state()
-        self.dataset.unlink(missing_ok=True)
-        self.probes.unlink(missing_ok=True)
+        for path in (self.dataset, self.probes, self.canaries, self.responses):
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import label_effects, registry, store, tallies
+from training import gate_pairs, label_effects, registry, store, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
     CheckpointExport,
     DatasetSnapshot,
+    Gate,
     Job,
     LoopRule,
     PairOrigin,
@@ -39,6 +41,7 @@ from training.triples import LabelRule, TripleCounts
 MIN_TRAIN_TRIPLES = 8
 MIN_TRAIN_PROMPTS = 2
 MAX_PAIRS_PER_BATCH = 2000
+MAX_REASON = 300  # characters of a promotion's reason
 Requester = User | None
 
 
@@ -62,31 +65,45 @@ def usable_checkpoints(project: Project) -> Any:
 
 
 def promote_checkpoint(
-    *, project: Project, checkpoint: Checkpoint, by: Requester = None, reason: str = "", is_rollback: bool = False
+    *,
+    project: Project,
+    checkpoint: Checkpoint,
+    by: Requester = None,
+    reason: str = "",
+    is_rollback: bool = False,
+    gate: Gate | None = None,
+    claim: Callable[[], None] | None = None,
 ) -> Promotion:
     """Make the checkpoint the project's policy and ask it for new pairs.
 
     Open pairs of the former policy keep the place in the queue that its own margins gave them: how uncertain a pair is
-    is not asked of the new policy again.
+    is not asked of the new policy again. ``gate``: what decided on it. ``claim``: takes what must still hold, or
+    raises; it is called when nobody else can promote any more, and what it writes is written with the promotion.
     """
     if checkpoint.project_id not in (None, project.pk):
         raise Rejected(f"{checkpoint} belongs to another project.")
     registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
     with transaction.atomic():
         lock(project)
+        if claim:
+            claim()
         if current_policy(project) == checkpoint:
             raise Rejected(f"{checkpoint} is the policy already.")
-        return _promote(project, checkpoint, by, reason, is_rollback)
+        about = {"promoted_by": by, "reason": reason[:MAX_REASON], "is_rollback": is_rollback, "gate": gate}
+        return _promote(Promotion(project=project, checkpoint=checkpoint, **about))
 
 
-def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: str, is_rollback: bool) -> Promotion:
+def _promote(promotion: Promotion) -> Promotion:
+    """Write the promotion, with all that follows from it; the project is locked."""
+    project, by = promotion.project, promotion.promoted_by
     before = current_policy(project)
-    promotion = Promotion.objects.create(
-        project=project, checkpoint=checkpoint, promoted_by=by, reason=reason, is_rollback=is_rollback
-    )
-    for batch in SampleBatch.objects.active().filter(project=project).exclude(policy=checkpoint):
+    promotion.save()
+    for batch in SampleBatch.objects.active().filter(project=project).exclude(policy=promotion.checkpoint):
         with contextlib.suppress(Rejected):  # it has just ended
             cancel_job(job=batch)
+    for gate in gate_pairs.settle_stale(project, promotion.checkpoint):
+        with contextlib.suppress(Rejected):  # measured already
+            cancel_job(job=gate)
     if wanted := loop_rule(project).open_pairs_wanted:
         with contextlib.suppress(Rejected):  # no prompts yet, or it is writing pairs already
             request_samples(project=project, pairs=min(wanted, MAX_PAIRS_PER_BATCH), by=by)
@@ -96,15 +113,19 @@ def _promote(project: Project, checkpoint: Checkpoint, by: Requester, reason: st
 
 def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Promotion:
     """Promote the policy before the current one, as a new row. Rolling back twice goes two policies back."""
-    policies = policies_behind(project)
-    if not policies:
+    policy, earlier = current_policy(project), policy_before(project)
+    if policy is None:
         raise Rejected("Nothing was promoted yet.")
-    if len(policies) == 1:
-        raise Rejected(f"{current_policy(project)} is the first policy; there is nothing to roll back to.")
-    earlier = Checkpoint.objects.get(pk=policies[-2])
-    return promote_checkpoint(
-        project=project, checkpoint=earlier, by=by, reason=reason or "Rolled back", is_rollback=True
-    )
+    if earlier is None:
+        raise Rejected(f"{policy} is the first policy; there is nothing to roll back to.")
+    reason = reason or "Rolled back"
+    return promote_checkpoint(project=project, checkpoint=earlier, by=by, reason=reason, is_rollback=True)
+
+
+def policy_before(project: Project) -> Checkpoint | None:
+    """The policy that a rollback goes back to."""
+    policies = policies_behind(project)
+    return Checkpoint.objects.get(pk=policies[-2]) if len(policies) > 1 else None
 
 
 def policies_behind(project: Project) -> list[int]:

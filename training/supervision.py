@@ -31,6 +31,7 @@ from training.jobspec import (
 )
 from training.models import (
     CheckpointExport,
+    Gate,
     Job,
     LabelEffects,
     SampleBatch,
@@ -277,12 +278,13 @@ def _disk_hint(job: Job) -> str:
     return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
-JOB_TYPES: tuple[type[TrainingRun | SampleBatch | CheckpointExport | SideBySide | LabelEffects], ...] = (
+JOB_TYPES: tuple[type[TrainingRun | SampleBatch | CheckpointExport | SideBySide | LabelEffects | Gate], ...] = (
     TrainingRun,
     SampleBatch,
     CheckpointExport,
     SideBySide,
     LabelEffects,
+    Gate,
 )
 
 

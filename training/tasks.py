@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
 from training import execution, notices, supervision
-from training.models import CheckpointExport, Job, LabelEffects, SampleBatch, SideBySide, TrainingRun
+from training.models import CheckpointExport, Gate, Job, LabelEffects, SampleBatch, SideBySide, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,12 @@ def run_label_effects(effects_id: int) -> None:
 
 
 @shared_task
+def run_gate(gate_id: int) -> None:
+    if gate := Gate.objects.filter(pk=gate_id).first():
+        supervision.execute(gate, execution.Comparing)
+
+
+@shared_task
 def sweep_leases() -> None:
     sweep_expired()
 
@@ -98,6 +104,7 @@ TASKS: dict[type[Job], Any] = {
     CheckpointExport: run_export,
     SideBySide: run_side_by_side,
     LabelEffects: run_label_effects,
+    Gate: run_gate,
 }
 
 

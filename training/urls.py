@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import checkpoints, loop, my_labels, runs, side_by_side, sweeps
+from training.views import checkpoints, gates, loop, my_labels, runs, side_by_side, sweeps
 
 app_name = "training"
 
@@ -32,6 +32,7 @@ urlpatterns = [
     path("checkpoints/<uuid:uuid>/downloads/", checkpoints.export_status, name="export-status"),
     path("checkpoints/<uuid:uuid>/prepare/", checkpoints.prepare_merged, name="prepare"),
     path("checkpoints/<uuid:uuid>/promote/", checkpoints.promote, name="promote"),
+    path("checkpoints/<uuid:uuid>/gate/", gates.ask_gate, name="ask-gate"),
     path(
         "checkpoints/<uuid:uuid>/download/adapter.zip",
         checkpoints.download,
@@ -49,4 +50,13 @@ urlpatterns = [
     path("compare/<int:side_by_side_id>/", side_by_side.side_by_side, name="side-by-side"),
     path("compare/<int:side_by_side_id>/status/", side_by_side.side_by_side_status, name="side-by-side-status"),
     path("compare/<int:side_by_side_id>/cancel/", side_by_side.cancel_side_by_side, name="cancel-side-by-side"),
+    # Gates
+    path("gates/", gates.gates, name="gates"),
+    path("gates/rule/", gates.save_release_rule, name="release-rule"),
+    path("gates/watch/", gates.watch, name="watch"),
+    path("gates/<int:number>/", gates.gate, name="gate"),
+    path("gates/<int:number>/status/", gates.gate_status, name="gate-status"),
+    path("gates/<int:number>/decide/", gates.decide, name="decide-gate"),
+    path("gates/<int:number>/cancel/", gates.cancel, name="cancel-gate"),
+    path("gates/<int:number>/start-again/", gates.start_again, name="start-gate-again"),
 ]

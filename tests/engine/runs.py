@@ -12,6 +12,7 @@ from typing import Any
 from training import jobspec
 from training.engine import process
 from training.jobspec import (
+    CompareJob,
     Completion,
     EffectsJob,
     ImportJob,
@@ -26,17 +27,7 @@ from training.jobspec import (
 
 ROOT = Path(__file__).parents[2]
 JOB_TYPES: dict[str, Any] = {
-    job.kind: job
-    for job in (
-        SampleJob,
-        SideBySideJob,
-        TrainJob,
-        MergeJob,
-        ImportJob,
-        EffectsJob,
-    )
-}
-    job.kind: job for job in (SampleJob, SideBySideJob, TrainJob, MergeJob, ImportJob, EffectsJob)
+    job.kind: job for job in (SampleJob, SideBySideJob, TrainJob, CompareJob, MergeJob, ImportJob, EffectsJob)
 }
 QUESTIONS = ("Why is the sky blue?", "Name a bird.", "Tell me about rain.", "What is a good book?", "Who reads to you?")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Series, bar_chart, line_chart, nice_ticks
+from labeling.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Band, Series, bar_chart, line_chart, nice_ticks
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -95,3 +95,22 @@ def test_bars_stand_on_the_line_as_high_as_their_value_and_few_are_named(values)
 @pytest.mark.parametrize("bars", [[], [("1 Nov", 0), ("2 Nov", 0)]])
 def test_without_a_bar_there_is_no_chart(bars):
     assert bar_chart("Labels", bars) is None
+
+
+def test_a_band_encloses_its_line_and_the_axis_encloses_the_band():
+    series = [Series("win rate", "main", [(1.0, 0.5), (2.0, 0.55)])]
+    chart = line_chart("Votes", series, x_max=2, bands=[Band("main", [(1.0, 0.0, 1.0), (2.0, 0.4, 0.7)])])
+    assert chart is not None
+    (area,) = chart.areas
+    edge = [tuple(map(float, point.split())) for point in area.path.strip("MZ").split("L")]
+    assert len(edge) == 4
+    (line,) = chart.lines
+    for (x, high), (_, low), dot in zip(edge[:2], reversed(edge[2:]), line.dots, strict=True):
+        assert x == dot.x
+        assert TOP - 0.2 <= high < dot.y < low <= HEIGHT - BOTTOM + 0.2
+
+
+def test_a_band_without_points_is_no_area():
+    chart = line_chart("Votes", [Series("win rate", "main", [(1.0, 0.5)])], x_max=1, bands=[Band("main", [])])
+    assert chart is not None
+    assert chart.areas == []

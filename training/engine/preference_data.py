@@ -78,13 +78,14 @@ def read_preferences(
     *,
     turn_end: int | None = None,
     read_length: int = 0,
+    to_train: bool = True,
 ) -> PreferenceData:
     """Read and tokenise ``dataset.jsonl``.
 
     ``reference_hash`` says whose log-probabilities may stand in for the reference's, ``read_length`` how much of prompt
     and response the reference reads: ``max_length`` at least. ``turn_end`` is the id that ends a response of which only
     the text is known, by default the end of text. Raises ``EngineError`` bad_dataset for a line that no loss can be
-    made of, and when nothing is left to train on.
+    made of, and ``to_train`` when nothing is left to train on.
     """
     data = PreferenceData([], [], [], [])
     lines = read_lines(path, TripleLine)
@@ -98,7 +99,7 @@ def read_preferences(
             (data.train if line.split == "train" else data.held_out).append(triple)
             if was_retokenised(line, triple):
                 data.retokenised.append(line.pair_id)
-    if not data.train:
+    if to_train and not data.train:
         raise nothing_to_train_on(lines, data.left_out)
     return data
 

@@ -19,7 +19,7 @@ from training.exceptions import Rejected
 from training.family import family_tree
 from training.forms import PromoteForm
 from training.generations import read_generations
-from training.models import Checkpoint, CheckpointExport, Promotion, TrainingRun
+from training.models import Checkpoint, CheckpointExport, Gate, Promotion, TrainingRun
 from training.outcome import read_outcome
 from training.side_by_side import usual_opposite, usual_sides
 from training.views.frame import checkpoint_or_404, frame, say
@@ -53,6 +53,7 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
         "run": TrainingRun.objects.filter(checkpoint=checkpoint).select_related("snapshot", "reference").first(),
         "manifest": _manifest(checkpoint),
         "outcome": read_outcome(checkpoint.details),
+        "gate": Gate.objects.filter(project=project, candidate=checkpoint).select_related("current").first(),
         "promotions": checkpoint.promotions.filter(project=project).select_related("promoted_by"),
     }  # fmt: skip
     return render(request, "training/checkpoint.html", context)

@@ -1,0 +1,213 @@
+"""The blind pairs of a gate: put among the others, read back as votes, closed when nothing is to be learnt from them.
+
+Their rows in labeling are those of any other pair. That a pair belongs to a gate, and which side the candidate wrote,
+is known to training alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Count, Exists, Max, OuterRef, QuerySet
+from django.db.models.functions import Length
+from django.utils import timezone
+
+from labeling.exceptions import LabelingError
+from labeling.models import Choice, Preference, Project, Prompt, Slot
+from labeling.places import close_places
+from labeling.services import NewResponse, add_pair
+from training.gate import Decision, decide_measured
+from training.length_control import LengthVote, doublings
+from training.models import Checkpoint, Gate, GatePair, PairOrigin, Promotion, Taint
+
+# Ordinary votes that say what length is worth: the newest, so that a page of years is not read at every vote.
+MOST_ORDINARY_VOTES = 4000
+# How long after a decision places that a worker died before closing are looked for.
+CLOSE_WITHIN = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """One vote a pair, in the order in which they were given, for the candidate: 1, 1/2 or 0. Each with its length."""
+
+    outcomes: list[float] = field(default_factory=list)
+    lengths: list[LengthVote] = field(default_factory=list)
+    both_bad: int = 0
+
+
+# Adding
+
+
+def add_gate_pair(gate: Gate, prompt: Prompt, candidate: NewResponse, current: NewResponse) -> GatePair | None:
+    """Ask people which of the two responses is better, blind. Chance decides the sides, and the place in the queue.
+
+    ``None`` where nobody is asked: the responses look the same, the pair is there already, there are as many as the
+    rule wants, or the prompt was withdrawn. Harmless twice.
+    """
+    pairs = GatePair.objects.filter(gate=gate)
+    if pairs.filter(prompt=prompt).exists() or pairs.count() >= most_votes(gate):
+        return None
+    if Prompt.objects.filter(pk=prompt.pk, withdrawn_at__isnull=False).exists():
+        return None
+    side = random.choice((Slot.Side.A, Slot.Side.B))  # noqa: S311  (an order, not a secret)
+    responses = (candidate, current) if side == Slot.Side.A else (current, candidate)
+    try:
+        with transaction.atomic():
+            pair = add_pair(prompt=prompt, responses=responses, priority=_place_in_queue(gate.project))
+            return GatePair.objects.create(pair=pair, gate=gate, prompt=prompt, candidate_side=side)
+    except LabelingError:
+        return None
+
+
+def most_votes(gate: Gate) -> int:
+    return int(gate.setting("watch_votes" if gate.kind == Gate.Kind.WATCH else "most_votes", 0))
+
+
+def _place_in_queue(project: Project) -> float:
+    """Anywhere in the newest round, where the pairs of the current policy are."""
+    return Promotion.objects.filter(project=project).count() + random.random() * 0.999  # noqa: S311
+
+
+def wants_people(gate: Gate, report: dict[str, Any]) -> bool:
+    """Whether a gate that was measured goes on to ask people: the rule does, and the figures have not rejected yet."""
+    if gate.kind == Gate.Kind.WATCH:
+        return True
+    return bool(gate.setting("asks_people")) and not decide_by_figures(gate, report).outcome
+
+
+def decide_by_figures(gate: Gate, report: dict[str, Any]) -> Decision:
+    return decide_measured(
+        report,
+        kl_first_budget=float(gate.setting("kl_first_budget")),
+        asks_people=bool(gate.setting("asks_people")),
+        is_tainted=is_tainted(gate.candidate),
+    )
+
+
+def is_tainted(checkpoint: Checkpoint) -> bool:
+    return Taint.objects.filter(checkpoint=checkpoint).exists()
+
+
+# Reading
+
+
+def seen(gate: Gate) -> list[int]:
+    """What changes with every vote, change of mind and withdrawal: how many count, and the newest of them."""
+    found = _counted(gate).aggregate(votes=Count("pk"), newest=Max("pk"))
+    return [found["votes"], found["newest"] or 0]
+
+
+def votes_of(gate: Gate) -> Votes:
+    """The first judgement of each pair that counts. What was withdrawn, or taken out by a reviewer, does not."""
+    sides = dict(GatePair.objects.filter(gate=gate).values_list("pair_id", "candidate_side"))
+    rows = _counted(gate).annotate(a=Length("pair__response_a__text"), b=Length("pair__response_b__text"))
+    votes, done, both_bad = Votes(), set(), 0
+    for pair_id, prompt_id, choice, a, b in rows.values_list("pair_id", "pair__prompt_id", "choice", "a", "b"):
+        if pair_id in done:
+            continue
+        done.add(pair_id)
+        side = sides[pair_id]
+        outcome = _outcome(choice, side)
+        longer = doublings(a, b) if side == Slot.Side.A else doublings(b, a)
+        votes.outcomes.append(outcome)
+        votes.lengths.append(LengthVote(outcome, longer, prompt_id, is_compared=True))
+        both_bad += choice == Choice.BOTH_BAD
+    return Votes(votes.outcomes, votes.lengths, both_bad)
+
+
+def ordinary_votes(project: Project) -> list[LengthVote]:
+    """Votes on pairs that one policy wrote both responses of: they say what length is worth, and nothing of a gate."""
+    decided = Preference.objects.counted().filter(project=project, choice__in=(Choice.A, Choice.B, Choice.TIE))
+    rows = (
+        decided.filter(Exists(PairOrigin.objects.filter(pair=OuterRef("pair_id"))))
+        .annotate(a=Length("pair__response_a__text"), b=Length("pair__response_b__text"))
+        .order_by("-pk")
+        .values_list("pair__prompt_id", "choice", "a", "b")
+    )
+    return [
+        LengthVote(_outcome(choice, Slot.Side.A), doublings(a, b), prompt_id, is_compared=False)
+        for prompt_id, choice, a, b in rows[:MOST_ORDINARY_VOTES]
+    ]
+
+
+def _counted(gate: Gate) -> QuerySet[Preference]:
+    of_gate = GatePair.objects.filter(gate=gate).values("pair_id")
+    return Preference.objects.counted().filter(pair_id__in=of_gate).order_by("pk")
+
+
+def _outcome(choice: str, side: str) -> float:
+    if choice not in (Choice.A, Choice.B):
+        return 0.5
+    return 1.0 if choice == side else 0.0
+
+
+def is_over(gate: Gate) -> bool:
+    """Whether nobody has a pair of the gate before them or is to be given one."""
+    waiting = Slot.objects.filter(kind=Slot.Kind.PLANNED, state__in=(Slot.State.OPEN, Slot.State.LEASED))
+    unread = Exists(waiting.filter(pair=OuterRef("pair_id")))
+    return not GatePair.objects.filter(unread, gate=gate, pair__judgements_count=0, pair__is_retired=False).exists()
+
+
+# Ending
+
+
+def close_pairs(gate_id: int) -> int:
+    """Ask nobody about what is left of a gate's pairs; whoever reads one may finish. Returns how many places closed.
+
+    A pair at a time: no lock is held while the next one is waited for.
+    """
+    return sum(
+        close_places(pair_id) for pair_id in list(_with_open_places().filter(gate=gate_id).values_list("pk", flat=True))
+    )
+
+
+def close_left_open() -> int:
+    """Close what a process did not come to that decided on a gate and died. Harmless twice."""
+    lately = timezone.now() - CLOSE_WITHIN
+    decided = _with_open_places().filter(gate__stage=Gate.Stage.DECIDED, gate__decided_at__gte=lately)
+    return sum(close_pairs(gate_id) for gate_id in set(decided.values_list("gate_id", flat=True)))
+
+
+def _with_open_places() -> QuerySet[GatePair]:
+    return GatePair.objects.filter(Exists(Slot.objects.filter(pair=OuterRef("pair_id"), state=Slot.State.OPEN)))
+
+
+def settle_stale(project: Project, policy: Checkpoint) -> list[Gate]:
+    """Hold every open gate whose two sides are no longer "candidate" and "current policy", now that this is the policy.
+
+    The caller has the project locked, and cancels the measurement of those returned.
+    """
+    return [gate for gate in _open_gates(project) if _hold_if_stale(gate, policy)]
+
+
+def _open_gates(project: Project) -> Iterator[Gate]:
+    yield from Gate.objects.filter(project=project).exclude(stage=Gate.Stage.DECIDED).select_related("candidate")
+
+
+def why_stale(gate: Gate, policy: Checkpoint | None) -> str:
+    """Why what was compared is no longer the question; empty while it is."""
+    is_watch = gate.kind == Gate.Kind.WATCH
+    if policy is not None and policy.pk == (gate.candidate_id if is_watch else gate.current_id):
+        return ""
+    named = f"the policy is now {policy}" if policy else "the project has no policy"
+    compared = f"{gate.candidate} was watched as the policy" if is_watch else f"this compared with {gate.current}"
+    again = "" if is_watch else " Compare again."
+    return f"Another policy was promoted meanwhile: {compared}, and {named}.{again}"
+
+
+def _hold_if_stale(gate: Gate, policy: Checkpoint) -> bool:
+    reason = why_stale(gate, policy)
+    if not reason:
+        return False
+    held = Gate.objects.filter(pk=gate.pk).exclude(stage=Gate.Stage.DECIDED)
+    values = {"outcome": Gate.Outcome.HOLD, "reasons": [reason], "decided_at": timezone.now()}
+    if held.update(stage=Gate.Stage.DECIDED, **values):
+        transaction.on_commit(partial(close_pairs, gate.pk))
+        return True
+    return False

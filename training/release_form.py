@@ -1,0 +1,41 @@
+"""The release rule and an admin's word on a gate, as they are typed in."""
+
+from __future__ import annotations
+
+from django import forms
+
+from training.models import Gate, ReleaseRule
+
+
+class ReleaseRuleForm(forms.ModelForm):  # type: ignore[type-arg]
+    class Meta:
+        model = ReleaseRule
+        fields = ("compares", "decides", "asks_people", "most_votes", "watches", "watch_votes", "rolls_back")
+        labels = {
+            "compares": "Compare each finished run with the policy",
+            "decides": "Who promotes",
+            "asks_people": "Ask annotators as well",
+            "most_votes": "about this many pairs at most",
+            "watches": "Watch a new policy",
+            "watch_votes": "with this many pairs",
+            "rolls_back": "Roll back by itself",
+        }
+        help_texts = {
+            "compares": "Held-out preferences, answers to held-out prompts and refusals, candidate against policy. A "
+            "checkpoint can be compared by hand whatever this says.",
+            "decides": "The gate promotes by itself only what is better for sure and passes every check. It rejects by "
+            "itself either way; an admin can promote any checkpoint at any time.",
+            "asks_people": "Blind pairs on held-out prompts among the others, one answer by each of the two. Votes are "
+            "tested after every one of them, so asking ends as soon as they tell.",
+            "most_votes": "A win rate of 60 % is mostly told within 200 votes, one of 55 % hardly within 500.",
+            "watches": "After a promotion, blind pairs of the new policy against the one before it.",
+            "watch_votes": "Labels that these pairs take are missing elsewhere.",
+            "rolls_back": "When the watch shows that people prefer the policy before. Otherwise an admin is told.",
+        }
+
+
+class VerdictForm(forms.Form):
+    """``verdict`` is the button that was pressed."""
+
+    verdict = forms.ChoiceField(choices=Gate.Outcome.choices)
+    reason = forms.CharField(max_length=300, required=False, label="Reason, for the log (optional)")
