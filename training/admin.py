@@ -15,6 +15,7 @@ from training.models import (
     Promotion,
     SampleBatch,
     SampleRefusal,
+    SideBySide,
     Sweep,
     TrainingRun,
 )
@@ -49,6 +50,13 @@ class SampleBatchAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "project", "policy", "pairs_made", "prompts_refused", *JOB_COLUMNS)
     list_filter = ("state", "project")
     list_select_related = ("project", "policy")
+
+
+@admin.register(SideBySide)
+class SideBySideAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", "left", "right", *JOB_COLUMNS)
+    list_filter = ("state", "project")
+    list_select_related = ("project", "left", "right")
 
 
 @admin.register(CheckpointExport)

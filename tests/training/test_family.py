@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 
 from labeling.models import Withdrawal
@@ -15,6 +16,7 @@ from training import services
 from training.family import LANE_WIDTH, LANES, Row, family_tree
 from training.models import Checkpoint, DatasetSnapshot, Gate, Sweep, Taint, TrainingRun
 from training.services import promote_checkpoint, roll_back
+from training.views.checkpoints import ROWS_PER_PAGE
 
 
 @pytest.fixture
@@ -242,3 +244,47 @@ def test_another_project_is_not_in_it(project, base, child, make_checkpoint):
     promote_checkpoint(project=elsewhere, checkpoint=base)
     assert _marks(project) == {"base": []}
     assert services.current_policy(project) is None
+
+
+# The page
+
+
+@pytest.fixture
+def page(project, reviewer, sign_in):
+    """The text of the page of checkpoints."""
+
+    def page(**query) -> str:
+        address = reverse("training:checkpoints", args=[project.slug])
+        return " ".join(sign_in(reviewer).get(address, query).content.decode().split())
+
+    return page
+
+
+def test_the_page_says_what_it_has_not_got_yet(page, project, base):
+    assert "None yet: the first promotion begins the line." in page()
+    promote_checkpoint(project=project, checkpoint=base)
+    assert "One generation so far: base." in page()
+    assert "Compare side by side" not in page(), "there is nothing to compare it with"
+
+
+def test_the_page_of_a_new_project_says_how_to_begin(page, project):
+    assert "No checkpoints yet" in page()
+
+
+def test_each_row_names_its_parent_and_a_folded_sweep_its_members(page, project, base, promote, sweep):
+    promote(base)
+    shown = page()
+    assert "from base" in shown
+    assert "and 3 more of sweep 7 that nothing came of" in shown
+    for checkpoint in sweep:
+        assert reverse("training:checkpoint", args=[project.slug, checkpoint.uuid]) in shown
+
+
+def test_a_long_family_is_read_page_by_page(page, base, child):
+    newest = base
+    for number in range(ROWS_PER_PAGE):
+        newest = child(f"c{number}", newest)
+    assert ">base</a>" not in page()
+    older = page(page=2)
+    assert ">base</a>" in older
+    assert ">c0</a>" not in older

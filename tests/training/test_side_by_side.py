@@ -16,7 +16,7 @@ from training import registry, services, tasks
 from training.exceptions import LeaseLost, Rejected
 from training.execution import Answering
 from training.jobspec import PromptLine, Result, SideBySideJob, read_job
-from training.models import Checkpoint, Gate, GatePair, Job, SideBySide
+from training.models import Checkpoint, Gate, GatePair, Job, SampleBatch, SideBySide
 from training.recipe import AnswerDecoding
 from training.rundir import RunDir
 from training.services import promote_checkpoint
@@ -402,6 +402,15 @@ def test_the_page_follows_the_answers_and_its_polling_ends_itself(client, url, a
     done = client.get(status)
     assert done.status_code == 286
     assert "hx-get" not in done.content.decode()
+
+
+def test_a_comparison_behind_a_batch_says_what_it_waits_for(client, url, asked, project, policy):
+    address = url("side-by-side", side_by_side_id=asked.pk)
+    assert "It is writing pairs." not in client.get(address).content.decode()
+    SampleBatch.objects.create(project=project, policy=policy, prompt_ids=[], decoding={}, state="running")
+    assert "It is writing pairs." in client.get(address).content.decode()
+    _set(asked, state="running")
+    assert "It is writing pairs." not in client.get(address).content.decode()
 
 
 def test_how_long_each_answer_is_and_how_it_ended_is_said(client, url, asked, policy, other):

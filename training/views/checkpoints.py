@@ -24,7 +24,7 @@ from training.outcome import read_outcome
 from training.side_by_side import usual_opposite, usual_sides
 from training.views.frame import checkpoint_or_404, frame, say
 
-ROWS_PER_PAGE = 50
+ROWS_PER_PAGE = 30
 
 
 @require_GET

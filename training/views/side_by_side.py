@@ -20,7 +20,7 @@ from training import services
 from training.exceptions import Rejected
 from training.forms import SideBySideForm
 from training.jobspec import SideAnswer, SideBySideAnswer
-from training.models import Checkpoint, SideBySide
+from training.models import Checkpoint, Job, SampleBatch, SideBySide
 from training.side_by_side import (
     comparable_checkpoints,
     held_out_prompts,
@@ -152,8 +152,14 @@ def _context(request: SignedInRequest, project: Project, asked: SideBySide) -> d
         "asked": asked,
         "exchanges": _exchanges(asked, shows_difference),
         "shows_difference": shows_difference,
+        "waits_for_pairs": asked.state == Job.State.QUEUED and _is_writing_pairs(),
         "may_cancel": asked.requested_by_id == request.user.pk or role_of(request.user, project) == Role.ADMIN,
     }
+
+
+def _is_writing_pairs() -> bool:
+    """Whether the worker that answers has a batch in its hands, of whatever project: it does one thing at a time."""
+    return SampleBatch.objects.filter(state__in=Job.State.held()).exists()
 
 
 def _exchanges(asked: SideBySide, shows_difference: bool) -> list[Exchange]:
