@@ -181,7 +181,7 @@ def _few_digits(value: float) -> str:
 
 
 def _tracks(points: Sequence[Point], name: str) -> list[Track]:
-    """One for each learning rate, in the order of beta. With one alone there is nothing to tell it from, so it has no name."""
+    """One for each learning rate, in the order of beta; one alone has nothing to be told from, and no name."""
     rates = sorted({point.learning_rate for point in points})
     return [
         Track(
