@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 from django.urls import reverse
@@ -11,6 +12,7 @@ from django.utils import timezone
 from labeling import queue
 from labeling.models import Pair, Preference, Slot, Withdrawal
 from labeling.review import make_gold
+from labeling.templatetags.formatting import percent
 from training import label_effects, services, tasks
 from training.execution import Effects
 from training.jobspec import EffectsJob, JudgedPair, PairEffect, Result, read_job
@@ -182,13 +184,19 @@ def test_from_a_promotion_to_the_page_with_the_real_engine(
     from training import registry
 
     settings.ENGINE_THREADS, settings.ENGINE_DEVICE = 1, "cpu"
-    first = registry.register(staging_name="tiny", source=tiny_model, kind="sft", name="tiny", project=project)
-    first.save()
-    services.promote_checkpoint(project=project, checkpoint=first)
-    again = registry.register(
-        staging_name="again", source=tiny_model, kind="dpo", name="again", project=project, parent=first
+    first, again = (
+        registry.register(
+            staging_name=name,
+            source=shutil.copytree(tiny_model, data_dir / name),  # which is moved
+            kind=kind,
+            name=name,
+            project=project,
+        )
+        for name, kind in (("first", "sft"), ("again", "dpo"))
     )
-    again.save()
+    for checkpoint in (first, again):
+        checkpoint.save()
+    services.promote_checkpoint(project=project, checkpoint=first)
     label(2)
     promotion = services.promote_checkpoint(project=project, checkpoint=again)
     SampleBatch.objects.update(state=Job.State.CANCELLED)
@@ -227,13 +235,10 @@ def test_each_sees_their_own_pairs_and_what_became_of_them(label, measured, anno
     measured({towards: (-5.0, 5.0), away: (5.0, -5.0), hardly: (1.0, 1.01)})
     text = page(annotator)
     assert "On 1 of your 3 pairs here the model moved your way." in text
-    assert (
-        "<strong>more than before</strong>: from 38\N{NARROW NO-BREAK SPACE}% to 62\N{NARROW NO-BREAK SPACE}%" in text
-    )
-    assert (
-        "<strong>less than before</strong>: from 62\N{NARROW NO-BREAK SPACE}% to 38\N{NARROW NO-BREAK SPACE}%" in text
-    )
-    assert "about as much as before: 53\N{NARROW NO-BREAK SPACE}%" in text
+    little, much, equal = (percent(share) for share in (0.378, 0.622, 0.525))
+    assert f"<strong>more than before</strong>: from {little} to {much}." in text
+    assert f"<strong>less than before</strong>: from {much} to {little}." in text
+    assert f"about as much as before: {equal}." in text
     assert "Why does it move the other way?" in text
     assert "It said this." in text
     assert towards.prompt.last_message["content"] in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from django.core.management import CommandError, call_command
 
@@ -290,7 +292,8 @@ def tiny_policy(data_dir, tiny_model, project, settings):
 
     settings.CACHE_DIR = data_dir / "cache"
     settings.ENGINE_THREADS, settings.ENGINE_DEVICE = 1, "cpu"
-    tiny = registry.register(staging_name="tiny", source=tiny_model, kind="sft", name="tiny", project=project)
+    source = shutil.copytree(tiny_model, data_dir / "tiny")  # which is moved
+    tiny = registry.register(staging_name="tiny", source=source, kind="sft", name="tiny", project=project)
     tiny.save()
     services.promote_checkpoint(project=project, checkpoint=tiny)
     return tiny
