@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import registry, store, tallies
+from training import forecast, reference_choice, registry, store, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
@@ -31,6 +32,11 @@ from training.models import (
     new_seed,
 )
 from training.recipe import Decoding, Recipe
+from training.rule_changes import change_rule as change_rule
+from training.rule_changes import end_pause as end_pause
+from training.rule_changes import loop_rule as loop_rule
+from training.rule_changes import pause_rule as pause_rule
+from training.rule_changes import use_recipe as use_recipe
 from training.snapshots import freeze_snapshot
 from training.tasks import hint_on_commit
 from training.triples import LabelRule, TripleCounts
@@ -51,8 +57,9 @@ def current_policy(project: Project) -> Checkpoint | None:
 
 
 def default_reference(project: Project) -> Checkpoint | None:
-    """The project's first policy: the SFT snapshot that everything is measured against."""
-    return Promotion.first_checkpoint(project)
+    """The first policy or, where the rule says so, a promoted one; ``reference_choice`` says why."""
+    choice = reference_choice.choose(project)
+    return choice.checkpoint if choice else None
 
 
 def usable_checkpoints(project: Project) -> Any:
@@ -106,15 +113,7 @@ def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Pr
 
 def _policies_behind(project: Project) -> list[int]:
     """The checkpoints one behind the other, the current policy last: a rollback takes away what it rolled back."""
-    policies: list[int] = []
-    promotions = Promotion.objects.filter(project=project).order_by("pk")
-    for checkpoint_id, is_rollback in promotions.values_list("checkpoint_id", "is_rollback"):
-        if is_rollback:
-            while policies and policies[-1] != checkpoint_id:
-                policies.pop()
-        if not policies or policies[-1] != checkpoint_id:
-            policies.append(checkpoint_id)
-    return policies
+    return [promotion.checkpoint_id for promotion in reference_choice.promotions_in_force(project)]
 
 
 # Sampling
@@ -182,19 +181,20 @@ def request_run(
     seed: int | None = None,
     by: Requester = None,
     rule: LoopRule | None = None,
+    fixed_time: datetime | None = None,
 ) -> TrainingRun:
     """Freeze the triples of now and queue a DPO run on them; ``Rejected`` with the reason if it makes no sense.
 
     ``rule``: the retrain rule that asks, as it was when it was found to hold. Of two schedulers one is refused.
+    ``fixed_time``: that of the rule's times which this run acts on.
     """
     recipe.check()
     _refuse_second_run(project)
-    reference = reference or default_reference(project)
-    if reference is None:
-        raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    reference, reason = _reference_for(project, reference, by)
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
     snapshot = _freeze(project, recipe, reference)
+    expected = forecast.of_run(project, recipe, reference, snapshot).to_dict()
     try:
         with transaction.atomic():
             _lock(project)
@@ -206,19 +206,33 @@ def request_run(
                 number=last + 1,
                 snapshot=snapshot,
                 reference=reference,
+                reference_reason=reason,
                 recipe=recipe.to_dict(),
+                forecast=expected,
                 seed=new_seed() if seed is None else seed,
                 requested_by=by,
                 is_automatic=rule is not None,
             )
+            acted_on = {"fixed_time_seen_at": fixed_time, "passed_by": ""} if fixed_time else {}
             LoopRule.objects.filter(project=project).update(
-                trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0
+                trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0, **acted_on
             )
             hint_on_commit(run)
     except IntegrityError:
         _refuse_second_run(project)
         raise
     return run
+
+
+def _reference_for(project: Project, chosen: Checkpoint | None, by: Requester) -> tuple[Checkpoint, str]:
+    """The reference of a run, and in one sentence why it is that one."""
+    choice = reference_choice.choose(project)
+    if chosen is None and choice is None:
+        raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    if choice is not None and chosen in (None, choice.checkpoint):
+        return choice
+    assert chosen is not None
+    return chosen, f"Chosen by {by.get_username()}." if by else "Named in the request for the run."
 
 
 def _freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:
@@ -266,8 +280,9 @@ def refuse_impossible(recipe: Recipe, reference: Checkpoint) -> None:
 
 
 def _refuse_stale(rule: LoopRule) -> None:
+    """Whatever a decision follows from, and another scheduler or a person may have changed since, is on the row."""
     now = LoopRule.objects.get(pk=rule.pk)
-    if now.trained_preference_id != rule.trained_preference_id or not now.retrains:
+    if not now.retrains or any(getattr(now, name) != getattr(rule, name) for name in LoopRule.DECISIVE):
         raise Rejected("The rule was changed, or has just been acted on.")
 
 
@@ -362,16 +377,6 @@ def adapter_archive(checkpoint: Checkpoint) -> Path:
 
 
 # The loop by itself
-
-
-def loop_rule(project: Project) -> LoopRule:
-    rule, _ = LoopRule.objects.get_or_create(project=project)
-    return rule
-
-
-def change_rule(*, project: Project, **values: Any) -> None:
-    """Write what people decide about the loop, and nothing of what the scheduler keeps on the same row."""
-    LoopRule.objects.filter(pk=loop_rule(project).pk).update(**values)
 
 
 def count_new_triples(project: Project, after_preference_id: int) -> int:
