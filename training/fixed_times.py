@@ -1,7 +1,7 @@
 """Times of day on a clock that is put forward and back. Pure.
 
-A time that a day does not have, because the clock is put forward over it, is that much later on that day. One that comes
-twice counts the first time.
+A time that a day does not have, because the clock is put forward over it, is that much later on that day. One that
+comes twice counts the first time.
 """
 
 from __future__ import annotations

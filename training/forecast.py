@@ -1,7 +1,8 @@
 """How long a run will take and what it will compute, from earlier runs and from what they have kept. Reads only.
 
-An earlier run tells the pace of a later one if it was computed in the same way. What it took beside its steps, loading and
-comparing, is expected again as it was; reading the reference goes by the number of pairs whose values nobody has kept.
+An earlier run tells the pace of a later one if it was computed in the same way. What it took beside its steps, loading
+and comparing, is expected again as it was; reading the reference goes by the number of pairs whose values nobody has
+kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ReferenceValues:
 
 @dataclass(frozen=True)
 class Forecast:
-    """``training``, ``reading`` and ``others``: seconds; ``None`` where no earlier run tells. ``run``: which one did."""
+    """``training``, ``reading`` and ``others``: seconds; ``None`` where no earlier run tells. ``run``: which did."""
 
     reference: ReferenceValues
     training: float | None = None

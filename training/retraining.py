@@ -34,8 +34,8 @@ class Failure:
 class Known:
     """What a decision follows from, beside the rule itself.
 
-    ``runs_today``: those that the rule has started since midnight. ``triples_an_hour``: today's pace, 0 if there is none
-    to speak of. ``zone``: whose clock says what a day and a fixed time is.
+    ``runs_today``: those that the rule has started since midnight. ``triples_an_hour``: today's pace, 0 if there is
+    none to speak of. ``zone``: whose clock says what a day and a fixed time is.
     """
 
     now: datetime

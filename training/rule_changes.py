@@ -1,5 +1,7 @@
-"""What people change about what happens by itself. Only what is named is written: the scheduler keeps other things on the
-same row."""
+"""What people change about what happens by itself.
+
+Only what is named is written: the scheduler keeps other things on the same row.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def _refuse_what_cannot_be(rule: LoopRule, names: set[str]) -> None:
 
 
 def pause_rule(*, project: Project, by: User | None, until: datetime | None = None) -> None:
-    """Start no run by itself for now; without ``until`` until somebody ends it. What is asked for by hand still runs."""
+    """Start no run by itself for now; without ``until``, until somebody ends it. What people ask for still runs."""
     if until is not None and until <= timezone.now():
         raise Rejected("A pause must end in the future.")
     paused = {"paused_at": timezone.now(), "paused_until": until, "paused_by": by}
