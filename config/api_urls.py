@@ -3,6 +3,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from labeling import api as labeling_api
 from training import api as training_api
+from training import retraining_api
 
 app_name = "api"
 
@@ -24,6 +25,9 @@ urlpatterns = [
     path("projects/<slug:slug>/runs/<int:number>/", training_api.RunDetail.as_view(), name="run"),
     path("projects/<slug:slug>/runs/<int:number>/cancel/", training_api.RunCancel.as_view(), name="cancel-run"),
     path("projects/<slug:slug>/runs/<int:number>/resume/", training_api.RunResume.as_view(), name="resume-run"),
+    path("projects/<slug:slug>/retraining/", retraining_api.Retraining.as_view(), name="retraining"),
+    path("projects/<slug:slug>/retraining/pause/", retraining_api.Pause.as_view(), name="pause-retraining"),
+    path("projects/<slug:slug>/retraining/end-pause/", retraining_api.EndPause.as_view(), name="end-pause-retraining"),
     path("projects/<slug:slug>/checkpoints/", training_api.CheckpointList.as_view(), name="checkpoints"),
     path("projects/<slug:slug>/promotions/", training_api.PromotionList.as_view(), name="promotions"),
 ]

@@ -72,6 +72,10 @@ PAGES = {
     "training:sample": ("post", ADMIN),
     "training:cancel-batch": ("post", ADMIN),
     "training:rule": ("post", ADMIN),
+    "training:retraining-status": ("get", REVIEWER),
+    "training:pause": ("post", ADMIN),
+    "training:end-pause": ("post", ADMIN),
+    "training:usual-recipe": ("post", ADMIN),
     "training:train": ("get", ADMIN),
     "training:run": ("get", REVIEWER),
     "training:run-status": ("get", REVIEWER),
@@ -102,6 +106,9 @@ API = {
     "api:run": ("get", REVIEWER),
     "api:cancel-run": ("post", ADMIN),
     "api:resume-run": ("post", ADMIN),
+    "api:retraining": ("get", REVIEWER),
+    "api:pause-retraining": ("post", ADMIN),
+    "api:end-pause-retraining": ("post", ADMIN),
     "api:checkpoints": ("get", REVIEWER),
     "api:promotions": ("get", REVIEWER),
 }
@@ -117,6 +124,7 @@ WRITES = {
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
+    "api:retraining": ("patch", ADMIN),
     "api:promotions": ("post", ADMIN),
 }
 # Behind the door there may be nothing under that address.
@@ -280,7 +288,7 @@ LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "label
 LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:history", "labeling:guidelines"]
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
-LISTS += ["api:promotions"]
+LISTS += ["api:promotions", "training:retraining-status", "api:retraining"]
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Which frozen reference a run of the project is given, and why, in a sentence. Reads only.
 
-The reference moves on only with a policy that a gate has passed and that is surely near enough to the first one. Where it
-follows every policy, each round may go a little further, and nothing holds the last one to the model that people began
-with.
+The reference moves on only with a policy that a gate has passed and that is surely near enough to the first one. Where
+it follows every policy, each round may go a little further, and nothing holds the last one to the model that people
+began with.
 """
 
 from __future__ import annotations

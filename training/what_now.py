@@ -13,7 +13,7 @@ from training import fixed_times, reference_choice
 from training.exceptions import Rejected
 from training.models import Job, LoopRule, Promotion, TrainingRun
 from training.recipe import Recipe
-from training.retraining import Decision, Failure, Known, decide
+from training.retraining import Decision, Failure, Known, decide, is_paused
 from training.rule_changes import loop_rule, zone
 from training.services import count_new_triples
 
@@ -37,6 +37,14 @@ class WhatNow:
     scheduler_is_late: bool
     reference: reference_choice.Choice | None
     recipe: Recipe | None
+
+    @property
+    def is_paused(self) -> bool:
+        return is_paused(self.rule, self.known.now)
+
+    @property
+    def lacks_triples(self) -> bool:
+        return self.known.new_triples < self.rule.min_new_triples
 
 
 def what_now(project: Project) -> WhatNow:
