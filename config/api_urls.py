@@ -3,7 +3,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from labeling import api as labeling_api
 from training import api as training_api
-from training import sweep_api
+from training import retraining_api, sweep_api
 
 app_name = "api"
 
@@ -30,6 +30,9 @@ urlpatterns = [
     path("projects/<slug:slug>/sweeps/<int:number>/cancel/", sweep_api.SweepCancel.as_view(), name="cancel-sweep"),
     path("projects/<slug:slug>/sweeps/<int:number>/resume/", sweep_api.SweepResume.as_view(), name="resume-sweep"),
     path("projects/<slug:slug>/sweeps/<int:number>/pick/", sweep_api.SweepPick.as_view(), name="pick"),
+    path("projects/<slug:slug>/retraining/", retraining_api.Retraining.as_view(), name="retraining"),
+    path("projects/<slug:slug>/retraining/pause/", retraining_api.Pause.as_view(), name="pause-retraining"),
+    path("projects/<slug:slug>/retraining/end-pause/", retraining_api.EndPause.as_view(), name="end-pause-retraining"),
     path("projects/<slug:slug>/checkpoints/", training_api.CheckpointList.as_view(), name="checkpoints"),
     path("projects/<slug:slug>/promotions/", training_api.PromotionList.as_view(), name="promotions"),
 ]

@@ -72,6 +72,10 @@ PAGES = {
     "training:sample": ("post", ADMIN),
     "training:cancel-batch": ("post", ADMIN),
     "training:rule": ("post", ADMIN),
+    "training:retraining-status": ("get", REVIEWER),
+    "training:pause": ("post", ADMIN),
+    "training:end-pause": ("post", ADMIN),
+    "training:usual-recipe": ("post", ADMIN),
     "training:train": ("get", ADMIN),
     "training:run": ("get", REVIEWER),
     "training:run-status": ("get", REVIEWER),
@@ -127,6 +131,9 @@ API = {
     "api:cancel-sweep": ("post", ADMIN),
     "api:resume-sweep": ("post", ADMIN),
     "api:pick": ("post", ADMIN),
+    "api:retraining": ("get", REVIEWER),
+    "api:pause-retraining": ("post", ADMIN),
+    "api:end-pause-retraining": ("post", ADMIN),
     "api:checkpoints": ("get", REVIEWER),
     "api:promotions": ("get", REVIEWER),
 }
@@ -145,6 +152,7 @@ WRITES = {
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
     "api:sweeps": ("post", ADMIN),
+    "api:retraining": ("patch", ADMIN),
     "api:promotions": ("post", ADMIN),
 }
 # Behind the door there may be nothing under that address.
@@ -336,8 +344,7 @@ LISTS = [
 LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:history", "labeling:guidelines"]
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
-LISTS += ["api:promotions", "training:compare"]
-LISTS += ["api:promotions", "api:sweeps"]
+LISTS += ["api:promotions", "api:sweeps", "api:retraining", "training:compare", "training:retraining-status"]
 
 
 @pytest.fixture

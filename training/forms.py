@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 
 from training.exceptions import Rejected
+from training.fixed_times import parse_times
 from training.models import Checkpoint, LoopRule
 from training.recipe import CHOICES, LABELS, LEARNING_RATES, AnswerDecoding, Decoding, Recipe
 from training.side_by_side import MOST_PROMPT_CHARACTERS, MOST_PROMPTS
@@ -263,13 +264,47 @@ class PromoteForm(forms.Form):
 
 
 class LoopRuleForm(forms.ModelForm):  # type: ignore[type-arg]
+    """What happens by itself. Times are typed in one field, as people write them down."""
+
+    fixed_times = forms.CharField(
+        required=False,
+        label="only at",
+        help_text="Times of day such as 03:00, 15:30. Empty: at any time. One that comes while too little is new, or "
+        "while anything else stands in the way, passes by.",
+    )
+
     class Meta:
         model = LoopRule
-        fields = ("open_pairs_wanted", "retrains", "min_new_triples", "min_minutes_between")
-        help_texts = {"retrains": "", "min_new_triples": "", "min_minutes_between": ""}
+        fields = (
+            *("open_pairs_wanted", "retrains", "min_new_triples", "min_minutes_between", "fixed_times"),
+            *("most_runs_a_day", "reference", "kl_first_budget"),
+        )
+        help_texts = {
+            "retrains": "",
+            "min_new_triples": "",
+            "min_minutes_between": "",
+            "most_runs_a_day": "0: as many as it likes.",
+            "reference": "The frozen model that runs start from and are held close to. It moves on only with a policy "
+            "that a gate has passed and that is surely within the budget below.",
+            "kl_first_budget": "Nats a response. Whatever the reference is, the distance to the first policy is "
+            "measured, and a policy beyond the budget is flagged.",
+        }
         labels = {
             "open_pairs_wanted": "Keep this many pairs open",
             "retrains": "Train by itself",
             "min_new_triples": "when this many triples are new",
             "min_minutes_between": "at most once in minutes",
+            "most_runs_a_day": "at most so many runs a day",
+            "reference": "Reference",
+            "kl_first_budget": "KL from the first policy, at most",
         }
+
+    def __init__(self, data: Any = None, *, instance: LoopRule) -> None:
+        super().__init__(data, instance=instance, initial={"fixed_times": ", ".join(instance.fixed_times)})
+
+    def clean_fixed_times(self) -> list[str]:
+        words: str = self.cleaned_data["fixed_times"]
+        try:
+            return parse_times(words.replace(",", " ").split())
+        except Rejected as error:
+            raise forms.ValidationError(str(error)) from error

@@ -155,6 +155,7 @@ class TrainJob(JsonRecord):
     base_name: str = ""  # public name of the base weights, written to adapter_config.json in place of a path
     first: ModelRef | None = None  # the first SFT snapshot, to measure the drift from, where the reference is another
     first_is_reference: bool = True  # without ``first``; False: there is one, and nothing can be measured from it
+    kl_first_budget: float = 40.0  # nats a response; a policy further away from the first one is flagged
     cache_dir: str = ""  # what earlier runs on this machine have computed; empty: nothing is kept
     cache_mb: int = 20_000  # bound of that directory
     processes: int = 1  # accelerate processes, one a GPU; 0: one for every GPU

@@ -6,17 +6,18 @@ Two schedulers at once ask for one batch and one run: the database allows only o
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db.models import Q
 from django.utils import timezone
 
 from labeling.models import Project, Slot
-from training import gates
+from training import gates, retraining
 from training.exceptions import Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
-from training.recipe import Recipe
-from training.services import MAX_PAIRS_PER_BATCH, count_new_triples, current_policy, request_run, request_samples
+from training.retraining import Decision, decide
+from training.services import MAX_PAIRS_PER_BATCH, current_policy, request_run, request_samples
+from training.what_now import known_of, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ ACTIVE_LATELY = timedelta(days=1)
 
 
 def evaluate_rules() -> None:
-    for rule in LoopRule.objects.filter(project__is_paused=False).select_related("project"):
+    for rule in LoopRule.objects.filter(project__is_paused=False).select_related("project", "paused_by"):
         for evaluate in (refill, retrain):
             try:
                 evaluate(rule)
@@ -73,28 +74,28 @@ def _stopped_lately(job: Job) -> bool:
 
 def retrain(rule: LoopRule) -> TrainingRun | None:
     """Start a run if the rule is on and its conditions hold; writes what it saw and decided onto the rule's row."""
-    new = count_new_triples(rule.project, rule.trained_preference_id)
-    reason = _why_not(rule, new)
-    run = None
-    if not reason:
-        try:
-            run = request_run(project=rule.project, recipe=Recipe.from_dict(rule.recipe), rule=rule)
-            reason, new = f"{run} started.", 0
-        except Rejected as refusal:
-            reason = str(refusal)
-    LoopRule.objects.filter(pk=rule.pk).update(new_triples=new, verdict=reason[:300], evaluated_at=timezone.now())
+    known = known_of(rule, timezone.now())
+    decision = decide(rule, known)
+    run, words = _start(rule, decision) if decision.starts else (None, decision.words)
+    if run is None and decision.fixed_time and rule.retrains:
+        refused = retraining.passed_by(decision.fixed_time, known, words)
+        _let_pass(rule, decision.fixed_time, refused if decision.starts else decision.passed_by)
+    new = 0 if run else known.new_triples
+    LoopRule.objects.filter(pk=rule.pk).update(new_triples=new, verdict=words, evaluated_at=timezone.now())
     return run
 
 
-def _why_not(rule: LoopRule, new: int) -> str:
-    if not rule.retrains:
-        return "Retraining by itself is off."
-    if active := TrainingRun.objects.active().filter(project=rule.project).first():
-        return f"A {'sweep' if active.sweep_id else 'run'} is going on."
-    if new < rule.min_new_triples:
-        return f"{new} of {rule.min_new_triples} new triples."
-    if rule.trained_at and (
-        left := rule.trained_at + timedelta(minutes=rule.min_minutes_between) - timezone.now()
-    ) > timedelta(0):
-        return f"{new} new triples; the next run may start in {left.total_seconds() / 60:.0f} minutes."
-    return ""
+def _start(rule: LoopRule, decision: Decision) -> tuple[TrainingRun | None, str]:
+    try:
+        recipe = recipe_of(rule)
+        run = request_run(project=rule.project, recipe=recipe, rule=rule, fixed_time=decision.fixed_time)
+    except Rejected as refusal:
+        return None, str(refusal)
+    return run, f"{run} started."
+
+
+def _let_pass(rule: LoopRule, fixed_time: datetime, passed_by: str) -> None:
+    """Unless another scheduler has acted on it: then nothing of what this one has read holds any more."""
+    unchanged = {name: getattr(rule, name) for name in ("trained_preference_id", "trained_at", "fixed_time_seen_at")}
+    rows = LoopRule.objects.filter(pk=rule.pk, **unchanged)
+    rows.update(fixed_time_seen_at=fixed_time, passed_by=passed_by)

@@ -15,6 +15,7 @@ from labeling.models import Choice, Preference, Project, Rewrite
 from training import footprint, registry, tallies
 from training.exceptions import Rejected
 from training.footprint import Footprint, Method, Mode
+from training.forecast import Forecast, expect
 from training.models import Checkpoint, Job, PairOrigin, Promotion, TrainingRun
 from training.recipe import Recipe
 from training.services import MIN_TRAIN_PROMPTS, MIN_TRAIN_TRIPLES, continued, refuse_impossible
@@ -22,7 +23,6 @@ from training.triples import UNDECIDED, LabelRule
 
 MOST_PEOPLE_NAMED = 20
 PAIRS_LOOKED_AT = 20_000  # the newest; their tokens are counted on every look at the page
-RUNS_LOOKED_AT = 20
 CHARACTERS_PER_TOKEN = 3  # where no sampler has counted; English has four to five
 # Counting a large project takes seconds, and the form asks again with every field that is changed.
 LARGE = 20_000  # judged pairs
@@ -92,21 +92,13 @@ class NeededMemory:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Time of the training steps alone, at the pace of an earlier run of the same kind."""
-
-    seconds: float
-    run: TrainingRun
-
-
-@dataclass(frozen=True)
 class Preflight:
     """``refusal``: why a run would be refused, whatever is labelled. ``note``: what the recipe will not do."""
 
     triples: Triples
     longest: Longest | None
     memory: NeededMemory | None
-    pace: Pace | None
+    forecast: Forecast | None
     refusal: str = ""
     note: str = ""
     overruled: Sequence[Overruled] = ()
@@ -134,10 +126,19 @@ def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -
         triples=triples,
         longest=longest,
         memory=_memory(project, recipe, reference, longest) if longest else None,
-        pace=_pace(project, recipe, reference.base or reference, triples) if triples.train else None,
+        forecast=_forecast(project, recipe, reference, triples) if triples.train else None,
         refusal=_refusal(recipe, reference),
         note=_note(project, recipe),
         overruled=overruled,
+    )
+
+
+def _forecast(project: Project, recipe: Recipe, reference: Checkpoint, triples: Triples) -> Forecast:
+    values = (recipe.method, recipe.mode, recipe.precision, recipe.ties, recipe.label_noise, recipe.epochs)
+    return _kept(
+        f"forecast:{project.pk}:{reference.pk}:{values}".replace(" ", ""),
+        lambda: expect(project, recipe, reference, triples.train),
+        lambda _: _is_large(triples),
     )
 
 
@@ -318,27 +319,3 @@ def _device(project: Project) -> str:
         return str(settings.ENGINE_DEVICE)
     runs = TrainingRun.objects.filter(project=project, state=Job.State.SUCCEEDED, checkpoint__isnull=False)
     return runs.order_by("-pk").values_list("checkpoint__details__device", flat=True).first() or ""
-
-
-def _pace(project: Project, recipe: Recipe, root: Checkpoint, triples: Triples) -> Pace | None:
-    runs = TrainingRun.objects.filter(
-        Q(reference=root) | Q(reference__base=root),
-        project=project,
-        state=Job.State.SUCCEEDED,
-        checkpoint__isnull=False,
-    ).select_related("checkpoint", "project")
-    for run in runs.order_by("-pk")[:RUNS_LOOKED_AT]:
-        same_kind = _is_like(recipe, run)
-        speed = ((run.checkpoint.details if run.checkpoint else {}).get("speed") or {}).get("pairs_per_s")
-        if same_kind and speed:
-            return Pace(triples.train * recipe.epochs / speed, run)
-    return None
-
-
-def _is_like(recipe: Recipe, run: TrainingRun) -> bool:
-    """Whether ``run`` was computed as one by ``recipe`` will be. Runs of earlier versions were float32 on a CPU."""
-    if (run.recipe.get("method"), run.recipe.get("mode", "exact")) != (recipe.method, recipe.mode):
-        return False
-    if recipe.precision != "auto":
-        return run.checkpoint is not None and run.checkpoint.details.get("dtype") == recipe.precision
-    return bool(run.recipe.get("precision", "auto" if recipe.mode == "exact" else "float32") == "auto")

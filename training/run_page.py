@@ -8,6 +8,7 @@ from typing import Any
 
 from labeling.charts import Chart, Series, line_chart
 from labeling.models import Prompt
+from labeling.templatetags.formatting import duration
 from training.jobspec import PairScore, StepMetrics
 from training.models import Job, TrainingRun
 from training.outcome import Outcome, facts, read_outcome
@@ -48,7 +49,7 @@ def read_status(run: TrainingRun) -> RunStatus:
     run_dir = RunDir.of(run.uuid)
     steps = read_steps(run_dir)
     newest = steps[-1] if steps else None
-    outcome = read_outcome(run.checkpoint.details if run.checkpoint else {}, run.recipe)
+    outcome = read_outcome(_details(run), run.recipe)
     return RunStatus(
         run=run,
         phase=_phase(run),
@@ -58,7 +59,7 @@ def read_status(run: TrainingRun) -> RunStatus:
         charts=run_charts(steps),
         log=log_tail(run_dir),
         outcome=outcome,
-        facts=outcome.facts or facts(run.progress, run.recipe),
+        facts=[*(outcome.facts or facts(run.progress, run.recipe)), *forecast_facts(run)],
         recipe=shown_recipe(run.recipe),
     )
 
@@ -68,6 +69,11 @@ def shown_recipe(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     order = {name: place for place, name in enumerate(LABELS)}
     names = sorted(recipe, key=lambda name: order.get(name, len(order)))
     return [(LABELS.get(name, name), _value(name, recipe[name])) for name in names if _matters(name, recipe)]
+
+
+def shown_difference(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """The fields of a part of a recipe, as people call them."""
+    return [(label, _value(name, recipe[name])) for name, label in LABELS.items() if name in recipe]
 
 
 def _matters(name: str, recipe: dict[str, Any]) -> bool:
@@ -115,6 +121,24 @@ def eta_seconds(newest: StepMetrics | None) -> int | None:
     if newest is None or newest.step == 0 or newest.step >= newest.steps:
         return None
     return round(newest.seconds / newest.step * (newest.steps - newest.step))
+
+
+def forecast_facts(run: TrainingRun) -> list[tuple[str, str]]:
+    """What was expected of the run when it was asked for, and how that held."""
+    expected, is_done = run.forecast, run.state == Job.State.SUCCEEDED
+    reference, found = expected.get("reference") or {}, _details(run).get("reference_logps") or {}
+    rows = []
+    if expected.get("seconds") is not None:
+        took = f"; it took {duration(run.seconds)}" if is_done else ""
+        rows.append(("Time expected", f"{duration(expected['seconds'])}, as Run {expected['run']} went{took}"))
+    if "forwards" in reference:
+        computed = f"; {found['forwards']:,} were computed" if is_done and "forwards" in found else ""
+        rows.append(("Forwards expected", f"{reference['forwards']:,} of the reference{computed}"))
+    return rows
+
+
+def _details(run: TrainingRun) -> dict[str, Any]:
+    return run.checkpoint.details if run.checkpoint else {}
 
 
 def run_charts(steps: list[StepMetrics]) -> list[Chart]:

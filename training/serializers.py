@@ -7,7 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from labeling.serializers import MessageSerializer
-from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
+from training.models import Checkpoint, LoopRule, Promotion, SampleBatch, TrainingRun
 from training.recipe import Recipe
 
 
@@ -83,7 +83,8 @@ class RunSerializer(serializers.ModelSerializer[TrainingRun]):
     class Meta:
         model = TrainingRun
         fields = (
-            *("number", "state", "progress", "recipe", "seed", "snapshot", "reference", "checkpoint", "is_automatic"),
+            *("number", "state", "progress", "recipe", "seed", "snapshot", "reference", "reference_reason"),
+            *("checkpoint", "is_automatic", "forecast"),
             *("attempt", "error_code", "error", "hint", "created_at", "started_at", "finished_at"),
         )
 
@@ -122,3 +123,72 @@ class PromotionSerializer(serializers.ModelSerializer[Promotion]):
         model = Promotion
         fields = ("checkpoint", "reason", "is_rollback", "created_at")
         read_only_fields = ("is_rollback",)
+
+
+class ConditionSerializer(serializers.Serializer[Any]):
+    """One of the things that must hold for a run to start by itself."""
+
+    name = serializers.CharField()
+    is_met = serializers.BooleanField()
+    words = serializers.CharField()
+
+
+class WhatNowSerializer(serializers.Serializer[Any]):
+    """What would happen now and why."""
+
+    starts = serializers.BooleanField(source="decision.starts")
+    words = serializers.CharField(source="decision.words")
+    conditions = ConditionSerializer(source="decision.conditions", many=True)
+    may_start_at = serializers.DateTimeField(
+        source="decision.may_start_at", allow_null=True, help_text="From when time stands in the way no more."
+    )
+    new_triples = serializers.IntegerField(source="known.new_triples")
+    runs_today = serializers.IntegerField(source="known.runs_today")
+    is_paused = serializers.BooleanField()
+    scheduler_is_late = serializers.BooleanField(help_text="Nobody has looked at the rule for two minutes.")
+    reference = serializers.UUIDField(source="reference.checkpoint.uuid", default=None)
+    reference_hash = serializers.CharField(source="reference.checkpoint.content_hash", default="")
+    reference_reason = serializers.CharField(source="reference.reason", default="")
+
+
+class ExpectedSerializer(serializers.Serializer[Any]):
+    """What the next run would take; null where no earlier run tells."""
+
+    train_triples = serializers.IntegerField(source="triples.train")
+    held_out_triples = serializers.IntegerField(source="triples.held_out")
+    reference_forwards = serializers.IntegerField(source="forecast.reference.forwards", default=None)
+    reference_cached = serializers.IntegerField(source="forecast.reference.cached", default=None)
+    reference_sampled = serializers.IntegerField(source="forecast.reference.sampled", default=None)
+    training_seconds = serializers.FloatField(source="forecast.training", default=None)
+    seconds = serializers.FloatField(source="forecast.seconds", default=None)
+    memory_bytes = serializers.IntegerField(source="memory.footprint.total", default=None)
+    refusal = serializers.CharField()
+
+
+class LoopRuleSerializer(serializers.ModelSerializer[LoopRule]):
+    """The rule of what happens by itself. ``recipe`` is what differs from the usual one."""
+
+    fixed_times = serializers.ListField(
+        child=serializers.CharField(), help_text="Times of day as HH:MM, in the server's time zone."
+    )
+    recipe = serializers.DictField()
+    paused_by = serializers.CharField(source="paused_by.username", default=None, read_only=True)
+
+    class Meta:
+        model = LoopRule
+        fields = (
+            *("open_pairs_wanted", "retrains", "min_new_triples", "min_minutes_between", "fixed_times"),
+            *("most_runs_a_day", "recipe", "reference", "kl_first_budget", "paused_at", "paused_until", "paused_by"),
+            *("passed_by", "new_triples", "verdict", "evaluated_at"),
+        )
+        read_only_fields = ("paused_at", "paused_until", "passed_by", "new_triples", "verdict", "evaluated_at")
+
+
+class RetrainingSerializer(serializers.Serializer[Any]):
+    rule = LoopRuleSerializer()
+    now = WhatNowSerializer()
+    expected = ExpectedSerializer(allow_null=True)
+
+
+class PauseSerializer(serializers.Serializer[Any]):
+    until = serializers.DateTimeField(required=False, allow_null=True, help_text="Left out: until somebody ends it.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import gate_pairs, label_effects, registry, store, tallies
+from training import forecast, gate_pairs, label_effects, reference_choice, registry, store, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
@@ -34,6 +35,11 @@ from training.models import (
     new_seed,
 )
 from training.recipe import Decoding, Recipe
+from training.rule_changes import change_rule as change_rule
+from training.rule_changes import end_pause as end_pause
+from training.rule_changes import loop_rule as loop_rule
+from training.rule_changes import pause_rule as pause_rule
+from training.rule_changes import use_recipe as use_recipe
 from training.snapshots import freeze_snapshot
 from training.tasks import hint_on_commit
 from training.triples import LabelRule, TripleCounts
@@ -55,8 +61,9 @@ def current_policy(project: Project) -> Checkpoint | None:
 
 
 def default_reference(project: Project) -> Checkpoint | None:
-    """The project's first policy: the SFT snapshot that everything is measured against."""
-    return Promotion.first_checkpoint(project)
+    """The first policy or, where the rule says so, a promoted one; ``reference_choice`` says why."""
+    choice = reference_choice.choose(project)
+    return choice.checkpoint if choice else None
 
 
 def usable_checkpoints(project: Project) -> Any:
@@ -130,15 +137,7 @@ def policy_before(project: Project) -> Checkpoint | None:
 
 def policies_behind(project: Project) -> list[int]:
     """The checkpoints one behind the other, the current policy last: a rollback takes away what it rolled back."""
-    policies: list[int] = []
-    promotions = Promotion.objects.filter(project=project).order_by("pk")
-    for checkpoint_id, is_rollback in promotions.values_list("checkpoint_id", "is_rollback"):
-        if is_rollback:
-            while policies and policies[-1] != checkpoint_id:
-                policies.pop()
-        if not policies or policies[-1] != checkpoint_id:
-            policies.append(checkpoint_id)
-    return policies
+    return [promotion.checkpoint_id for promotion in reference_choice.promotions_in_force(project)]
 
 
 # Sampling
@@ -206,19 +205,20 @@ def request_run(
     seed: int | None = None,
     by: Requester = None,
     rule: LoopRule | None = None,
+    fixed_time: datetime | None = None,
 ) -> TrainingRun:
     """Freeze the triples of now and queue a DPO run on them; ``Rejected`` with the reason if it makes no sense.
 
     ``rule``: the retrain rule that asks, as it was when it was found to hold. Of two schedulers one is refused.
+    ``fixed_time``: that of the rule's times which this run acts on.
     """
     recipe.check()
     refuse_second_run(project)
-    reference = reference or default_reference(project)
-    if reference is None:
-        raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    reference, reason = _reference_for(project, reference, by)
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
     snapshot = freeze(project, recipe, reference)
+    expected = forecast.of_run(project, recipe, reference, snapshot).to_dict()
     try:
         with transaction.atomic():
             lock(project)
@@ -230,17 +230,30 @@ def request_run(
                 number=next_number(project),
                 snapshot=snapshot,
                 reference=reference,
+                reference_reason=reason,
                 recipe=recipe.to_dict(),
+                forecast=expected,
                 seed=new_seed() if seed is None else seed,
                 requested_by=by,
                 is_automatic=rule is not None,
             )
-            move_watermark(snapshot)
+            move_watermark(snapshot, fixed_time)
             hint_on_commit(run)
     except IntegrityError:
         refuse_second_run(project)
         raise
     return run
+
+
+def _reference_for(project: Project, chosen: Checkpoint | None, by: Requester) -> tuple[Checkpoint, str]:
+    """The reference of a run, and in one sentence why it is that one."""
+    choice = reference_choice.choose(project)
+    if chosen is None and choice is None:
+        raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    if choice is not None and chosen in (None, choice.checkpoint):
+        return choice
+    assert chosen is not None
+    return chosen, f"Chosen by {by.get_username()}." if by else "Named in the request for the run."
 
 
 def freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:
@@ -288,8 +301,9 @@ def refuse_impossible(recipe: Recipe, reference: Checkpoint) -> None:
 
 
 def _refuse_stale(rule: LoopRule) -> None:
+    """Whatever a decision follows from, and another scheduler or a person may have changed since, is on the row."""
     now = LoopRule.objects.get(pk=rule.pk)
-    if now.trained_preference_id != rule.trained_preference_id or not now.retrains:
+    if not now.retrains or any(getattr(now, name) != getattr(rule, name) for name in LoopRule.DECISIVE):
         raise Rejected("The rule was changed, or has just been acted on.")
 
 
@@ -304,10 +318,11 @@ def next_number(project: Project) -> int:
     return int(TrainingRun.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0) + 1
 
 
-def move_watermark(snapshot: DatasetSnapshot) -> None:
-    """What the snapshot has looked at is new to the retrain rule no more."""
+def move_watermark(snapshot: DatasetSnapshot, fixed_time: datetime | None = None) -> None:
+    """What the snapshot has looked at is new to the retrain rule no more, and ``fixed_time`` of it was acted on."""
+    acted_on = {"fixed_time_seen_at": fixed_time, "passed_by": ""} if fixed_time else {}
     LoopRule.objects.filter(project=snapshot.project).update(
-        trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0
+        trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0, **acted_on
     )
 
 
@@ -400,22 +415,6 @@ def adapter_archive(checkpoint: Checkpoint) -> Path:
 
 
 # The loop by itself
-
-
-def loop_rule(project: Project) -> LoopRule:
-    rule, _ = LoopRule.objects.get_or_create(project=project)
-    return rule
-
-
-def change_rule(*, project: Project, **values: Any) -> None:
-    """Write what people decide about the loop, and nothing of what the scheduler keeps on the same row."""
-    LoopRule.objects.filter(pk=loop_rule(project).pk).update(**values)
-
-
-def use_recipe(*, project: Project, recipe: dict[str, Any], by: Requester = None) -> None:
-    """Make it the recipe of the runs that the rule starts. What is usual is not kept: it may become better."""
-    usual = Recipe().to_dict()
-    change_rule(project=project, recipe={name: value for name, value in recipe.items() if value != usual[name]})
 
 
 def count_new_triples(project: Project, after_preference_id: int) -> int:

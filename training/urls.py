@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import checkpoints, gates, loop, my_labels, runs, side_by_side, sweeps
+from training.views import checkpoints, gates, loop, my_labels, retraining, runs, side_by_side, sweeps
 
 app_name = "training"
 
@@ -10,6 +10,10 @@ urlpatterns = [
     path("training/sample/", loop.sample, name="sample"),
     path("training/batches/<int:pk>/cancel/", loop.cancel_batch, name="cancel-batch"),
     path("training/rule/", loop.save_rule, name="rule"),
+    path("training/retraining/", retraining.retraining_status, name="retraining-status"),
+    path("training/retraining/pause/", retraining.pause, name="pause"),
+    path("training/retraining/end-pause/", retraining.end_pause, name="end-pause"),
+    path("training/retraining/usual-recipe/", retraining.usual_recipe, name="usual-recipe"),
     # Runs
     path("train/", runs.train, name="train"),
     path("runs/<int:number>/", runs.run, name="run"),

@@ -228,6 +228,25 @@ def test_changes_of_what_the_policy_writes(fields: dict[str, Any], expected: lis
     assert codes(GOOD, compared(**fields), STEP) == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "budget", "expected"),
+    [
+        ({"kl_first": 8.0}, 5.0, ["far_from_first"]),
+        ({"kl_first": 60.0}, 80.0, []),
+        ({"kl_reference": 8.0, "kl_first": 8.0}, 5.0, ["far_from_first"]),  # within the budget of the reference
+        ({"kl_reference": 25.0, "kl_first": 25.0}, 5.0, ["far_from_reference"]),  # one distance, told once
+        ({"kl_reference": 25.0, "kl_first": 45.0}, 40.0, ["far_from_reference", "far_from_first"]),
+    ],
+)
+def test_the_first_policy_has_the_projects_own_budget(
+    fields: dict[str, Any], budget: float, expected: list[str]
+) -> None:
+    found = flags(GOOD, compared(**fields), STEP, 0.0, budget)
+    assert [item["code"] for item in found] == expected
+    for item in found:
+        assert item["code"] != "far_from_first" or f"Beyond {budget:g} it is seldom" in item["message"]
+
+
 def test_a_flag_says_the_numbers() -> None:
     figures = compared(mean_tokens=110.0, finish_rate=0.6, kl_reference=25.4)
     longer, unfinished, far = (item["message"] for item in flags(GOOD, figures, STEP))

@@ -29,10 +29,10 @@ def _verdict(rule: LoopRule) -> str:
 
 def test_it_trains_when_enough_is_new_and_once(rule, label):
     label(9)
-    assert _verdict(rule) == "9 of 10 new triples."
+    assert _verdict(rule).startswith("9 of 10 new triples; at today’s pace")
     label(1)
     assert _verdict(rule) == "Run 1 started."
-    assert _verdict(rule) == "A run is going on."
+    assert _verdict(rule) == "Run 1 is going on."
     assert TrainingRun.objects.get().is_automatic
 
 
@@ -41,7 +41,7 @@ def test_it_waits_between_runs(rule, label):
     loop.evaluate_rules()
     TrainingRun.objects.update(state=Job.State.SUCCEEDED)
     label(10)
-    assert "the next run may start in 60 minutes" in _verdict(rule)
+    assert "The next run may start in 60 minutes" in _verdict(rule)
     LoopRule.objects.update(trained_at=timezone.now() - timedelta(hours=2))
     assert _verdict(rule) == "Run 2 started."
 

@@ -99,7 +99,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
     return describe(setting, trainer, recorder) | {
         "held_out": held_out,
         "on_policy": on_policy,
-        "flags": guards.flags(held_out, on_policy, recorder.last, recorder.guard.chosen_shift),
+        "flags": guards.flags(held_out, on_policy, recorder.last, recorder.guard.chosen_shift, job.kl_first_budget),
         "reference_logps": vars(counts),
         "lower_forwards": lower.computed if lower else 0,
     }

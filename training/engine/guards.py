@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from training.engine.errors import EngineError
-from training.jobspec import LossName, StepMetrics
+from training.jobspec import LossName, StepMetrics, TrainJob
 
 Flag = dict[str, str]
 
@@ -43,8 +43,6 @@ DISTINCT_DROP = 0.20
 # Nats a response. The frontier of reward against KL in Rafailov et al. 2023, fig. 2, is flat well before 20, and the
 # best of 128 samples is only 3.9 away from the policy that wrote them.
 KL_BUDGET = 20.0
-# Several rounds add up, each near its own reference: this is two rounds that used their whole budget.
-KL_FIRST_BUDGET = 40.0
 # With fewer, a percentile bootstrap over prompts is too narrow to be believed.
 FEW_PROMPTS = 20
 # Of the last step's pairs, as a share: all of them, but for rounding of a mean.
@@ -117,13 +115,18 @@ def displaced(step: int, fall: float) -> EngineError:
 
 
 def flags(
-    held_out: dict[str, Any], on_policy: dict[str, Any], final: StepMetrics | None, chosen_shift: float = 0.0
+    held_out: dict[str, Any],
+    on_policy: dict[str, Any],
+    final: StepMetrics | None,
+    chosen_shift: float = 0.0,
+    kl_first_budget: float = TrainJob.kl_first_budget,
 ) -> list[Flag]:
     """What a person should know about a finished run, the most telling first.
 
     ``held_out`` is what ``evaluation.summarise`` returns, ``on_policy`` what ``comparison.after`` does: ``before`` and
     ``after`` of ``on_policy.measure`` and ``change`` of ``on_policy.change``, each empty where it was not measured.
-    ``final`` is the last step, ``chosen_shift`` that of the ``TrainingGuard``.
+    ``final`` is the last step, ``chosen_shift`` that of the ``TrainingGuard``, ``kl_first_budget`` what the project
+    allows.
     """
     before, after = on_policy.get("before") or {}, on_policy.get("after") or {}
     return [
@@ -131,7 +134,7 @@ def flags(
         *displacement_flags(held_out, chosen_shift),
         *(writing_flags(before, after, on_policy.get("change") or {}) if before.get("prompts") and after else ()),
         *few_compared(held_out, on_policy.get("change") or {}),
-        *drift_flags(after),
+        *drift_flags(after, kl_first_budget),
     ]
 
 
@@ -232,21 +235,22 @@ def sure(change: dict[str, Any], name: str) -> bool:
     return bool(change["prompts"] >= FEW_PROMPTS and (low > 0 or high < 0))
 
 
-def drift_flags(after: dict[str, Any]) -> Iterator[Flag]:
+def drift_flags(after: dict[str, Any], first_budget: float) -> Iterator[Flag]:
     reference, first = after.get("kl_reference", 0.0), after.get("kl_first", 0.0)
     if reference > KL_BUDGET:
         message = far_from("its reference", after, "kl_reference", KL_BUDGET)
         yield flag("far_from_reference", message, f"{READ_FIRST} {LEARN_SLOWER}")
-    if first > KL_FIRST_BUDGET and first != reference:  # in the first round they are one model
-        message = far_from("the first policy", after, "kl_first", KL_FIRST_BUDGET)
-        yield flag("far_from_first", message, f"{READ_FIRST} Train the next round from an earlier checkpoint.")
+    if first > first_budget and (first != reference or first <= KL_BUDGET):  # one distance is told once
+        message = far_from("the first policy", after, "kl_first", first_budget)
+        hint = LEARN_SLOWER if first == reference else "Train the next round from an earlier checkpoint."
+        yield flag("far_from_first", message, f"{READ_FIRST} {hint}")
 
 
 def far_from(other: str, after: dict[str, Any], name: str, budget: float) -> str:
     low, high = after[f"{name}_interval"]
     return (
         f"The policy is {after[name]:.0f} nats a response away from {other} (95% interval {low:.0f} to {high:.0f}). "
-        f"Beyond {budget:.0f} it is seldom better for it."
+        f"Beyond {budget:g} it is seldom better for it."
     )
 
 

@@ -72,7 +72,7 @@ def job_identity(run_dir: Path, arithmetic: str) -> str:
     run goes on after its data directory has moved.
     """
     job = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
-    for private in ("threads", "cache_dir", "cache_mb", "base_name", "first", "first_is_reference"):
+    for private in ("threads", "cache_dir", "cache_mb", "base_name", "first", "first_is_reference", "kl_first_budget"):
         job.pop(private, None)
     for place in ("base_dir", "adapter_dir"):
         job.get("reference", {}).pop(place, None)

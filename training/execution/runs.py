@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from labeling.models import Prompt
-from training import registry, store
+from training import reference_choice, registry, store
 from training.exceptions import JobFailed, LeaseLost, Rejected
 from training.jobspec import (
     PromptLine,
@@ -70,6 +70,7 @@ class Training(Work[TrainingRun]):
         return TrainJob(
             reference=registry.weights_of(reference, verified),
             **self._first(verified),
+            kl_first_budget=reference_choice.budget_of(self.job.project),
             seed=self.job.seed,
             base_name=root.public_name or root.name,
             cache_dir=str(settings.CACHE_DIR),
@@ -172,8 +173,9 @@ def _lineage(run: TrainingRun, result: Result) -> dict[str, Any]:
     snapshot = run.snapshot
     of_triples = ("train_triples", "held_out_triples", "tie_triples", "rewrite_triples")
     counted = ("sha256", *of_triples, "ties", "both_bad", "split_votes")
+    reference = {"name": run.reference.name, "content_hash": run.reference.content_hash}
     return {
-        "reference": {"name": run.reference.name, "content_hash": run.reference.content_hash},
+        "reference": reference | ({"reason": run.reference_reason} if run.reference_reason else {}),
         "snapshot": {name: getattr(snapshot, name) for name in counted},
         "recipe": run.recipe,
         "seed": run.seed,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
@@ -37,10 +40,16 @@ class LoopRule(models.Model):
     most_runs_a_day = models.PositiveSmallIntegerField(
         default=8, help_text="Runs that the rule may start from one midnight to the next; 0: as many as it likes."
     )
-    paused_at = models.DateTimeField(null=True, blank=True, help_text="Since when the rule starts nothing.")
+    paused_at = models.DateTimeField(null=True, blank=True, help_text="Since when the rule starts no run.")
+    paused_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     paused_until = models.DateTimeField(null=True, blank=True, help_text="Empty: until somebody ends the pause.")
     recipe = models.JSONField(
         default=dict, blank=True, help_text="What differs from the usual recipe in runs of the rule."
+    )
+    recipe_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     reference = models.CharField(max_length=8, choices=Reference.choices, default=Reference.FIRST)
     kl_first_budget = models.FloatField(
@@ -54,10 +63,18 @@ class LoopRule(models.Model):
     fixed_time_seen_at = models.DateTimeField(
         null=True, blank=True, help_text="The newest of the fixed times that was acted on, or let pass."
     )
+    passed_by = models.TextField(blank=True, help_text="What became of that time, if no run started at it.")
     # Written by the scheduler so that no page has to count.
     new_triples = models.PositiveIntegerField(default=0)
     verdict = models.TextField(blank=True)
     evaluated_at = models.DateTimeField(null=True, blank=True)
+
+    # What decides whether a run starts, and which. Of two who have read the same values only one may act on them.
+    DECISIVE: ClassVar[tuple[str, ...]] = (
+        *("retrains", "min_new_triples", "min_minutes_between", "fixed_times", "most_runs_a_day", "paused_at"),
+        *("paused_until", "recipe", "reference", "kl_first_budget"),
+        *("trained_preference_id", "trained_at", "fixed_time_seen_at"),
+    )
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(min_new_triples__gte=1), name="retrain_needs_new_triples")]

@@ -63,6 +63,7 @@ class TrainingRun(Job):
     seed = models.PositiveIntegerField(default=new_seed)
     is_automatic = models.BooleanField(default=False, help_text="Asked for by the retrain rule.")
     reference_reason = models.TextField(blank=True, help_text="In one sentence: why this reference.")
+    forecast = models.JSONField(default=dict, blank=True, help_text="What was expected of it when it was asked for.")
     sweep = models.ForeignKey("training.Sweep", on_delete=models.PROTECT, null=True, blank=True, related_name="runs")
     rebuild_of = models.ForeignKey(
         "self",

@@ -14,7 +14,8 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseStopPolling
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
-from training import services, store
+from labeling.models import Project
+from training import reference_choice, services, store
 from training.exceptions import Rejected
 from training.family import family_tree
 from training.forms import PromoteForm
@@ -47,7 +48,7 @@ def checkpoints(request: SignedInRequest, slug: str) -> HttpResponse:
 def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
     checkpoint = checkpoint_or_404(project, uuid)
-    context = frame(request, project) | _export(checkpoint) | {
+    context = frame(request, project) | _export(checkpoint) | _distance(project, checkpoint) | {
         "checkpoint": checkpoint,
         "compare_with": usual_opposite(project, checkpoint),
         "run": TrainingRun.objects.filter(checkpoint=checkpoint).select_related("snapshot", "reference").first(),
@@ -57,6 +58,12 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
         "promotions": checkpoint.promotions.filter(project=project).select_related("promoted_by"),
     }  # fmt: skip
     return render(request, "training/checkpoint.html", context)
+
+
+def _distance(project: Project, checkpoint: Checkpoint) -> dict[str, Any]:
+    distance, budget = reference_choice.kl_first(checkpoint), reference_choice.budget_of(project)
+    holds = distance is not None and distance.is_within(budget)
+    return {"kl_first": distance, "kl_first_budget": budget, "kl_first_holds": holds}
 
 
 @require_GET

@@ -19,6 +19,7 @@ from training.forms import LoopRuleForm, SampleForm
 from training.models import SampleBatch, TrainingRun
 from training.ordering import order_report
 from training.views.frame import frame, say
+from training.views.retraining import retraining
 
 RUNS_PER_PAGE = 25
 
@@ -27,16 +28,15 @@ RUNS_PER_PAGE = 25
 @login_required
 def overview(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
-    rule = services.loop_rule(project)
+    now = retraining(project)
     runs = TrainingRun.objects.filter(project=project).select_related("checkpoint", "snapshot", "sweep")
-    context = frame(request, project) | {
-        "rule": rule,
-        "rule_form": LoopRuleForm(instance=rule),
+    context = frame(request, project) | now | {
+        "rule_form": LoopRuleForm(instance=now["rule"]),
         "sample_form": SampleForm(),
         "ordering": order_report(project),
         "page": Paginator(runs, RUNS_PER_PAGE).get_page(request.GET.get("page")),
         **_sampling(project),
-    }
+    }  # fmt: skip
     return render(request, "training/overview.html", context)
 
 
@@ -94,8 +94,11 @@ def save_rule(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, ADMINS)
     form = LoopRuleForm(request.POST, instance=services.loop_rule(project))
     if form.is_valid():
-        services.change_rule(project=project, **form.cleaned_data)
-        messages.success(request, "Saved. The scheduler looks at it every ten seconds.")
+        say(
+            request,
+            lambda: services.change_rule(project=project, **form.cleaned_data),
+            "Saved. The scheduler looks at it every ten seconds.",
+        )
     else:
         messages.error(
             request, "Not saved: " + " ".join(str(error) for errors in form.errors.values() for error in errors)

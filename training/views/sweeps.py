@@ -74,7 +74,8 @@ def _takes(project: Project, form: SweepForm, reference: Checkpoint | None) -> d
         recipes = form.cleaned_data.get("recipes")
         reference = form.cleaned_data.get("reference", reference)
     preflight = look_ahead(project, recipes[0], reference) if recipes else None
-    seconds = preflight.pace.seconds * len(recipes) if recipes and preflight and preflight.pace else None
+    forecast = preflight.forecast if preflight else None
+    seconds = forecast.seconds_of_sweep(len(recipes)) if recipes and forecast else None
     errors = [] if recipes else [_named(form, name, error) for name, each in form.errors.items() for error in each]
     return {
         "project": project,
