@@ -3,6 +3,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from labeling import api as labeling_api
 from training import api as training_api
+from training.downloads import ROUTES as DOWNLOADS
 
 app_name = "api"
 
@@ -25,5 +26,14 @@ urlpatterns = [
     path("projects/<slug:slug>/runs/<int:number>/cancel/", training_api.RunCancel.as_view(), name="cancel-run"),
     path("projects/<slug:slug>/runs/<int:number>/resume/", training_api.RunResume.as_view(), name="resume-run"),
     path("projects/<slug:slug>/checkpoints/", training_api.CheckpointList.as_view(), name="checkpoints"),
+    *(
+        path(
+            f"projects/<slug:slug>/checkpoints/<uuid:uuid>/download/{name}",
+            training_api.CheckpointFile.as_view(),
+            {"name": name},
+            name=route,
+        )
+        for name, route in DOWNLOADS.items()
+    ),
     path("projects/<slug:slug>/promotions/", training_api.PromotionList.as_view(), name="promotions"),
 ]

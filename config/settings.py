@@ -239,6 +239,7 @@ CELERY_TASK_ROUTES = {
     "training.tasks.run_training": {"queue": "training"},
     "training.tasks.run_sampling": {"queue": "sampling"},
     "training.tasks.run_export": {"queue": "exports"},
+    "training.tasks.run_push": {"queue": "exports"},
 }
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
@@ -249,6 +250,7 @@ CELERY_BEAT_SCHEDULE = {
     "sweep-leases": {"task": "training.tasks.sweep_leases", "schedule": 60.0, "options": {"expires": 60}},
     "reserve-places": {"task": "labeling.tasks.reserve_places", "schedule": 30.0, "options": {"expires": 30}},
     "measure-quality": {"task": "labeling.tasks.measure_quality", "schedule": 60.0, "options": {"expires": 60}},
+    "clear-old-checkpoints": {"task": "config.tasks.clear_old_checkpoints", "schedule": 24 * 3600.0},
     "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
@@ -281,6 +283,9 @@ if SAMPLING_SERVER_URL and not SAMPLING_SERVER_CHECKPOINT:
         "TIEBREAK_SAMPLING_SERVER_URL is set, so TIEBREAK_SAMPLING_SERVER_CHECKPOINT must say by name or content hash "
         "which checkpoint has the weights that the server holds. Policies on other weights are sampled without it."
     )
+# What turns full weights into GGUF: llama.cpp's convert_hf_to_gguf.py, or a command that takes its arguments.
+GGUF_CONVERTER = env.str("TIEBREAK_GGUF_CONVERTER", "")
+GGUF_CONVERTER_MINUTES = env.int("TIEBREAK_GGUF_CONVERTER_MINUTES", 60)
 MINIMUM_FREE_DISK_MB = env.int("TIEBREAK_MINIMUM_FREE_DISK_MB", 1024)
 
 LOGGING = {

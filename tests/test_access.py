@@ -83,8 +83,15 @@ PAGES = {
     "training:export-status": ("get", REVIEWER),
     "training:prepare": ("post", REVIEWER),
     "training:promote": ("post", ADMIN),
+    "training:prepare-gguf": ("post", REVIEWER),
+    "training:push": ("post", ADMIN),
     "training:download-adapter": ("get", REVIEWER),
     "training:download-merged": ("get", REVIEWER),
+    "training:download-gguf": ("get", REVIEWER),
+    "training:download-manifest": ("get", REVIEWER),
+    "training:download-card": ("get", REVIEWER),
+    "training:retention": ("get", REVIEWER),
+    "training:delete-old": ("post", ADMIN),
 }
 API = {
     "api:project": ("get", ADMIN),
@@ -104,6 +111,11 @@ API = {
     "api:resume-run": ("post", ADMIN),
     "api:checkpoints": ("get", REVIEWER),
     "api:promotions": ("get", REVIEWER),
+    "api:download-adapter": ("get", REVIEWER),
+    "api:download-merged": ("get", REVIEWER),
+    "api:download-gguf": ("get", REVIEWER),
+    "api:download-manifest": ("get", REVIEWER),
+    "api:download-card": ("get", REVIEWER),
 }
 # Routes that read for some and write for others.
 WRITES = {
@@ -114,13 +126,15 @@ WRITES = {
     "labeling:settings": ("post", ADMIN),
     "api:project": ("patch", ADMIN),
     "training:train": ("post", ADMIN),
+    "training:retention": ("post", ADMIN),
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
     "api:promotions": ("post", ADMIN),
 }
 # Behind the door there may be nothing under that address.
-MAY_BE_MISSING = {"training:download-adapter", "training:download-merged", "labeling:admit-person"}
+MAY_BE_MISSING = {f"{area}:download-{what}" for area in ("training", "api") for what in ("adapter", "merged", "gguf")}
+MAY_BE_MISSING |= {"labeling:admit-person"}
 # Pages for everybody who is signed in, whatever the project, and what the others get.
 SIGNED_IN = {
     "home": ("get", 302),

@@ -23,9 +23,18 @@ ALLOWED_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HOME", "SSL_CERT_FILE"),
 )
-# A download from the Hub needs a way out and, for some models, a token. No other engine gets them.
+# The Hub needs a way out and a token, to load some models and to push any. No other engine gets them.
 ONLINE_VARIABLES = (
-    *("HF_TOKEN", "HF_ENDPOINT", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+    *(
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HF_HUB_DISABLE_XET",
+        "REQUESTS_CA_BUNDLE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+    ),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
 )
 # An inference server that writes pairs may want a key. Only the engine that asks gets that, and no proxy: it is near.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -15,11 +14,10 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import registry, store, tallies
+from training import registry, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
-    CheckpointExport,
     DatasetSnapshot,
     Job,
     LoopRule,
@@ -55,9 +53,14 @@ def default_reference(project: Project) -> Checkpoint | None:
     return Promotion.first_checkpoint(project)
 
 
-def usable_checkpoints(project: Project) -> Any:
-    """What the project may train from or promote: its own checkpoints and those that belong to no project."""
+def known_checkpoints(project: Project) -> Any:
+    """What the project's pages show: its own checkpoints and those of no project, also where the files are gone."""
     return Checkpoint.objects.filter(Q(project=project) | Q(project__isnull=True))
+
+
+def usable_checkpoints(project: Project) -> Any:
+    """What the project may train from or promote: those of ``known_checkpoints`` that have their weights."""
+    return known_checkpoints(project).filter(removed_at__isnull=True)
 
 
 def promote_checkpoint(
@@ -73,6 +76,7 @@ def promote_checkpoint(
     registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
     with transaction.atomic():
         _lock(project)
+        registry.refuse_removed(checkpoint)
         if current_policy(project) == checkpoint:
             raise Rejected(f"{checkpoint} is the policy already.")
         return _promote(project, checkpoint, by, reason, is_rollback)
@@ -198,6 +202,7 @@ def request_run(
     try:
         with transaction.atomic():
             _lock(project)
+            registry.refuse_removed(reference)
             if rule is not None:
                 _refuse_stale(rule)
             last = TrainingRun.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
@@ -315,6 +320,9 @@ def resume_job(*, job: Job) -> None:
     stopped = [Job.State.CANCELLED, Job.State.FAILED]
     try:
         with transaction.atomic():
+            if isinstance(job, TrainingRun):
+                _lock(job.project)
+                registry.refuse_removed(job.reference)
             resumed = (
                 type(job)
                 .objects.filter(pk=job.pk, state__in=stopped)
@@ -336,29 +344,6 @@ def resume_job(*, job: Job) -> None:
         raise Rejected(f"Only what was cancelled or has failed can be resumed, and {job} was not.")
     job.refresh_from_db()
     hint_on_commit(job)
-
-
-def request_export(*, checkpoint: Checkpoint, by: Requester = None) -> CheckpointExport:
-    """Ask for an archive of full weights, once; asking again after a failure tries again."""
-    export, created = CheckpointExport.objects.get_or_create(checkpoint=checkpoint, defaults={"requested_by": by})
-    if created:
-        hint_on_commit(export)
-    elif export.state == Job.State.SUCCEEDED and not store.archive_path(checkpoint.uuid, "merged").exists():
-        export.delete()  # the downloads were lost or cleared; they can be made again
-        return request_export(checkpoint=checkpoint, by=by)
-    elif export.state in (Job.State.FAILED, Job.State.CANCELLED):
-        resume_job(job=export)
-        export.refresh_from_db()
-    return export
-
-
-def adapter_archive(checkpoint: Checkpoint) -> Path:
-    """The archive of an adapter, made again from verified files where it was lost."""
-    path = store.archive_path(checkpoint.uuid, "adapter")
-    if not path.exists():
-        registry.weights_of(checkpoint)
-        store.write_archive(store.checkpoint_dir(checkpoint.uuid), path, checkpoint.name)
-    return path
 
 
 # The loop by itself

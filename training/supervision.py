@@ -31,6 +31,7 @@ from training.jobspec import (
 )
 from training.models import (
     CheckpointExport,
+    HubPush,
     Job,
     SampleBatch,
     TrainingRun,
@@ -52,6 +53,7 @@ class Work(ABC, Generic[AnyJob]):
     """One kind of job: how its directory is prepared, what its engine reports, what is published."""
 
     module: str
+    is_online = False  # whether its engine has a way out of this machine, and the token for the Hub
 
     def __init__(self, job: AnyJob, run_dir: RunDir) -> None:
         self.job = job
@@ -122,7 +124,7 @@ def _carry_out(job: Job, work: Work[Any]) -> None:
     with _renewing(job):
         has_engine = work.prepare()
     if has_engine:
-        ending = supervise(job, work.module, work.run_dir, work.tick)
+        ending = supervise(job, work.module, work.run_dir, work.tick, online=work.is_online)
         memory_ran_out = work.memory_ran_out if ending.ran_out_of_memory else None
         result = _judge(job, ending.status, read_result(work.run_dir.path), memory_ran_out)
         if result is None:
@@ -166,7 +168,9 @@ class Ending:
     ran_out_of_memory: bool
 
 
-def supervise(job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[str, Any]]) -> Ending:
+def supervise(
+    job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[str, Any]], *, online: bool = False
+) -> Ending:
     """Run an engine to its end.
 
     Renews the job's lease meanwhile. When the lease cannot be renewed the engine is killed before anybody else may
@@ -174,7 +178,7 @@ def supervise(job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[st
     """
     if not job.renew():
         raise LeaseLost
-    engine = EngineProcess(module, run_dir)
+    engine = EngineProcess(module, run_dir, online=online)
     try:
         lease = _LeaseKeeper(job)
         stop_deadline = 0.0
@@ -275,10 +279,11 @@ def _disk_hint(job: Job) -> str:
     return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
-JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport], ...] = (
+JOB_TYPES: tuple[type[TrainingRun] | type[SampleBatch] | type[CheckpointExport] | type[HubPush], ...] = (
     TrainingRun,
     SampleBatch,
     CheckpointExport,
+    HubPush,
 )
 
 

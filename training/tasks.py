@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
 from training import execution, supervision
-from training.models import CheckpointExport, Job, SampleBatch, TrainingRun
+from training.models import CheckpointExport, HubPush, Job, SampleBatch, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,12 @@ def run_sampling(batch_id: int) -> None:
 def run_export(export_id: int) -> None:
     if export := CheckpointExport.objects.filter(pk=export_id).first():
         supervision.execute(export, execution.Export)
+
+
+@shared_task
+def run_push(push_id: int) -> None:
+    if push := HubPush.objects.filter(pk=push_id).first():
+        supervision.execute(push, execution.Push)
 
 
 @shared_task
@@ -68,7 +74,12 @@ def forget_ended_jobs() -> None:
     supervision.forget_ended_jobs()
 
 
-TASKS: dict[type[Job], Any] = {TrainingRun: run_training, SampleBatch: run_sampling, CheckpointExport: run_export}
+TASKS: dict[type[Job], Any] = {
+    TrainingRun: run_training,
+    SampleBatch: run_sampling,
+    CheckpointExport: run_export,
+    HubPush: run_push,
+}
 
 
 def hint_on_commit(job: Job) -> None:

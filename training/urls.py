@@ -1,6 +1,7 @@
 from django.urls import path
 
-from training.views import checkpoints, loop, runs
+from training.downloads import ROUTES
+from training.views import checkpoints, downloads, loop, retention, runs
 
 app_name = "training"
 
@@ -20,19 +21,17 @@ urlpatterns = [
     path("checkpoints/", checkpoints.checkpoints, name="checkpoints"),
     path("checkpoints/roll-back/", checkpoints.roll_back, name="roll-back"),
     path("checkpoints/<uuid:uuid>/", checkpoints.checkpoint, name="checkpoint"),
-    path("checkpoints/<uuid:uuid>/downloads/", checkpoints.export_status, name="export-status"),
-    path("checkpoints/<uuid:uuid>/prepare/", checkpoints.prepare_merged, name="prepare"),
     path("checkpoints/<uuid:uuid>/promote/", checkpoints.promote, name="promote"),
-    path(
-        "checkpoints/<uuid:uuid>/download/adapter.zip",
-        checkpoints.download,
-        {"variant": "adapter"},
-        name="download-adapter",
+    # Taking one away
+    path("checkpoints/<uuid:uuid>/downloads/", downloads.export_status, name="export-status"),
+    path("checkpoints/<uuid:uuid>/prepare/", downloads.prepare, {"variant": "merged"}, name="prepare"),
+    path("checkpoints/<uuid:uuid>/prepare-gguf/", downloads.prepare, {"variant": "gguf"}, name="prepare-gguf"),
+    path("checkpoints/<uuid:uuid>/push/", downloads.push, name="push"),
+    *(
+        path(f"checkpoints/<uuid:uuid>/download/{name}", downloads.download, {"name": name}, name=route)
+        for name, route in ROUTES.items()
     ),
-    path(
-        "checkpoints/<uuid:uuid>/download/merged.zip",
-        checkpoints.download,
-        {"variant": "merged"},
-        name="download-merged",
-    ),
+    # Old ones
+    path("checkpoints/retention/", retention.retention, name="retention"),
+    path("checkpoints/retention/delete/", retention.delete_now, name="delete-old"),
 ]
