@@ -11,7 +11,7 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def of(path: Path, file: IO[bytes]) -> str:
@@ -25,7 +25,8 @@ def of(path: Path, file: IO[bytes]) -> str:
     return known
 
 
-def read(file: IO[bytes]) -> str:
+def read(file: Any) -> str:
+    """The sha256 (hex) of an open binary file; its position is where it was."""
     position = file.tell()
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from training.services import Requester
 from training.tasks import hint_on_commit
 
 Variant = CheckpointExport.Variant
-# What huggingface_hub takes for the id of a repository, with an owner: its own check is in a library of the engine's.
+# What huggingface_hub takes for owner and name of a repository; its own check is in a library of the engine's.
 REPO_ID = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?/[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?", re.ASCII
 )

@@ -25,17 +25,8 @@ ALLOWED_VARIABLES = (
 )
 # The Hub needs a way out and a token, to load some models and to push any. No other engine gets them.
 ONLINE_VARIABLES = (
-    *(
-        "HF_TOKEN",
-        "HF_ENDPOINT",
-        "HF_HUB_DISABLE_XET",
-        "REQUESTS_CA_BUNDLE",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "ALL_PROXY",
-    ),
-    *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_DISABLE_XET", "REQUESTS_CA_BUNDLE"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
 )
 # An inference server that writes pairs may want a key. Only the engine that asks gets that, and no proxy: it is near.
 SERVER_VARIABLES = ("TIEBREAK_SAMPLING_SERVER_KEY",)

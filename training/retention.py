@@ -50,7 +50,7 @@ Reasons = dict[int, str]  # by checkpoint: why it is kept
 
 @dataclass(frozen=True)
 class Plan:
-    """What the rule comes to at this moment: the checkpoints that would lose their files, and why others keep theirs."""
+    """What the rule comes to at this moment: which checkpoints would lose their files, and why others keep theirs."""
 
     old: list[Checkpoint]
     kept: list[tuple[Checkpoint, str]]

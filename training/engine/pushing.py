@@ -18,7 +18,7 @@ from training.jobspec import PushJob
 
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105
 QUOTED = 300  # characters of the Hub's own words that an error repeats
-TOKEN_HINT = (
+WRITE_HINT = (
     "Give the worker of exports a token with write access to this repository in HF_TOKEN, start it again, and push "
     "again."
 )
@@ -29,7 +29,7 @@ def push(run_dir: Path, job: PushJob) -> dict[str, Any]:
     """Do ``job``. Returns the details of the result, ``commit_url`` among them. Raises ``EngineError``."""
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token:
-        raise EngineError("no_token", "The worker has no token for the Hugging Face Hub.", TOKEN_HINT)
+        raise EngineError("no_token", "The worker has no token for the Hugging Face Hub.", WRITE_HINT)
     metrics, started = MetricsJournal(run_dir), time.monotonic()
     folder = Path(job.folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -68,15 +68,15 @@ def explain(error: Exception, repo_id: str, token: str) -> EngineError:
     """The words for ``error``, without the token wherever a server may have repeated it."""
     words = " ".join(str(error).replace(token, "***").split())[:QUOTED]
     if isinstance(error, OfflineModeIsEnabled):
-        return EngineError("hub_unreachable", "This worker is set to stay offline (HF_HUB_OFFLINE).", TOKEN_HINT)
+        return EngineError("hub_unreachable", "This worker is set to stay offline (HF_HUB_OFFLINE).", WRITE_HINT)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
             message = f"The Hugging Face Hub refuses the worker's token for {repo_id} ({status})."
-            return EngineError("hub_refused", message, TOKEN_HINT)
+            return EngineError("hub_refused", message, WRITE_HINT)
         if status == 404:
             message = f"The Hugging Face Hub knows no {repo_id}, or the token may not see it."
-            return EngineError("hub_refused", message, TOKEN_HINT)
+            return EngineError("hub_refused", message, WRITE_HINT)
         return EngineError("hub_failed", f"The Hugging Face Hub answered {status}: {words}", LATER_HINT)
     if isinstance(error, httpx2.HTTPError):
         message = f"The Hugging Face Hub cannot be reached from this worker: {words}"
