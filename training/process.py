@@ -31,6 +31,7 @@ ONLINE_VARIABLES = (
 # An inference server that writes pairs may want a key. Only the engine that asks gets that, and no proxy: it is near.
 SERVER_VARIABLES = ("TIEBREAK_SAMPLING_SERVER_KEY",)
 SERVER_MODULE = "sample"
+HUB_MODULE = "push_to_hub"  # always online; an import is only if the model is on the Hub
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 MAX_LOG_BYTES = 4 * 2**20
 CHUNK_BYTES = 2**16
@@ -80,7 +81,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"training.engine.{module}", str(run_dir.path)],
                 cwd=settings.BASE_DIR,
-                env=_environment(read_end, module, online=online),
+                env=_environment(read_end, module, online=online or module == HUB_MODULE),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

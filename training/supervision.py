@@ -53,7 +53,6 @@ class Work(ABC, Generic[AnyJob]):
     """One kind of job: how its directory is prepared, what its engine reports, what is published."""
 
     module: str
-    is_online = False  # whether its engine has a way out of this machine, and the token for the Hub
 
     def __init__(self, job: AnyJob, run_dir: RunDir) -> None:
         self.job = job
@@ -124,7 +123,7 @@ def _carry_out(job: Job, work: Work[Any]) -> None:
     with _renewing(job):
         has_engine = work.prepare()
     if has_engine:
-        ending = supervise(job, work.module, work.run_dir, work.tick, online=work.is_online)
+        ending = supervise(job, work.module, work.run_dir, work.tick)
         memory_ran_out = work.memory_ran_out if ending.ran_out_of_memory else None
         result = _judge(job, ending.status, read_result(work.run_dir.path), memory_ran_out)
         if result is None:
@@ -168,9 +167,7 @@ class Ending:
     ran_out_of_memory: bool
 
 
-def supervise(
-    job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[str, Any]], *, online: bool = False
-) -> Ending:
+def supervise(job: Job, module: str, run_dir: RunDir, tick: Callable[[], dict[str, Any]]) -> Ending:
     """Run an engine to its end.
 
     Renews the job's lease meanwhile. When the lease cannot be renewed the engine is killed before anybody else may
@@ -178,7 +175,7 @@ def supervise(
     """
     if not job.renew():
         raise LeaseLost
-    engine = EngineProcess(module, run_dir, online=online)
+    engine = EngineProcess(module, run_dir)
     try:
         lease = _LeaseKeeper(job)
         stop_deadline = 0.0

@@ -22,7 +22,6 @@ class Push(Work[HubPush]):
     """Weights, tokenizer, manifest and card of a checkpoint as one commit. The token is in the environment alone."""
 
     module = "push_to_hub"
-    is_online = True
 
     def __init__(self, job: HubPush, run_dir: RunDir) -> None:
         super().__init__(job, run_dir)
