@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from training.engine import merging, process
+from training.engine import process
 from training.engine.errors import EngineError
 from training.engine.journal import MetricsJournal
 from training.jobspec import GgufJob, MergeJob
@@ -68,6 +68,8 @@ def full_weights(run_dir: Path, job: GgufJob) -> Path:
     """A directory of full weights: the base as it is, or the adapter folded into it, in ``checkpoint/``."""
     if job.model.adapter_dir is None:
         return Path(job.model.base_dir)
+    from training.engine import merging  # and torch with it, which a conversion alone does without
+
     merging.merge(run_dir, MergeJob(model=job.model))
     process.give_back_freed_memory()  # the converter reads the same weights again
     return run_dir / "checkpoint"
