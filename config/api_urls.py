@@ -4,6 +4,7 @@ from drf_spectacular.views import SpectacularAPIView
 from labeling import api as labeling_api
 from training import api as training_api
 from training import retraining_api, sweep_api
+from training.downloads import ROUTES as DOWNLOADS
 
 app_name = "api"
 
@@ -34,5 +35,14 @@ urlpatterns = [
     path("projects/<slug:slug>/retraining/pause/", retraining_api.Pause.as_view(), name="pause-retraining"),
     path("projects/<slug:slug>/retraining/end-pause/", retraining_api.EndPause.as_view(), name="end-pause-retraining"),
     path("projects/<slug:slug>/checkpoints/", training_api.CheckpointList.as_view(), name="checkpoints"),
+    *(
+        path(
+            f"projects/<slug:slug>/checkpoints/<uuid:uuid>/download/{name}",
+            training_api.CheckpointFile.as_view(),
+            {"name": name},
+            name=route,
+        )
+        for name, route in DOWNLOADS.items()
+    ),
     path("projects/<slug:slug>/promotions/", training_api.PromotionList.as_view(), name="promotions"),
 ]

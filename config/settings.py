@@ -242,6 +242,7 @@ CELERY_TASK_ROUTES = {
     "training.tasks.run_export": {"queue": "exports"},
     "training.tasks.run_label_effects": {"queue": "sampling"},
     "training.tasks.run_gate": {"queue": "sampling"},
+    "training.tasks.run_push": {"queue": "exports"},
 }
 CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
@@ -253,6 +254,7 @@ CELERY_BEAT_SCHEDULE = {
     "reserve-places": {"task": "labeling.tasks.reserve_places", "schedule": 30.0, "options": {"expires": 30}},
     "measure-quality": {"task": "labeling.tasks.measure_quality", "schedule": 60.0, "options": {"expires": 60}},
     "tell-people": {"task": "training.tasks.tell_people", "schedule": 20.0, "options": {"expires": 20}},
+    "clear-old-checkpoints": {"task": "config.tasks.clear_old_checkpoints", "schedule": 24 * 3600.0},
     "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
@@ -285,6 +287,9 @@ if SAMPLING_SERVER_URL and not SAMPLING_SERVER_CHECKPOINT:
         "TIEBREAK_SAMPLING_SERVER_URL is set, so TIEBREAK_SAMPLING_SERVER_CHECKPOINT must say by name or content hash "
         "which checkpoint has the weights that the server holds. Policies on other weights are sampled without it."
     )
+# What turns full weights into GGUF: llama.cpp's convert_hf_to_gguf.py, or a command that takes its arguments.
+GGUF_CONVERTER = env.str("TIEBREAK_GGUF_CONVERTER", "")
+GGUF_CONVERTER_MINUTES = env.int("TIEBREAK_GGUF_CONVERTER_MINUTES", 60)
 MINIMUM_FREE_DISK_MB = env.int("TIEBREAK_MINIMUM_FREE_DISK_MB", 1024)
 
 # Where people reach the pages, for the links in e-mails; and the mail server. Empty: no e-mail is sent.

@@ -1,10 +1,16 @@
-"""The scheduled task that turns the loop. It asks for things, which the tasks of training may not."""
+"""Scheduled tasks that ask for things, which the tasks of training may not."""
 
 from celery import shared_task
 
 from training.loop import evaluate_rules
+from training.retention import apply_rules
 
 
 @shared_task
 def turn_the_loop() -> None:
     evaluate_rules()
+
+
+@shared_task
+def clear_old_checkpoints() -> None:
+    apply_rules()

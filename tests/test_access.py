@@ -94,6 +94,8 @@ PAGES = {
     "training:export-status": ("get", REVIEWER),
     "training:prepare": ("post", REVIEWER),
     "training:promote": ("post", ADMIN),
+    "training:prepare-gguf": ("post", REVIEWER),
+    "training:push": ("post", ADMIN),
     "training:download-adapter": ("get", REVIEWER),
     "training:download-merged": ("get", REVIEWER),
     "training:compare": ("get", REVIEWER),
@@ -109,6 +111,11 @@ PAGES = {
     "training:decide-gate": ("post", ADMIN),
     "training:cancel-gate": ("post", ADMIN),
     "training:start-gate-again": ("post", ADMIN),
+    "training:download-gguf": ("get", REVIEWER),
+    "training:download-manifest": ("get", REVIEWER),
+    "training:download-card": ("get", REVIEWER),
+    "training:retention": ("get", REVIEWER),
+    "training:delete-old": ("post", ADMIN),
 }
 API = {
     "api:project": ("get", ADMIN),
@@ -136,6 +143,11 @@ API = {
     "api:end-pause-retraining": ("post", ADMIN),
     "api:checkpoints": ("get", REVIEWER),
     "api:promotions": ("get", REVIEWER),
+    "api:download-adapter": ("get", REVIEWER),
+    "api:download-merged": ("get", REVIEWER),
+    "api:download-gguf": ("get", REVIEWER),
+    "api:download-manifest": ("get", REVIEWER),
+    "api:download-card": ("get", REVIEWER),
 }
 # Routes that read for some and write for others.
 WRITES = {
@@ -148,6 +160,7 @@ WRITES = {
     "training:train": ("post", ADMIN),
     "training:compare": ("post", REVIEWER),
     "training:new-sweep": ("post", ADMIN),
+    "training:retention": ("post", ADMIN),
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
@@ -156,7 +169,8 @@ WRITES = {
     "api:promotions": ("post", ADMIN),
 }
 # Behind the door there may be nothing under that address.
-MAY_BE_MISSING = {"training:download-adapter", "training:download-merged", "labeling:admit-person", "notice"}
+MAY_BE_MISSING = {f"{area}:download-{what}" for area in ("training", "api") for what in ("adapter", "merged", "gguf")}
+MAY_BE_MISSING |= {"labeling:admit-person", "notice"}
 # Pages for everybody who is signed in, whatever the project, and what the others get.
 SIGNED_IN = {
     "home": ("get", 302),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
+from uuid import UUID
 
 from django.db.models import QuerySet
+from django.http import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import generics, status
+from rest_framework.exceptions import NotFound
 from rest_framework.mixins import CreateModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,7 +20,7 @@ from rest_framework.views import APIView
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.api import NewestFirst
 from labeling.models import Project
-from training import demonstrations, services, snapshots
+from training import demonstrations, downloads, services, snapshots
 from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
 from training.recipe import LEARNING_RATES, Recipe
 from training.serializers import (
@@ -155,8 +158,28 @@ class CheckpointList(generics.ListAPIView[Checkpoint]):
 
     def get_queryset(self) -> QuerySet[Checkpoint]:
         project = _project(self.request, self.kwargs["slug"], REVIEWERS)
-        rows: QuerySet[Checkpoint] = services.usable_checkpoints(project).select_related("base", "parent")
+        rows: QuerySet[Checkpoint] = services.known_checkpoints(project).select_related("base", "parent")
         return rows
+
+
+class CheckpointFile(APIView):
+    """A file of a checkpoint, whole or a range of it; its entity tag is its sha256. HEAD tells size and tag alone."""
+
+    @extend_schema(
+        parameters=[OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="A single range of bytes.")],
+        responses={(200, "application/octet-stream"): bytes, (206, "application/octet-stream"): bytes},
+    )
+    def get(self, request: Request, slug: str, uuid: UUID, name: str) -> HttpResponseBase:
+        checkpoint = _checkpoint(_project(request, slug, REVIEWERS), uuid)
+        assert checkpoint is not None
+        try:
+            return downloads.serve(request._request, checkpoint, name)
+        except downloads.NotThere as reason:
+            raise NotFound(str(reason)) from None
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Whatever the client accepts: an archive has one form, and an error is JSON."""
+        return super().perform_content_negotiation(request, force=True)
 
 
 class PromotionList(_CreatedByAdmins, generics.ListCreateAPIView[Promotion]):
@@ -209,5 +232,7 @@ def _run(project: Project, number: int) -> TrainingRun:
 def _checkpoint(project: Project, uuid: Any) -> Checkpoint | None:
     if uuid is None:
         return None
-    found: Checkpoint = get_object_or_404(services.usable_checkpoints(project), uuid=uuid)
+    found: Checkpoint = get_object_or_404(
+        services.known_checkpoints(project).select_related("base", "project"), uuid=uuid
+    )
     return found

@@ -19,6 +19,10 @@ class CheckpointDamaged(Rejected):
     """Files on disk that are no longer what the manifest says."""
 
 
+class CheckpointRemoved(Rejected):
+    """Weights that the retention rule has deleted; the row, the manifest and the card are still there."""
+
+
 class LeaseLost(Exception):
     """Another worker, or nobody, owns the job now: this one must stop and write nothing more."""
 

@@ -93,7 +93,7 @@ def family_tree(project: Project) -> list[Row]:
 def _checkpoints(project: Project) -> Iterable[Checkpoint]:
     """Without the figures, which are long. The oldest first."""
     run = [f"run__{name}" for name in ("number", "project", "sweep", "sweep__number")]
-    rows = services.usable_checkpoints(project).select_related("parent", "base", "run__sweep").order_by("pk")
+    rows = services.known_checkpoints(project).select_related("parent", "base", "run__sweep").order_by("pk")
     found: Iterable[Checkpoint] = rows.only(*_LIGHT, "parent__name", "base__removed_at", *run)
     return found
 

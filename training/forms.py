@@ -8,7 +8,7 @@ from django import forms
 
 from training.exceptions import Rejected
 from training.fixed_times import parse_times
-from training.models import Checkpoint, LoopRule
+from training.models import Checkpoint, HubPush, LoopRule, RetentionRule
 from training.recipe import CHOICES, LABELS, LEARNING_RATES, AnswerDecoding, Decoding, Recipe
 from training.side_by_side import MOST_PROMPT_CHARACTERS, MOST_PROMPTS
 
@@ -308,3 +308,29 @@ class LoopRuleForm(forms.ModelForm):  # type: ignore[type-arg]
             return parse_times(words.replace(",", " ").split())
         except Rejected as error:
             raise forms.ValidationError(str(error)) from error
+
+
+class PushForm(forms.Form):
+    """Where a checkpoint goes on the Hugging Face Hub, and who may see it there."""
+
+    repo_id = forms.CharField(
+        label="Repository", max_length=96, widget=forms.TextInput(attrs={"placeholder": "OWNER/NAME"})
+    )
+    variant = forms.ChoiceField(label="What", choices=HubPush.Variant.choices)
+    visibility = forms.ChoiceField(
+        label="Who may see it",
+        choices=[("private", "Private"), ("public", "Everybody")],
+        help_text="Of a repository that is made now. One that is there already keeps what it is.",
+    )
+
+    def __init__(self, *args: Any, checkpoint: Checkpoint, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not checkpoint.is_adapter:
+            self.fields["variant"].choices = [(HubPush.Variant.MERGED.value, HubPush.Variant.MERGED.label)]  # type: ignore[attr-defined]
+
+
+class RetentionForm(forms.ModelForm):  # type: ignore[type-arg]
+    class Meta:
+        model = RetentionRule
+        fields = ("is_on", "keep_last", "keep_days")
+        labels = {"is_on": "Delete old weights", "keep_last": "Keep the newest", "keep_days": "Keep for days"}

@@ -17,6 +17,7 @@ file                written by  what
 ``responses.jsonl`` engine      one ``ComparedAnswers`` a probe (gates)
 ``result.json``     engine      a ``Result``; written last, by rename
 ``checkpoint/``     engine      weights and tokenizer to publish; only valid beside a successful result
+``model.gguf``      engine      the same in one file (conversion); only valid beside a successful result
 ``trainer/``        engine      private resume state; never leaves the machine
 ``train.log``       web side    stdout and stderr of the engine, bounded
 ==================  ==========  =====================================================================
@@ -226,6 +227,27 @@ class EffectsJob(JsonRecord):
     rows: int = 16  # responses in flight at once
     threads: int = 0
     device: str = "auto"
+
+
+@dataclass(frozen=True)
+class GgufJob(JsonRecord):
+    """Have ``converter`` write the full weights of ``model`` to ``model.gguf``."""
+
+    kind: ClassVar[str] = "convert_gguf"
+    model: ModelRef
+    converter: list[str]  # a command that takes a model directory and --outfile FILE
+    minutes: int = 60  # after which it is ended
+
+
+@dataclass(frozen=True)
+class PushJob(JsonRecord):
+    """Copy a folder to a repository of the Hub. The token for it is in the environment and nowhere else."""
+
+    kind: ClassVar[str] = "push_to_hub"
+    folder: str
+    repo_id: str
+    is_private: bool
+    message: str
 
 
 @dataclass(frozen=True)
@@ -449,7 +471,7 @@ _Job = TypeVar("_Job", bound=JsonRecord)
 
 def write_job(
     run_dir: Path,
-    job: SampleJob | SideBySideJob | TrainJob | CompareJob | MergeJob | ImportJob | EffectsJob,
+    job: SampleJob | SideBySideJob | TrainJob | CompareJob | MergeJob | ImportJob | EffectsJob | GgufJob | PushJob,
 ) -> None:
     write_atomically(run_dir / "job.json", json.dumps({"kind": job.kind} | job.to_dict(), indent=1, ensure_ascii=False))
 

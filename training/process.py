@@ -23,14 +23,15 @@ ALLOWED_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HOME", "SSL_CERT_FILE"),
 )
-# A download from the Hub needs a way out and, for some models, a token. No other engine gets them.
+# The Hub needs a way out and a token, to load some models and to push any. No other engine gets them.
 ONLINE_VARIABLES = (
-    *("HF_TOKEN", "HF_ENDPOINT", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
-    *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_DISABLE_XET", "REQUESTS_CA_BUNDLE"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
 )
 # An inference server that writes pairs may want a key. Only the engine that asks gets that, and no proxy: it is near.
 SERVER_VARIABLES = ("TIEBREAK_SAMPLING_SERVER_KEY",)
 SERVER_MODULE = "sample"
+HUB_MODULE = "push_to_hub"  # always online; an import is only if the model is on the Hub
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 MAX_LOG_BYTES = 4 * 2**20
 CHUNK_BYTES = 2**16
@@ -80,7 +81,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"training.engine.{module}", str(run_dir.path)],
                 cwd=settings.BASE_DIR,
-                env=_environment(read_end, module, online=online),
+                env=_environment(read_end, module, online=online or module == HUB_MODULE),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -9,6 +9,7 @@ from typing import Any
 
 from labeling.models import Project
 from training import store
+from training.exceptions import CheckpointRemoved
 from training.footprint import Shape
 from training.jobspec import ModelRef
 from training.model_card import render_card
@@ -78,10 +79,13 @@ def weights_of(checkpoint: Checkpoint, verified: Verified | None = None) -> Mode
     """Verify the checkpoint's files, and its base's, against their hashes and say where they lie.
 
     ``verified`` has the directories that the caller has had verified already, and is added to: each is read once.
-    Raises ``CheckpointDamaged``.
+    Raises ``CheckpointRemoved`` and ``CheckpointDamaged``.
     """
     verified = {} if verified is None else verified
     base = checkpoint.base
+    for needed in filter(None, (checkpoint, base)):
+        if needed.removed_at is not None:
+            raise _removed(needed)
     if base is None:
         return ModelRef(base_dir=str(_verify(checkpoint, verified)), base_hash=checkpoint.content_hash)
     return ModelRef(
@@ -89,6 +93,25 @@ def weights_of(checkpoint: Checkpoint, verified: Verified | None = None) -> Mode
         base_hash=base.content_hash,
         adapter_dir=str(_verify(checkpoint, verified)),
         adapter_hash=checkpoint.content_hash,
+    )
+
+
+def refuse_removed(*checkpoints: Checkpoint) -> None:
+    """Ask the database once more, in the transaction that makes something need them. Raises ``CheckpointRemoved``.
+
+    The retention rule marks what it removes under the lock of the project. Whoever holds that lock and has asked here
+    is ahead of it: the rule sees what is needed then.
+    """
+    removed = Checkpoint.objects.filter(pk__in=[each.pk for each in checkpoints], removed_at__isnull=False).first()
+    if removed:
+        raise _removed(removed)
+
+
+def _removed(checkpoint: Checkpoint) -> CheckpointRemoved:
+    return CheckpointRemoved(
+        f"The weights of {checkpoint} were deleted by the project's retention rule on "
+        f"{checkpoint.removed_at:%-d %B %Y}, so it can be neither used nor downloaded. Its manifest says what it was "
+        "made of, and from that it can be made again."
     )
 
 

@@ -72,6 +72,7 @@ class CheckpointSerializer(serializers.ModelSerializer[Checkpoint]):
             "parent",
             "details",
             "created_at",
+            "removed_at",
         )
 
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -17,11 +16,10 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
-from training import forecast, gate_pairs, label_effects, reference_choice, registry, store, tallies
+from training import forecast, gate_pairs, label_effects, reference_choice, registry, tallies
 from training.exceptions import Rejected
 from training.models import (
     Checkpoint,
-    CheckpointExport,
     DatasetSnapshot,
     Gate,
     Job,
@@ -66,9 +64,14 @@ def default_reference(project: Project) -> Checkpoint | None:
     return choice.checkpoint if choice else None
 
 
-def usable_checkpoints(project: Project) -> Any:
-    """What the project may train from or promote: its own checkpoints and those that belong to no project."""
+def known_checkpoints(project: Project) -> Any:
+    """What the project's pages show: its own checkpoints and those of no project, also where the files are gone."""
     return Checkpoint.objects.filter(Q(project=project) | Q(project__isnull=True))
+
+
+def usable_checkpoints(project: Project) -> Any:
+    """What the project may train from or promote: those of ``known_checkpoints`` that have their weights."""
+    return known_checkpoints(project).filter(removed_at__isnull=True)
 
 
 def promote_checkpoint(
@@ -92,6 +95,7 @@ def promote_checkpoint(
     registry.weights_of(checkpoint)  # reads every byte, so it comes before the transaction
     with transaction.atomic():
         lock(project)
+        registry.refuse_removed(checkpoint)
         if claim:
             claim()
         if current_policy(project) == checkpoint:
@@ -222,6 +226,7 @@ def request_run(
     try:
         with transaction.atomic():
             lock(project)
+            registry.refuse_removed(reference)
             refuse_second_run(project)
             if rule is not None:
                 _refuse_stale(rule)
@@ -367,6 +372,7 @@ def resume_job(*, job: Job) -> None:
         with transaction.atomic():
             if isinstance(job, TrainingRun) and not job.is_active:
                 lock(job.project)
+                registry.refuse_removed(job.reference)
                 refuse_second_run(job.project, but_of=job.sweep)
             resumed = (
                 type(job)
@@ -389,29 +395,6 @@ def resume_job(*, job: Job) -> None:
         raise Rejected(f"Only what was cancelled or has failed can be resumed, and {job} was not.")
     job.refresh_from_db()
     hint_on_commit(job)
-
-
-def request_export(*, checkpoint: Checkpoint, by: Requester = None) -> CheckpointExport:
-    """Ask for an archive of full weights, once; asking again after a failure tries again."""
-    export, created = CheckpointExport.objects.get_or_create(checkpoint=checkpoint, defaults={"requested_by": by})
-    if created:
-        hint_on_commit(export)
-    elif export.state == Job.State.SUCCEEDED and not store.archive_path(checkpoint.uuid, "merged").exists():
-        export.delete()  # the downloads were lost or cleared; they can be made again
-        return request_export(checkpoint=checkpoint, by=by)
-    elif export.state in (Job.State.FAILED, Job.State.CANCELLED):
-        resume_job(job=export)
-        export.refresh_from_db()
-    return export
-
-
-def adapter_archive(checkpoint: Checkpoint) -> Path:
-    """The archive of an adapter, made again from verified files where it was lost."""
-    path = store.archive_path(checkpoint.uuid, "adapter")
-    if not path.exists():
-        registry.weights_of(checkpoint)
-        store.write_archive(store.checkpoint_dir(checkpoint.uuid), path, checkpoint.name)
-    return path
 
 
 # The loop by itself

@@ -20,6 +20,7 @@ from typing import Any
 
 from django.conf import settings
 
+from training import digests
 from training.exceptions import CheckpointDamaged
 
 MANIFEST = "manifest.json"
@@ -28,6 +29,7 @@ FORMAT = 1
 PUBLISHABLE = (".json", ".safetensors", ".jinja", ".txt", ".model", ".md")
 ZIP_DATE = (2000, 1, 1, 0, 0, 0)  # the same bytes give the same archive, whenever it is made
 CHUNK = 2**20
+VARIANTS = ("adapter", "merged", "gguf")  # of what is kept for download
 HALF_ARCHIVE_PATIENCE_SECONDS = 24 * 3600
 STAGING_PATIENCE_SECONDS = 6 * 3600  # a model that is being imported belongs to no job, and hashing takes a while
 
@@ -52,8 +54,9 @@ def staging_dir(name: str) -> Path:
 
 
 def archive_path(checkpoint_uuid: Any, variant: str) -> Path:
-    """``variant``: ``adapter``, or ``merged`` for full weights."""
-    return Path(settings.DATA_DIR) / "downloads" / f"{checkpoint_uuid}-{variant}.zip"
+    """``variant``: ``adapter``, ``merged`` for full weights, or ``gguf``, which is a single file."""
+    suffix = "gguf" if variant == "gguf" else "zip"
+    return Path(settings.DATA_DIR) / "downloads" / f"{checkpoint_uuid}-{variant}.{suffix}"
 
 
 def free_megabytes() -> int:
@@ -120,11 +123,29 @@ def publish(staging: Path, checkpoint_uuid: Any) -> Path:
     return target
 
 
+def put_back(checkpoint_uuid: Any, source: Path, names: Sequence[str]) -> None:
+    """Move files that were deleted from a checkpoint's directory into it again, each by one rename."""
+    target = checkpoint_dir(checkpoint_uuid)
+    for name in names:
+        staging = target / f".{name}.{uuid.uuid4().hex}"
+        shutil.move(source / name, staging)
+        staging.chmod(0o644)
+        _sync(staging)
+        staging.replace(target / name)
+    _sync(target)
+
+
 def discard(checkpoint_uuid: Any) -> None:
     """Remove a published directory and its archives whose row was never written."""
     shutil.rmtree(checkpoint_dir(checkpoint_uuid), ignore_errors=True)
-    for variant in ("adapter", "merged"):
-        archive_path(checkpoint_uuid, variant).unlink(missing_ok=True)
+    remove_archives(checkpoint_uuid)
+
+
+def remove_archives(checkpoint_uuid: Any) -> None:
+    for variant in VARIANTS:
+        path = archive_path(checkpoint_uuid, variant)
+        path.unlink(missing_ok=True)
+        digests.beside(path).unlink(missing_ok=True)
 
 
 def verify(checkpoint_uuid: Any, expected_hash: str, base_hash: str | None = None) -> Path:
@@ -169,11 +190,28 @@ def write_archive(directory: Path, target: Path, folder: str) -> tuple[str, int]
                 entry.file_size = path.stat().st_size
                 with path.open("rb") as source, archive.open(entry, "w") as sink:
                     shutil.copyfileobj(source, sink, CHUNK)
-        _sync(staging)
-        staging.replace(target)
+        return _publish_archive(staging, target)
     finally:
         staging.unlink(missing_ok=True)
-    return hash_file(target), target.stat().st_size
+
+
+def publish_file(source: Path, target: Path) -> tuple[str, int]:
+    """Move a file that is whole to where it is downloaded from and return its (sha256, size)."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.move(source, staging)
+        return _publish_archive(staging, target)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _publish_archive(staging: Path, target: Path) -> tuple[str, int]:
+    _sync(staging)
+    sha256, status = hash_file(staging), staging.stat()
+    digests.keep(target, sha256, status)
+    staging.replace(target)
+    return sha256, status.st_size
 
 
 def remove_stale_staging(live_names: set[str]) -> int:

@@ -32,6 +32,7 @@ from training.jobspec import (
 from training.models import (
     CheckpointExport,
     Gate,
+    HubPush,
     Job,
     LabelEffects,
     SampleBatch,
@@ -278,10 +279,13 @@ def _disk_hint(job: Job) -> str:
     return f"{store.free_megabytes():,} MB are free. Free some space, then {job.again}. Nothing was lost."
 
 
-JOB_TYPES: tuple[type[TrainingRun | SampleBatch | CheckpointExport | SideBySide | LabelEffects | Gate], ...] = (
+JOB_TYPES: tuple[
+    type[TrainingRun | SampleBatch | CheckpointExport | HubPush | SideBySide | LabelEffects | Gate], ...
+] = (
     TrainingRun,
     SampleBatch,
     CheckpointExport,
+    HubPush,
     SideBySide,
     LabelEffects,
     Gate,

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from labeling.places import sweep_expired
 from training import execution, notices, supervision
-from training.models import CheckpointExport, Gate, Job, LabelEffects, SampleBatch, SideBySide, TrainingRun
+from training.models import CheckpointExport, Gate, HubPush, Job, LabelEffects, SampleBatch, SideBySide, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,12 @@ def run_gate(gate_id: int) -> None:
 
 
 @shared_task
+def run_push(push_id: int) -> None:
+    if push := HubPush.objects.filter(pk=push_id).first():
+        supervision.execute(push, execution.Push)
+
+
+@shared_task
 def sweep_leases() -> None:
     sweep_expired()
 
@@ -105,6 +111,7 @@ TASKS: dict[type[Job], Any] = {
     SideBySide: run_side_by_side,
     LabelEffects: run_label_effects,
     Gate: run_gate,
+    HubPush: run_push,
 }
 
 

@@ -1,6 +1,18 @@
 from django.urls import path
 
-from training.views import checkpoints, gates, loop, my_labels, retraining, runs, side_by_side, sweeps
+from training.downloads import ROUTES
+from training.views import (
+    checkpoints,
+    downloads,
+    gates,
+    loop,
+    my_labels,
+    retention,
+    retraining,
+    runs,
+    side_by_side,
+    sweeps,
+)
 
 app_name = "training"
 
@@ -33,22 +45,8 @@ urlpatterns = [
     path("checkpoints/", checkpoints.checkpoints, name="checkpoints"),
     path("checkpoints/roll-back/", checkpoints.roll_back, name="roll-back"),
     path("checkpoints/<uuid:uuid>/", checkpoints.checkpoint, name="checkpoint"),
-    path("checkpoints/<uuid:uuid>/downloads/", checkpoints.export_status, name="export-status"),
-    path("checkpoints/<uuid:uuid>/prepare/", checkpoints.prepare_merged, name="prepare"),
     path("checkpoints/<uuid:uuid>/promote/", checkpoints.promote, name="promote"),
     path("checkpoints/<uuid:uuid>/gate/", gates.ask_gate, name="ask-gate"),
-    path(
-        "checkpoints/<uuid:uuid>/download/adapter.zip",
-        checkpoints.download,
-        {"variant": "adapter"},
-        name="download-adapter",
-    ),
-    path(
-        "checkpoints/<uuid:uuid>/download/merged.zip",
-        checkpoints.download,
-        {"variant": "merged"},
-        name="download-merged",
-    ),
     # Two policies side by side
     path("compare/", side_by_side.compare, name="compare"),
     path("compare/<int:side_by_side_id>/", side_by_side.side_by_side, name="side-by-side"),
@@ -63,4 +61,16 @@ urlpatterns = [
     path("gates/<int:number>/decide/", gates.decide, name="decide-gate"),
     path("gates/<int:number>/cancel/", gates.cancel, name="cancel-gate"),
     path("gates/<int:number>/start-again/", gates.start_again, name="start-gate-again"),
+    # Taking one away
+    path("checkpoints/<uuid:uuid>/downloads/", downloads.export_status, name="export-status"),
+    path("checkpoints/<uuid:uuid>/prepare/", downloads.prepare, {"variant": "merged"}, name="prepare"),
+    path("checkpoints/<uuid:uuid>/prepare-gguf/", downloads.prepare, {"variant": "gguf"}, name="prepare-gguf"),
+    path("checkpoints/<uuid:uuid>/push/", downloads.push, name="push"),
+    *(
+        path(f"checkpoints/<uuid:uuid>/download/{name}", downloads.download, {"name": name}, name=route)
+        for name, route in ROUTES.items()
+    ),
+    # Old ones
+    path("checkpoints/retention/", retention.retention, name="retention"),
+    path("checkpoints/retention/delete/", retention.delete_now, name="delete-old"),
 ]

@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 
 from tests.training.test_outcome import DETAILS, OLDER
 from tests.training.test_preflight import CONFIG
-from training import services, store, tasks
+from training import exports, services, store, tasks
 from training.command_line import _progress_line
 from training.forms import TrainForm
 from training.jobspec import StepMetrics
@@ -490,7 +490,7 @@ def test_lost_downloads_are_made_again(client, url, project, policy, make_checkp
     response = client.get(url("download-adapter", uuid=adapter.uuid))
     assert response.status_code == 200
     assert b"".join(response.streaming_content)[:2] == b"PK"
-    services.request_export(checkpoint=adapter)
+    exports.request_export(checkpoint=adapter)
     CheckpointExport.objects.update(state=Job.State.SUCCEEDED)
     assert "Prepare merged weights" in client.get(url("checkpoint", uuid=adapter.uuid)).content.decode()
     client.post(url("prepare", uuid=adapter.uuid))

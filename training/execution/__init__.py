@@ -3,8 +3,9 @@
 from training.execution.exports import Export
 from training.execution.gates import Comparing
 from training.execution.label_effects import Effects
+from training.execution.pushes import Push
 from training.execution.runs import PROBES, Training
 from training.execution.sampling import Sampling
 from training.execution.side_by_side import Answering
 
-__all__ = ["PROBES", "Answering", "Comparing", "Effects", "Export", "Sampling", "Training"]
+__all__ = ["PROBES", "Answering", "Comparing", "Effects", "Export", "Push", "Sampling", "Training"]

@@ -3,10 +3,12 @@
 from training.models.answers import LabelEffect, LabelEffects, SideBySide
 from training.models.checkpoints import Checkpoint, CheckpointExport, Promotion
 from training.models.gates import Gate, GatePair, ReleaseRule
+from training.models.hub import HubPush
 from training.models.jobs import Job, new_seed
 from training.models.lineage import Taint
 from training.models.loop import LoopRule
 from training.models.notices import Notice, NoticeSetting
+from training.models.retention import RetentionRule
 from training.models.runs import DatasetSnapshot, TrainingRun
 from training.models.sampling import PairOrigin, SampleBatch, SampleRefusal
 from training.models.sweeps import Sweep
@@ -17,6 +19,7 @@ __all__ = [
     "DatasetSnapshot",
     "Gate",
     "GatePair",
+    "HubPush",
     "Job",
     "LabelEffect",
     "LabelEffects",
@@ -26,6 +29,7 @@ __all__ = [
     "PairOrigin",
     "Promotion",
     "ReleaseRule",
+    "RetentionRule",
     "SampleBatch",
     "SampleRefusal",
     "SideBySide",

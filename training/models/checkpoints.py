@@ -120,13 +120,21 @@ class Promotion(models.Model):
 
 
 class CheckpointExport(Job):
-    """Merged weights of an adapter checkpoint, made on demand and kept for download."""
+    """Full weights of a checkpoint in one file, made on demand and kept for download."""
 
     again = "prepare the weights again"
 
-    checkpoint = models.OneToOneField(Checkpoint, on_delete=models.CASCADE, related_name="merged_export")
+    class Variant(models.TextChoices):
+        MERGED = "merged", "Full weights"
+        GGUF = "gguf", "GGUF"
+
+    checkpoint = models.ForeignKey(Checkpoint, on_delete=models.CASCADE, related_name="exports")
+    variant = models.CharField(max_length=8, choices=Variant.choices, default=Variant.MERGED)
     sha256 = models.CharField(max_length=64, blank=True)
     size_bytes = models.BigIntegerField(default=0)
 
+    class Meta(Job.Meta):
+        constraints = [models.UniqueConstraint(fields=["checkpoint", "variant"], name="export_once_per_variant")]
+
     def __str__(self) -> str:
-        return f"Merged weights of {self.checkpoint}"
+        return f"{self.get_variant_display()} of {self.checkpoint}"

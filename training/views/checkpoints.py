@@ -1,28 +1,26 @@
-"""Checkpoints: the list, each of them, downloads, promotion."""
+"""Checkpoints: the list, each of them, promotion."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import UUID
 
-from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
-from django.http import FileResponse, Http404, HttpResponse, HttpResponseBase
+from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
-from django_htmx.http import HttpResponseStopPolling
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from labeling.models import Project
 from training import reference_choice, services, store
-from training.exceptions import Rejected
 from training.family import family_tree
 from training.forms import PromoteForm
 from training.generations import read_generations
-from training.models import Checkpoint, CheckpointExport, Gate, Promotion, TrainingRun
+from training.models import Checkpoint, Gate, Promotion, TrainingRun
 from training.outcome import read_outcome
 from training.side_by_side import usual_opposite, usual_sides
+from training.views.downloads import downloads_of
 from training.views.frame import checkpoint_or_404, frame, say
 
 ROWS_PER_PAGE = 30
@@ -48,7 +46,7 @@ def checkpoints(request: SignedInRequest, slug: str) -> HttpResponse:
 def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
     checkpoint = checkpoint_or_404(project, uuid)
-    context = frame(request, project) | _export(checkpoint) | _distance(project, checkpoint) | {
+    context = frame(request, project) | downloads_of(request, project, checkpoint) | _distance(project, checkpoint) | {
         "checkpoint": checkpoint,
         "compare_with": usual_opposite(project, checkpoint),
         "run": TrainingRun.objects.filter(checkpoint=checkpoint).select_related("snapshot", "reference").first(),
@@ -66,62 +64,11 @@ def _distance(project: Project, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"kl_first": distance, "kl_first_budget": budget, "kl_first_holds": holds}
 
 
-@require_GET
-@login_required
-def export_status(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
-    """The download part of the checkpoint's page while merged weights are made; ends its own polling."""
-    project = project_or_404(request.user, slug, REVIEWERS)
-    checkpoint = checkpoint_or_404(project, uuid)
-    context = frame(request, project) | _export(checkpoint) | {"checkpoint": checkpoint}
-    response = render(request, "training/checkpoint.html#downloads", context)
-    export = context["export"]
-    return response if export and export.is_active else HttpResponseStopPolling(response.content)
-
-
-def _export(checkpoint: Checkpoint) -> dict[str, Any]:
-    export = CheckpointExport.objects.filter(checkpoint=checkpoint).first()
-    is_gone = export and not export.is_active and not store.archive_path(checkpoint.uuid, "merged").exists()
-    return {
-        "export": None if is_gone and export and not export.error else export,
-        "adapter_size": checkpoint.size_bytes if checkpoint.is_adapter else 0,
-    }
-
-
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         return store.read_manifest(checkpoint.uuid)
     except (OSError, ValueError):
         return {}
-
-
-@require_POST
-@login_required
-def prepare_merged(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
-    project = project_or_404(request.user, slug, REVIEWERS)
-    checkpoint = checkpoint_or_404(project, uuid)
-    say(request, lambda: services.request_export(checkpoint=checkpoint, by=request.user), "")
-    return redirect("training:checkpoint", slug=slug, uuid=uuid)
-
-
-@require_GET
-@login_required
-def download(request: SignedInRequest, slug: str, uuid: UUID, variant: str) -> HttpResponseBase:
-    project = project_or_404(request.user, slug, REVIEWERS)
-    checkpoint = checkpoint_or_404(project, uuid)
-    try:
-        if variant == "adapter" and checkpoint.is_adapter:
-            path = services.adapter_archive(checkpoint)
-        else:
-            path = store.archive_path(checkpoint.uuid, variant)
-        file = path.open("rb")
-    except Rejected as refusal:
-        messages.error(request, str(refusal))
-        return redirect("training:checkpoint", slug=slug, uuid=uuid)
-    except FileNotFoundError:
-        raise Http404("This archive has not been made yet.") from None
-    response = FileResponse(file, as_attachment=True, filename=f"{checkpoint.name}-{variant}.zip")
-    response["Content-Type"] = "application/zip"
-    return response
 
 
 @require_POST

@@ -31,7 +31,7 @@ def run_or_404(project: Project, number: int) -> TrainingRun:
 
 
 def checkpoint_or_404(project: Project, uuid: UUID) -> Checkpoint:
-    rows = services.usable_checkpoints(project).select_related("base", "parent")
+    rows = services.known_checkpoints(project).select_related("base", "parent")
     found: Checkpoint = get_object_or_404(rows, uuid=uuid)
     return found
 
