@@ -249,6 +249,7 @@ CELERY_BEAT_SCHEDULE = {
     "sweep-leases": {"task": "training.tasks.sweep_leases", "schedule": 60.0, "options": {"expires": 60}},
     "reserve-places": {"task": "labeling.tasks.reserve_places", "schedule": 30.0, "options": {"expires": 30}},
     "measure-quality": {"task": "labeling.tasks.measure_quality", "schedule": 60.0, "options": {"expires": 60}},
+    "withdrawals": {"task": "labeling.tasks.finish_withdrawals", "schedule": 30.0, "options": {"expires": 30}},
     "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 

@@ -48,6 +48,14 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
+    def training_pairs(self) -> Path:
+        return self.path / "training_pairs.jsonl"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code.json"
+
+    @property
     def held_out(self) -> Path:
         return self.path / "held_out.jsonl"
 

@@ -154,7 +154,7 @@ def _has_active_batch(project: Project, policy: Checkpoint) -> bool:
 
 
 def _why_no_prompt(project: Project, policy: Checkpoint) -> str:
-    if not project.prompts.exists():
+    if not Prompt.objects.in_use().filter(project=project).exists():
         return "There is no prompt to sample from. Import prompts first."
     return (
         f"{policy} could write no pair for any prompt of the project with these settings; the last batch says why. "
@@ -167,7 +167,7 @@ def _prompts_to_sample(project: Project, policy: Checkpoint, decoding: Decoding,
     refused = SampleRefusal.objects.filter(batch__in=same).values("prompt")
     from_policy = PairOrigin.objects.filter(policy=policy, prompt=OuterRef("pk")).order_by()
     written = Coalesce(Subquery(from_policy.values("prompt").annotate(pairs=Count("pk")).values("pairs")), 0)
-    prompts = Prompt.objects.filter(project=project).exclude(pk__in=refused).order_by(written, "?")
+    prompts = Prompt.objects.in_use().filter(project=project).exclude(pk__in=refused).order_by(written, "?")
     return list(prompts.values_list("pk", flat=True)[:limit])
 
 
@@ -355,6 +355,7 @@ def request_export(*, checkpoint: Checkpoint, by: Requester = None) -> Checkpoin
 def adapter_archive(checkpoint: Checkpoint) -> Path:
     """The archive of an adapter, made again from verified files where it was lost."""
     path = store.archive_path(checkpoint.uuid, "adapter")
+    registry.manifest_of(checkpoint)  # goes along
     if not path.exists():
         registry.weights_of(checkpoint)
         store.write_archive(store.checkpoint_dir(checkpoint.uuid), path, checkpoint.name)

@@ -17,6 +17,7 @@ from django.db.models import Case, JSONField, Max, Q, When
 
 from labeling.models import Preference, Project, Slot
 from labeling.services import freeze_preferences
+from labeling.withdrawals import without_unfinished
 from training import store
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
@@ -33,7 +34,7 @@ def judgements(
     ``reference_hash``: also the tokens of the prompt as sampled, and the log-probabilities of their tokens under the
     policy of this content hash, of the pairs that it wrote itself or that an adapter over it wrote and scored.
     """
-    current = Preference.objects.counted().filter(project=project)
+    current = without_unfinished(project, Preference.objects.counted().filter(project=project))
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
         .select_related("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")

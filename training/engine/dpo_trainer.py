@@ -3,7 +3,8 @@
 TRL builds the adapter, the optimiser and the schedule, and saves and resumes. What a step is, is decided here: which
 pairs (``step_plan``), how they are laid out (``arrangement``), how they are scored (``scoring``), what is made of it
 (``losses``), what is told of it (``step_record``, ``pulls``). Of TRL's private parts these are replaced:
-``_prepare_dataset``, ``_precompute_ref_logps`` and ``_compute_loss``; a contract test holds each to what it is replaced for.
+``_prepare_dataset``, ``_precompute_ref_logps`` and ``_compute_loss``; a contract test holds each to what it is replaced
+for.
 """
 
 from __future__ import annotations

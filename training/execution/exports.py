@@ -58,7 +58,7 @@ class Export(Work[CheckpointExport]):
 def _merged_directory(checkpoint: Checkpoint, run_dir: RunDir) -> Any:
     """Describe the merged weights: the adapter's own manifest, with the files of the full model and no base."""
     files = store.list_files(run_dir.checkpoint)
-    manifest = store.read_manifest(checkpoint.uuid) | {
+    manifest = registry.manifest_of(checkpoint) | {
         "name": f"{checkpoint.name}-merged",
         "base": None,
         "merged_from": checkpoint.content_hash,

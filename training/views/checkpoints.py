@@ -14,8 +14,8 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseStopPolling
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
-from training import services, store
-from training.exceptions import Rejected
+from training import registry, services, store
+from training.exceptions import CheckpointDamaged, Rejected
 from training.forms import PromoteForm
 from training.models import Checkpoint, CheckpointExport, Promotion, TrainingRun
 from training.outcome import read_outcome
@@ -74,8 +74,8 @@ def _export(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
-        return store.read_manifest(checkpoint.uuid)
-    except (OSError, ValueError):
+        return registry.manifest_of(checkpoint)
+    except CheckpointDamaged:
         return {}
 
 
