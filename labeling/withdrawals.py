@@ -53,7 +53,7 @@ def begin(withdrawal: Withdrawal) -> Withdrawal:
     withdrawal.reason = withdrawal.reason.strip()[: Withdrawal.REASON_LENGTH]
     if withdrawal.kind == Kind.PROMPT:
         now = timezone.now()
-        here = Prompt.objects.in_use().filter(pk=withdrawal.prompt_id, project=project)
+        here = Prompt.objects.in_use().filter(pk=withdrawal.prompt_id or 0, project=project)
         if not here.update(withdrawn_at=now):
             raise LabelingError(gettext("That prompt was withdrawn before, or is not of this project."))
     elif not covered(withdrawal).exists():
@@ -120,7 +120,7 @@ def _pairs_left(withdrawal: Withdrawal, most: int) -> list[int]:
     left = Q(pk__in=covered(withdrawal).order_by().values("pair"))
     if withdrawal.kind == Kind.PROMPT:
         held = Slot.objects.filter(pair=OuterRef("pk"), state=Slot.State.LEASED)
-        left |= Q(prompt=withdrawal.prompt_id) & (Q(is_retired=False) | Exists(held))
+        left |= Q(Q(is_retired=False) | Q(Exists(held)), prompt=withdrawal.prompt_id)
     rows = Pair.objects.filter(left, project=withdrawal.project_id).order_by("pk")
     return list(rows.values_list("pk", flat=True)[:most])
 

@@ -85,6 +85,13 @@ PAGES = {
     "training:promote": ("post", ADMIN),
     "training:download-adapter": ("get", REVIEWER),
     "training:download-merged": ("get", REVIEWER),
+    "training:checkpoint-lineage": ("get", REVIEWER),
+    "training:pair-lineage": ("get", REVIEWER),
+    "training:withdrawals": ("get", REVIEWER),
+    "training:withdraw-annotator": ("get", ADMIN),
+    "training:withdraw-prompt": ("get", ADMIN),
+    "training:withdraw-judgement": ("get", ADMIN),
+    "training:rebuild-run": ("post", ADMIN),
 }
 API = {
     "api:project": ("get", ADMIN),
@@ -114,6 +121,9 @@ WRITES = {
     "labeling:settings": ("post", ADMIN),
     "api:project": ("patch", ADMIN),
     "training:train": ("post", ADMIN),
+    "training:withdraw-annotator": ("post", ADMIN),
+    "training:withdraw-prompt": ("post", ADMIN),
+    "training:withdraw-judgement": ("post", ADMIN),
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
@@ -170,6 +180,7 @@ def address(project, policy, label, make_prompt):
     Seat.objects.get_or_create(project=project, annotator=judged.annotator)
     values = {"slug": project.slug, "number": run.number, "pk": batch.pk, "uuid": policy.uuid, "version": 1}
     values |= {"pair_id": judged.pair_id, "preference_id": judged.pk, "user_id": judged.annotator_id}
+    values["prompt_id"] = judged.pair.prompt_id
 
     def address(name: str) -> str:
         if name in ("labeling:edit-item", "labeling:order-item"):
@@ -280,7 +291,7 @@ LISTS = ["training:overview", "training:checkpoints", "labeling:prompts", "label
 LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:history", "labeling:guidelines"]
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
-LISTS += ["api:promotions"]
+LISTS += ["api:promotions", "training:withdrawals"]
 
 
 @pytest.fixture

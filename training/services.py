@@ -188,7 +188,7 @@ def request_run(
     ``rule``: the retrain rule that asks, as it was when it was found to hold. Of two schedulers one is refused.
     """
     recipe.check()
-    _refuse_second_run(project)
+    refuse_second_run(project)
     reference = reference or default_reference(project)
     if reference is None:
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
@@ -216,7 +216,7 @@ def request_run(
             )
             hint_on_commit(run)
     except IntegrityError:
-        _refuse_second_run(project)
+        refuse_second_run(project)
         raise
     return run
 
@@ -227,7 +227,7 @@ def _freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetS
             project=project,
             rule=recipe.label_rule,
             reference_hash=reference.content_hash,
-            check=_refuse_too_little,
+            check=refuse_too_little,
         )
     except OSError as error:
         raise Rejected(
@@ -271,12 +271,12 @@ def _refuse_stale(rule: LoopRule) -> None:
         raise Rejected("The rule was changed, or has just been acted on.")
 
 
-def _refuse_second_run(project: Project) -> None:
+def refuse_second_run(project: Project) -> None:
     if active := TrainingRun.objects.active().filter(project=project).first():
         raise Rejected(f"{active} is still going on. Wait until it is done, or cancel it.")
 
 
-def _refuse_too_little(counts: TripleCounts) -> None:
+def refuse_too_little(counts: TripleCounts) -> None:
     if counts.decided >= MIN_TRAIN_TRIPLES and len(counts.train_prompts) >= MIN_TRAIN_PROMPTS:
         return
     raise Rejected(

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import checkpoints, loop, runs
+from training.views import checkpoints, lineage, loop, runs, withdrawals
 
 app_name = "training"
 
@@ -20,6 +20,7 @@ urlpatterns = [
     path("checkpoints/", checkpoints.checkpoints, name="checkpoints"),
     path("checkpoints/roll-back/", checkpoints.roll_back, name="roll-back"),
     path("checkpoints/<uuid:uuid>/", checkpoints.checkpoint, name="checkpoint"),
+    path("checkpoints/<uuid:uuid>/lineage/", lineage.checkpoint_lineage, name="checkpoint-lineage"),
     path("checkpoints/<uuid:uuid>/downloads/", checkpoints.export_status, name="export-status"),
     path("checkpoints/<uuid:uuid>/prepare/", checkpoints.prepare_merged, name="prepare"),
     path("checkpoints/<uuid:uuid>/promote/", checkpoints.promote, name="promote"),
@@ -35,4 +36,11 @@ urlpatterns = [
         {"variant": "merged"},
         name="download-merged",
     ),
+    # Where labels went, and taking them back
+    path("lineage/pairs/<int:pair_id>/", lineage.pair_lineage, name="pair-lineage"),
+    path("withdrawals/", withdrawals.withdrawn, name="withdrawals"),
+    path("withdrawals/people/<int:user_id>/", withdrawals.annotator, name="withdraw-annotator"),
+    path("withdrawals/prompts/<int:prompt_id>/", withdrawals.prompt, name="withdraw-prompt"),
+    path("withdrawals/judgements/<int:preference_id>/", withdrawals.judgement, name="withdraw-judgement"),
+    path("runs/<int:number>/rebuild/", withdrawals.rebuild, name="rebuild-run"),
 ]

@@ -10,19 +10,13 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.training.tiny_runs import RECIPE, carry_out, tiny_policy
+from tests.training.tiny_runs import DETAILS, RECIPE, EngineHere, begin, carry_out, end, tiny_policy
 from training import provenance, registry, reproducing, services, store
 from training.exceptions import CheckpointDamaged, Rejected
-from training.execution import Training
 from training.jobspec import Result
 from training.models import Checkpoint, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
-
-DETAILS = {
-    "device": "cpu", "device_name": "a CPU", "dtype": "float32", "arithmetic": "cpu float32", "cpu": "AVX2",
-    "threads": 3, "python": "3.11.0", "versions": {"torch": "0.1"}, "memory": {"limit_bytes": 7 * 2**30},
-}  # fmt: skip
 
 
 def _reproduce(*arguments: str, **options) -> str:
@@ -36,15 +30,7 @@ def published(project, policy, label) -> Checkpoint:
     """A checkpoint whose manifest is whole, and whose engine never ran."""
     label(10)
     run = services.request_run(project=project, recipe=Recipe(), seed=5)
-    assert run.claim("worker")
-    work = Training(run, RunDir.of(run.uuid))
-    work.run_dir.make()
-    work.prepare()
-    work.run_dir.checkpoint.mkdir()
-    (work.run_dir.checkpoint / "adapter_model.safetensors").write_bytes(b"adapter")
-    work.publish(Result(ok=True, details=DETAILS))
-    run.refresh_from_db()
-    return run.checkpoint
+    return end(begin(run))
 
 
 def _manifest(checkpoint: Checkpoint) -> Path:
@@ -52,15 +38,15 @@ def _manifest(checkpoint: Checkpoint) -> Path:
 
 
 @pytest.mark.slow
-def test_the_manifest_alone_gives_the_same_bytes(project, tiny_model, data_dir, label, settings):
-    """Of a run that was killed on its way, by a cold cache and by a warm one, each in a process of its own."""
+def test_the_manifest_alone_gives_the_same_bytes(project, tiny_model, data_dir, label, settings, monkeypatch):
+    """Of a run that was stopped on its way: in a fresh process without caches, and with those of the run."""
     settings.CACHE_DIR = data_dir / "cache"
     tiny_policy(project, tiny_model, data_dir)
     label(6)
     label(4, "b")
     label(2, held_out=True)
     run = services.request_run(project=project, recipe=RECIPE)
-    made = carry_out(run, kill_at_step=13)
+    made = carry_out(run, stop_at_step=13)
     assert (RunDir.of(run.uuid).path / "training_pairs.jsonl").exists()
     copy = data_dir / "elsewhere.json"
     shutil.copy(_manifest(made), copy)
@@ -70,6 +56,7 @@ def test_the_manifest_alone_gives_the_same_bytes(project, tiny_model, data_dir, 
     assert f"the same bytes, content hash {made.short_hash}" in cold
     assert json.loads((kept / "result.json").read_text())["details"]["reference_logps"]["forwards"] == 12
     shutil.rmtree(kept)
+    monkeypatch.setattr(reproducing, "EngineProcess", EngineHere)
     warm = _reproduce(made.name, keep=kept, with_caches=True)
     assert "adapter_model.safetensors  published" in warm
     assert "adapter_config.json" in warm
@@ -277,7 +264,7 @@ def test_other_bytes_end_with_a_table_and_status_1(published, engine):
 
 
 def test_the_same_bytes_end_with_status_0(published, engine):
-    engine(Result(ok=True, details=DETAILS), **{"adapter_model.safetensors": "adapter"})
+    engine(Result(ok=True, details=DETAILS), **{"adapter_model.safetensors": f"adapter {published.run.uuid}"})
     assert "the same bytes" in _reproduce(published.name)
 
 

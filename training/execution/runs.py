@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from labeling.models import Prompt
-from training import provenance, registry, store
+from training import provenance, registry, store, taints
 from training.exceptions import JobFailed, LeaseLost, Rejected
 from training.jobspec import (
     PromptLine,
@@ -157,6 +157,7 @@ class Training(Work[TrainingRun]):
                 store.write_archive(store.checkpoint_dir(checkpoint.uuid), archive, checkpoint.name)
             with transaction.atomic():
                 checkpoint.save()
+                taints.mark_published(checkpoint, run)
                 if not run.update_held(checkpoint=checkpoint) or not run.finish(Job.State.SUCCEEDED):
                     raise LeaseLost
         except LeaseLost:

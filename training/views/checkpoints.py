@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseStopPolling
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
-from training import registry, services, store
+from training import lineage, registry, services, store
 from training.exceptions import CheckpointDamaged, Rejected
 from training.forms import PromoteForm
 from training.models import Checkpoint, CheckpointExport, Promotion, TrainingRun
@@ -33,6 +33,7 @@ def checkpoints(request: SignedInRequest, slug: str) -> HttpResponse:
         "page": Paginator(rows, CHECKPOINTS_PER_PAGE).get_page(request.GET.get("page")),
         "promotions": Promotion.objects.filter(project=project).select_related("checkpoint", "promoted_by")[:20],
     }
+    context["tainted"] = lineage.tainted(context["page"])
     return render(request, "training/checkpoints.html", context)
 
 
@@ -46,6 +47,7 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
         "run": TrainingRun.objects.filter(checkpoint=checkpoint).select_related("snapshot", "reference").first(),
         "manifest": _manifest(checkpoint),
         "outcome": read_outcome(checkpoint.details),
+        "taints": lineage.taints_of(checkpoint),
         "promotions": checkpoint.promotions.filter(project=project).select_related("promoted_by"),
     }  # fmt: skip
     return render(request, "training/checkpoint.html", context)
