@@ -84,7 +84,7 @@ class Labeller:
 def labellers(snapshot: DatasetSnapshot) -> list[Labeller]:
     rows = snapshot.preferences.order_by("annotator__username", "guidelines_version")
     grouped = rows.values_list("annotator__username", "annotator", "guidelines_version")
-    counted = grouped.annotate(Count("pk"), Count("pk", filter=Q(withdrawal__isnull=False)))
+    counted = grouped.annotate(judgements=Count("pk"), withdrawn=Count("pk", filter=Q(withdrawal__isnull=False)))
     return [Labeller(*row) for row in counted]
 
 
