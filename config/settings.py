@@ -255,6 +255,7 @@ CELERY_BEAT_SCHEDULE = {
     "measure-quality": {"task": "labeling.tasks.measure_quality", "schedule": 60.0, "options": {"expires": 60}},
     "tell-people": {"task": "training.tasks.tell_people", "schedule": 20.0, "options": {"expires": 20}},
     "clear-old-checkpoints": {"task": "config.tasks.clear_old_checkpoints", "schedule": 24 * 3600.0},
+    "withdrawals": {"task": "labeling.tasks.finish_withdrawals", "schedule": 30.0, "options": {"expires": 30}},
     "forget-ended": {"task": "training.tasks.forget_ended_jobs", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 

@@ -151,7 +151,7 @@ def why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
 def _why_nothing(project: Project, annotator_id: int, now: Any) -> Waiting:
     if project.is_paused:
         return Waiting(gettext("Paused"), gettext("An admin has paused this project. Your judgements are safe."))
-    if not project.prompts.exists():
+    if not Prompt.objects.in_use().filter(project=project).exists():
         return Waiting(gettext("No prompts yet"), gettext("Pairs appear here after an admin has imported prompts."))
     if not project.pairs.exists():
         text = gettext("None has been written for this project's prompts so far. They appear here by themselves.")

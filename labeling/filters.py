@@ -37,7 +37,7 @@ STATES = {
 # What tables and exports show of a judgement itself; of pair and person they show a field or two.
 OWN_FIELDS = (
     *("project", "created_at", "choice", "shown_left", "is_strong", "seconds", "criteria", "reasons", "comment"),
-    *("version", "is_repeat", "guidelines_version"),
+    *("version", "is_repeat", "guidelines_version", "withdrawal"),
 )
 RELATED_FIELDS = ("annotator__username", "pair__gold_choice", "pair__prompt__messages", "rewrite__response__text")
 # These have an index of their own, so that nothing else is read.
@@ -66,6 +66,7 @@ class JudgementFilter(forms.Form):
     conflict = forms.BooleanField(label=_("Others disagree"), required=False)
     gold = forms.BooleanField(label=_("Gold"), required=False)
     repeat = forms.BooleanField(label=_("Second looks"), required=False)
+    withdrawn = forms.BooleanField(label=_("Withdrawn"), required=False)
 
     def __init__(self, project: Project, *given: Any) -> None:
         super().__init__(*given)
@@ -163,8 +164,13 @@ def pairs_search(project: Project, wanted: dict[str, Any], withheld: Collection[
 
 
 def judgements_search(project: Project, wanted: dict[str, Any], withheld: Collection[int] = ()) -> Search[Preference]:
-    """``wanted``: what ``JudgementFilter`` has cleaned. Judgements of the pairs ``withheld`` are left out."""
-    rows = Preference.objects.filter(project=project, is_current=True)
+    """``wanted``: what ``JudgementFilter`` has cleaned. Judgements of the pairs ``withheld`` are left out.
+
+    Of what an admin has withdrawn there is nothing but where it is asked for, and then nothing else.
+    """
+    is_withdrawn = bool(wanted.get("withdrawn"))
+    state = Q(withdrawal__isnull=False, version=F("slot__versions")) if is_withdrawn else Q(is_current=True)
+    rows = Preference.objects.filter(state, project=project)
     if withheld:
         rows = rows.exclude(pair__in=withheld)
     rows = rows.select_related("annotator", "pair__prompt", "rewrite__response").only(*OWN_FIELDS, *RELATED_FIELDS)

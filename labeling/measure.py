@@ -28,7 +28,7 @@ from django.utils import timezone
 from labeling import posterior
 from labeling.agreement import LEAST_PAIRS
 from labeling.judgement_columns import PairColumns, load_all, load_criteria, load_of
-from labeling.models import Adjudication, Pair, Preference, Project, QualityReport, Seat
+from labeling.models import Adjudication, Pair, Preference, Project, QualityReport, Seat, Withdrawal
 from labeling.posterior import Adjudication as Decision
 from labeling.posterior import Fit, Parameters
 from labeling.quality import LEAST_VOTES
@@ -130,7 +130,7 @@ def _newest(project: Project) -> Reach:
 def _is_behind(project: Project, known: Known | None, newest: Reach) -> bool:
     if known is None:
         return newest.preference_id > 0
-    if known.reach != newest:
+    if known.reach != newest or _was_withdrawn_since(project, known):
         return True
     if not known.is_whole and timezone.now() - known.whole_at > PATIENCE:
         return True
@@ -140,8 +140,14 @@ def _is_behind(project: Project, known: Known | None, newest: Reach) -> bool:
 def _asks_for_everything(project: Project, known: Known) -> bool:
     if known.day != timezone.localdate() or timezone.now() - known.whole_at > PATIENCE:
         return True
+    if _was_withdrawn_since(project, known):  # what is known of all the others has been learnt from it as well
+        return True
     new = Preference.objects.filter(project=project, pk__gt=known.whole.preference_id).count()
     return new >= max(LEAST_NEW, NEW_SHARE * known.judgements)
+
+
+def _was_withdrawn_since(project: Project, known: Known) -> bool:
+    return Withdrawal.objects.filter(project=project, finished_at__gt=known.whole_at).exists()
 
 
 # How

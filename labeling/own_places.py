@@ -14,7 +14,7 @@ from django.db.models import Exists, OuterRef
 
 from labeling.claims import against, by_coin, opposite, shown_elsewhere
 from labeling.models import Pair, Preference, Project, Seat, Skip, Slot
-from labeling.places import next_place
+from labeling.places import UNSEEN_SECOND_LOOK, next_place
 from labeling.turns import take_turn
 
 # A second look comes when the first is no longer fresh, and at judgements of not too long ago.
@@ -47,7 +47,7 @@ def forget_unseen(pair_id: int) -> None:
 
 def forget_second_looks(pair_id: int) -> None:
     """Take the second looks at a pair away that nobody has been given."""
-    Slot.objects.filter(pair_id=pair_id, kind=Slot.Kind.REPEAT, state=Slot.State.DONE, lease_number=0).delete()
+    Slot.objects.filter(pair_id=pair_id, **UNSEEN_SECOND_LOOK).delete()
 
 
 def _lacking(seat: Seat, kind: str, percent: float) -> list[int]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from django.db import connection, transaction
-from django.db.models import Case, Exists, Max, OuterRef, Q, QuerySet, Value, When
+from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Value, When
 from django.utils import timezone
 
 from labeling.models import Pair, Preference, Project, Slot
@@ -20,6 +20,8 @@ MAX_COUNTED = 1000
 # An exact number would fall by one at an ordinary pair, by two at a shared one and not at all at one whose answer is
 # known, so people are told no more than these.
 OPEN_STEPS = (1000, 500, 100, 50, 10, 1, 0)
+IS_OVER = ~Q(adjudicated_choice="") | Q(is_retired=True)
+UNSEEN_SECOND_LOOK = {"kind": Slot.Kind.REPEAT, "state": Slot.State.DONE, "lease_number": 0}
 
 
 def open_at_least(project: Project, annotator_id: int) -> int:
@@ -64,16 +66,48 @@ def bring_back(pair_id: int) -> int:
     """Undo ``retire`` and ``close_places``: as many places open as the pair still wants. Returns how many opened."""
     with _of_pair(pair_id) as slots:
         Pair.objects.filter(pk=pair_id).update(is_retired=False)
-        pair = Pair.objects.get(pk=pair_id)
-        planned = [slot for slot in slots if slot.kind == Slot.Kind.PLANNED]
-        # Whoever looks at an answer again still gives it, so it is counted already.
-        coming = sum(
-            slot.state == Slot.State.OPEN or (slot.state == Slot.State.LEASED and not has_answer(slot))
-            for slot in planned
-        )
-        closed = [slot.pk for slot in planned if slot.state == Slot.State.CLOSED]
-        wanted = max(0, pair.judgements_wanted - pair.judgements_count - coming)
-        return Slot.objects.filter(pk__in=closed[:wanted]).update(state=Slot.State.OPEN)
+        return _open_wanted(pair_id, slots)
+
+
+def ask_again(pair_id: int) -> int:
+    """Open a place for each judgement that a pair wants again since some of its own were withdrawn; returns how many.
+
+    Of one that was decided or taken out nobody is asked. A reviewer who was called for a conflict waits for what comes.
+    """
+    with _of_pair(pair_id) as slots:
+        empty = [slot for slot in slots if slot.state == Slot.State.DONE and slot.versions and not has_answer(slot)]
+        for slot in empty:
+            if slot.kind == Slot.Kind.PLANNED:
+                slot.state, slot.annotator = Slot.State.CLOSED, None
+                slot.save(update_fields=["state", "annotator"])
+        if Pair.objects.filter(IS_OVER, pk=pair_id).exists():
+            return 0
+        opened = _open_wanted(pair_id, slots)
+        undecided = Pair.objects.filter(pk=pair_id, review=Pair.Review.CONFLICT)
+        undecided.filter(judgements_count__lt=F("judgements_wanted")).update(review="")
+        return opened
+
+
+def end(pair_id: int) -> None:
+    """Take a pair out for good: as ``retire``, and whoever has it before them is given another one."""
+    with _of_pair(pair_id) as slots:
+        retire(pair_id)
+        for slot in slots:
+            if slot.state == Slot.State.LEASED:
+                give_back(slot)
+
+
+def _open_wanted(pair_id: int, slots: list[Slot]) -> int:
+    """Open as many of a pair's closed places as it still wants judgements."""
+    pair = Pair.objects.get(pk=pair_id)
+    planned = [slot for slot in slots if slot.kind == Slot.Kind.PLANNED]
+    # Whoever looks at an answer again still gives it, so it is counted already.
+    coming = sum(
+        slot.state == Slot.State.OPEN or (slot.state == Slot.State.LEASED and not has_answer(slot)) for slot in planned
+    )
+    closed = [slot.pk for slot in planned if slot.state == Slot.State.CLOSED]
+    wanted = max(0, pair.judgements_wanted - pair.judgements_count - coming)
+    return Slot.objects.filter(pk__in=closed[:wanted]).update(state=Slot.State.OPEN)
 
 
 @contextmanager
@@ -119,8 +153,7 @@ def has_answer(slot: Slot) -> bool:
 
 def _open(slot_ids: Iterable[int]) -> None:
     """What a pair wants is open to everybody again; one that was decided or taken out meanwhile wants nothing."""
-    is_over = ~Q(adjudicated_choice="") | Q(is_retired=True)
-    over = Exists(Pair.objects.filter(is_over, pk=OuterRef("pair_id")))
+    over = Exists(Pair.objects.filter(IS_OVER, pk=OuterRef("pair_id")))
     state = Case(When(over, then=Value(Slot.State.CLOSED)), default=Value(Slot.State.OPEN))
     Slot.objects.filter(pk__in=slot_ids).update(state=state, annotator=None, lease_until=None, is_ahead=False)
 

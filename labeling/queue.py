@@ -19,7 +19,7 @@ from labeling.answers import NOTHING_MORE, Details, check_answer, check_reasons,
 from labeling.claims import by_coin
 from labeling.exceptions import AlreadyAnswered, Frozen, LabelingError, LeaseGone, NothingToUndo
 from labeling.leases import Desk, Lease
-from labeling.models import Pair, Preference, Project, Skip, Slot
+from labeling.models import Pair, Preference, Project, Prompt, Skip, Slot
 from labeling.passed_on import PassedOn, asks_nobody, passed_on_since
 from labeling.places import give_back, next_place
 from labeling.records import Judged, forget_skip, record_preference, record_skip, reinstate, withdraw
@@ -254,6 +254,8 @@ def _read_page(project: Project, token: str, annotator_id: int, *, is_forgettabl
     pair, slot = rows.first(pairs()), rows.first(slots())
     if pair is None or slot is None:
         raise LeaseGone(_gone())
+    if pair.is_retired and not Prompt.objects.in_use().filter(pk=pair.prompt_id).exists():
+        raise LeaseGone(gettext("This pair was withdrawn, so nothing was saved. Reload the page to go on."))
     slot.pair = pair
     return _Page(slot, lease, rows.first(said()))
 
@@ -371,7 +373,7 @@ def _reopen_look(project: Project, annotator_id: int, look: Slot) -> Lease:
     """Lease a second look again that its person skipped; it was made for nobody else."""
     desk = leases.desk_of(project, annotator_id)
     leases.make_room(desk, besides=look)
-    withdrawn = look.preferences.order_by("-pk").first()
+    withdrawn = _unless_for_good(look.preferences.order_by("-pk").first())
     look.passed_on_at = None
     look.lease_number += 1
     leases.take(look, annotator_id, look.shown_left, desk.now, desk.until)
@@ -407,7 +409,12 @@ def _reopen_skipped(project: Project, skipped: Skip) -> Lease:
 def _withdrawn_by(skipped: Skip) -> Preference | None:
     """The judgement that a skip has withdrawn: had there been one since, the skip would be forgotten."""
     mine = Preference.objects.filter(pair_id=skipped.pair_id, annotator_id=skipped.annotator_id, is_repeat=False)
-    return mine.order_by("-pk").first()
+    return _unless_for_good(mine.order_by("-pk").first())
+
+
+def _unless_for_good(withdrawn: Preference | None) -> Preference | None:
+    """What may count again: an admin's withdrawal is nobody's to undo."""
+    return None if withdrawn is None or withdrawn.withdrawal_id else withdrawn
 
 
 def _side_seen(desk: Desk, slots: list[Slot]) -> str:

@@ -98,8 +98,9 @@ def withdraw(project: Project, preference: Preference) -> None:
 
 
 def reinstate(project: Project, preference: Preference) -> None:
-    """Let a withdrawn judgement count again."""
-    Preference.objects.filter(pk=preference.pk).update(is_current=True)
+    """Let a judgement count again that its author had passed on. What was withdrawn for good stays so."""
+    if not Preference.objects.filter(pk=preference.pk, withdrawal=None).update(is_current=True):
+        return
     preference.is_current = True
     rows.execute(COUNT_BY_PERSON, [1, project.pk, preference.annotator_id])
     if not preference.is_repeat:

@@ -8,7 +8,7 @@ from django.utils.translation import gettext
 
 from labeling import own_places, places
 from labeling.exceptions import Frozen, LabelingError
-from labeling.models import Adjudication, Choice, Pair, Preference, SentBack
+from labeling.models import Adjudication, Choice, Pair, Preference, Prompt, SentBack
 from labeling.records import call_reviewer_again
 from labeling.templatetags.formatting import count
 
@@ -33,6 +33,8 @@ def adjudicate(*, pair: Pair, reviewer: User, verdict: str, note: str = "") -> A
     locked = Pair.objects.select_for_update(no_key=True).get(pk=pair.pk)
     if locked.is_retired and verdict in Choice.values:
         raise LabelingError(gettext("This pair was taken out. Bring it back first, then decide."))
+    if not Prompt.objects.in_use().filter(pk=locked.prompt_id).exists():
+        raise LabelingError(gettext("The prompt of this pair was withdrawn, so nothing is decided of it any more."))
     is_taken_back = verdict == Verdict.LEAVE and (bool(locked.adjudicated_choice) or locked.is_retired)
     if verdict in Choice.values:
         locked.adjudicated_choice = verdict

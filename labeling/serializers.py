@@ -59,8 +59,8 @@ class PromptSerializer(serializers.ModelSerializer[Prompt]):
 
     class Meta:
         model = Prompt
-        fields = ("id", "messages", "content_hash", "is_held_out", "created_at")
-        read_only_fields = ("content_hash", "is_held_out")
+        fields = ("id", "messages", "content_hash", "is_held_out", "withdrawn_at", "created_at")
+        read_only_fields = ("content_hash", "is_held_out", "withdrawn_at")
 
 
 class NewPromptsSerializer(serializers.Serializer[Any]):

@@ -102,6 +102,9 @@ def add_pair(*, prompt: Prompt, responses: tuple[NewResponse, NewResponse], prio
         )
         for new in responses
     )
+    # Locked, so that a prompt that is withdrawn at this moment takes the pair along, or is given none.
+    if Prompt.objects.in_use().select_for_update(no_key=True).filter(pk=prompt.pk).first() is None:
+        raise LabelingError(gettext("The prompt was withdrawn, so it is given no pair."))
     project = prompt.project
     is_calibration = _falls(project.calibration_percent)
     wanted = max(project.judgements_per_pair, CALIBRATION_JUDGEMENTS if is_calibration else 1)

@@ -11,6 +11,13 @@ def reserve_places() -> None:
 
 
 @shared_task
+def finish_withdrawals() -> None:
+    from labeling.withdrawals import carry_out_unfinished
+
+    carry_out_unfinished()
+
+
+@shared_task
 def measure_quality() -> None:
     from labeling.measure import measure_all  # with numpy, which no other process needs
 

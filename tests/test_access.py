@@ -116,6 +116,13 @@ PAGES = {
     "training:download-card": ("get", REVIEWER),
     "training:retention": ("get", REVIEWER),
     "training:delete-old": ("post", ADMIN),
+    "training:checkpoint-lineage": ("get", REVIEWER),
+    "training:pair-lineage": ("get", REVIEWER),
+    "training:withdrawals": ("get", REVIEWER),
+    "training:withdraw-annotator": ("get", ADMIN),
+    "training:withdraw-prompt": ("get", ADMIN),
+    "training:withdraw-judgement": ("get", ADMIN),
+    "training:rebuild-run": ("post", ADMIN),
 }
 API = {
     "api:project": ("get", ADMIN),
@@ -161,6 +168,9 @@ WRITES = {
     "training:compare": ("post", REVIEWER),
     "training:new-sweep": ("post", ADMIN),
     "training:retention": ("post", ADMIN),
+    "training:withdraw-annotator": ("post", ADMIN),
+    "training:withdraw-prompt": ("post", ADMIN),
+    "training:withdraw-judgement": ("post", ADMIN),
     "api:prompts": ("post", ADMIN),
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
@@ -231,6 +241,7 @@ def address(project, policy, label, make_prompt):
     asked = SideBySide.objects.create(project=project, left=policy, right=policy, prompts=[], decoding={})
     values |= {"side_by_side_id": asked.pk}
     values |= {"pair_id": judged.pair_id, "preference_id": judged.pk, "user_id": judged.annotator_id}
+    values["prompt_id"] = judged.pair.prompt_id
 
     def address(name: str) -> str:
         if name in ("labeling:edit-item", "labeling:order-item"):
@@ -359,6 +370,7 @@ LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
 LISTS += ["api:promotions", "api:sweeps", "api:retraining", "training:compare", "training:retraining-status"]
+LISTS += ["api:promotions", "training:withdrawals"]
 
 
 @pytest.fixture

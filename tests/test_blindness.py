@@ -357,6 +357,7 @@ def _values(planted) -> dict[str, list[object]]:
         "version": [1, 2],
         "pair_id": pairs,
         "preference_id": list(newest),
+        "prompt_id": [planted.own.pair.prompt_id],
         "user_id": people,
         "object_id": [planted.policy.pk],
         "id": [planted.policy.pk],

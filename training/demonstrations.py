@@ -12,6 +12,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from labeling.models import Preference, Project
+from labeling.withdrawals import without_unfinished
 from training.jobspec import Message, Split
 from training.snapshots import CHUNK, write_lines
 from training.triples import AS_JSON
@@ -65,7 +66,8 @@ def write(*, project: Project, path: Path) -> dict[str, int]:
 
 
 def _rewritten(project: Project) -> QuerySet[Preference]:
-    counted = Preference.objects.counted().filter(project=project, rewrite__isnull=False)
+    rewritten = Preference.objects.counted().filter(project=project, rewrite__isnull=False)
+    counted = without_unfinished(project, rewritten)
     return counted.select_related("rewrite__response", "pair__prompt").order_by("pk")
 
 

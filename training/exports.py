@@ -61,6 +61,7 @@ def _hold(checkpoint: Checkpoint) -> None:
 def adapter_archive(checkpoint: Checkpoint) -> Path:
     """The archive of an adapter, made again from verified files where it was lost."""
     path = store.archive_path(checkpoint.uuid, "adapter")
+    registry.manifest_of(checkpoint)  # goes along
     if not path.exists():
         registry.weights_of(checkpoint)
         store.write_archive(store.checkpoint_dir(checkpoint.uuid), path, checkpoint.name)

@@ -21,6 +21,8 @@ file                written by  what
 ``trainer/``        engine      private resume state; never leaves the machine
 ``train.log``       web side    stdout and stderr of the engine, bounded
 ==================  ==========  =====================================================================
+
+and, of a training run, ``training_pairs.jsonl``: the engine writes one ``TrainedPair`` a triple that was trained on.
 """
 
 from __future__ import annotations
@@ -163,6 +165,7 @@ class TrainJob(JsonRecord):
     sharding: Literal["ddp", "fsdp"] = "ddp"
     threads: int = 0
     device: str = "auto"
+    memory_bytes: int = 0  # what micro-batches are planned for; 0: what this machine has
 
 
 @dataclass(frozen=True)
@@ -453,6 +456,22 @@ class PairScore(JsonRecord):
     policy_rejected: float
     chosen_tokens: int
     rejected_tokens: int
+
+
+@dataclass(frozen=True)
+class TrainedPair(JsonRecord):
+    """How hard the loss pulled at one training triple, summed over its visits, and its margin at the last of them.
+
+    ``line``: of ``dataset.jsonl``, counted from 1. The unit of ``pull`` is that of the loss a nat of log pi; what it
+    says and what it does not is written in ``engine/pulls.py``. ``margin``: the implicit reward of the chosen response
+    less that of the rejected one, before the step of the last visit.
+    """
+
+    line: int
+    pair_id: str
+    visits: int
+    pull: float
+    margin: float
 
 
 @dataclass(frozen=True)

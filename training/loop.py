@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from django.db.models import Q
 from django.utils import timezone
 
-from labeling.models import Project, Slot
+from labeling.models import Project, Prompt, Slot
 from training import gates, retraining
 from training.exceptions import Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
@@ -43,7 +43,9 @@ def evaluate_rules() -> None:
 def refill(rule: LoopRule) -> SampleBatch | None:
     """Ask for pairs when fewer are open than the rule wants."""
     project = rule.project
-    if not rule.open_pairs_wanted or current_policy(project) is None or not project.prompts.exists():
+    if not rule.open_pairs_wanted or current_policy(project) is None:
+        return None
+    if not Prompt.objects.in_use().filter(project=project).exists():
         return None
     newest = SampleBatch.objects.filter(project=project).first()
     if newest and (newest.is_active or _stopped_lately(newest)):

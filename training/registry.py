@@ -9,7 +9,7 @@ from typing import Any
 
 from labeling.models import Project
 from training import store
-from training.exceptions import CheckpointRemoved
+from training.exceptions import CheckpointDamaged, CheckpointRemoved
 from training.footprint import Shape
 from training.jobspec import ModelRef
 from training.model_card import render_card
@@ -53,6 +53,7 @@ def register(
     )
     manifest = _manifest(checkpoint, files, lineage or {})
     store.write_manifest(staging, manifest, render_card(manifest))
+    checkpoint.manifest_sha256 = store.hash_file(staging / store.MANIFEST)
     store.publish(staging, checkpoint.uuid)
     return checkpoint
 
@@ -70,6 +71,17 @@ def _manifest(checkpoint: Checkpoint, files: list[store.StoredFile], lineage: di
         "licence": checkpoint.licence,
         "figures": checkpoint.details,
     } | lineage
+
+
+def manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was published with it. Raises ``CheckpointDamaged`` where the file is another, or cannot be read."""
+    try:
+        return store.read_manifest(checkpoint.uuid, checkpoint.manifest_sha256)
+    except (OSError, ValueError) as error:
+        raise CheckpointDamaged(
+            f"The manifest of {checkpoint} ({checkpoint.short_hash}) cannot be read: {error}. Restore its directory "
+            "from a backup."
+        ) from error
 
 
 Verified = dict[uuid.UUID, Path]

@@ -52,6 +52,14 @@ class RunDir:
         return self.path / "answers.json"
 
     @property
+    def training_pairs(self) -> Path:
+        return self.path / "training_pairs.jsonl"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code.json"
+
+    @property
     def held_out(self) -> Path:
         return self.path / "held_out.jsonl"
 

@@ -181,7 +181,7 @@ def _has_active_batch(project: Project, policy: Checkpoint) -> bool:
 
 
 def _why_no_prompt(project: Project, policy: Checkpoint) -> str:
-    if not project.prompts.exists():
+    if not Prompt.objects.in_use().filter(project=project).exists():
         return "There is no prompt to sample from. Import prompts first."
     return (
         f"{policy} could write no pair for any prompt of the project with these settings; the last batch says why. "
@@ -194,7 +194,7 @@ def _prompts_to_sample(project: Project, policy: Checkpoint, decoding: Decoding,
     refused = SampleRefusal.objects.filter(batch__in=same).values("prompt")
     from_policy = PairOrigin.objects.filter(policy=policy, prompt=OuterRef("pk")).order_by()
     written = Coalesce(Subquery(from_policy.values("prompt").annotate(pairs=Count("pk")).values("pairs")), 0)
-    prompts = Prompt.objects.filter(project=project).exclude(pk__in=refused).order_by(written, "?")
+    prompts = Prompt.objects.in_use().filter(project=project).exclude(pk__in=refused).order_by(written, "?")
     return list(prompts.values_list("pk", flat=True)[:limit])
 
 
@@ -267,7 +267,7 @@ def freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSn
             project=project,
             rule=recipe.label_rule,
             reference_hash=reference.content_hash,
-            check=_refuse_too_little,
+            check=refuse_too_little,
         )
     except OSError as error:
         raise Rejected(
@@ -331,7 +331,7 @@ def move_watermark(snapshot: DatasetSnapshot, fixed_time: datetime | None = None
     )
 
 
-def _refuse_too_little(counts: TripleCounts) -> None:
+def refuse_too_little(counts: TripleCounts) -> None:
     if counts.decided >= MIN_TRAIN_TRIPLES and len(counts.train_prompts) >= MIN_TRAIN_PROMPTS:
         return
     raise Rejected(

@@ -15,9 +15,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, JSONField, Max, Q, When
 
-from labeling.models import Preference, Project, Slot
+from labeling.models import Preference, Project, Slot, Withdrawal
 from labeling.services import freeze_preferences
+from labeling.withdrawals import without_unfinished
 from training import store
+from training.exceptions import Rejected
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
 from training.triples import AS_JSON, Judgement, LabelRule, TripleCounts, as_line, derive_triples, without_engine_fields
@@ -33,7 +35,7 @@ def judgements(
     ``reference_hash``: also the tokens of the prompt as sampled, and the log-probabilities of their tokens under the
     policy of this content hash, of the pairs that it wrote itself or that an adapter over it wrote and scored.
     """
-    current = Preference.objects.counted().filter(project=project)
+    current = without_unfinished(project, Preference.objects.counted().filter(project=project))
     rows = (
         (current if pair_ids is None else current.filter(pair_id__in=pair_ids))
         .select_related("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")
@@ -149,17 +151,37 @@ def freeze_snapshot(
     before that, so that a run that is refused takes nobody's second thoughts away.
     """
     newest = Preference.objects.filter(project=project).aggregate(newest=Max("pk"))["newest"] or 0
-    draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
     counts = TripleCounts()
-    write_lines(draft, map(as_line, derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)))
+    triples = derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)
+    return freeze_lines(project=project, lines=map(as_line, triples), counts=counts, newest=newest, check=check), counts
+
+
+def freeze_lines(
+    *,
+    project: Project,
+    lines: Iterable[str],
+    counts: TripleCounts,
+    newest: int,
+    check: Callable[[TripleCounts], None] | None = None,
+) -> DatasetSnapshot:
+    """Freeze triples as they are written, one a line. ``counts`` are complete when the last of ``lines`` is read.
+
+    ``newest``: the newest preference that was looked at. ``Rejected`` where labels were withdrawn meanwhile.
+    """
+    withdrawals = Withdrawal.objects.filter(project=project)
+    known = withdrawals.count()
+    draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
+    write_lines(draft, lines)
     try:
         if check:
             check(counts)
+        if withdrawals.count() != known:
+            raise Rejected("Labels were withdrawn while the snapshot was written. Ask for the run again.")
         sha256 = store.hash_file(draft)
         draft.replace(store.snapshot_path(sha256))
     finally:
         draft.unlink(missing_ok=True)
-    return _record(project, sha256, counts, newest), counts
+    return _record(project, sha256, counts, newest)
 
 
 @transaction.atomic

@@ -109,8 +109,16 @@ def write_manifest(directory: Path, manifest: dict[str, Any], card: str) -> None
     _sync(directory)
 
 
-def read_manifest(checkpoint_uuid: Any) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((checkpoint_dir(checkpoint_uuid) / MANIFEST).read_text(encoding="utf-8"))
+def read_manifest(checkpoint_uuid: Any, expected_sha256: str = "") -> dict[str, Any]:
+    """``expected_sha256``: what it was when it was published, where that is known. Raises ``CheckpointDamaged``."""
+    path = checkpoint_dir(checkpoint_uuid) / MANIFEST
+    content = path.read_bytes()
+    if expected_sha256 and hashlib.sha256(content).hexdigest() != expected_sha256:
+        raise CheckpointDamaged(
+            f"{MANIFEST} of checkpoint {checkpoint_uuid} was changed on disk, so nothing that it says is believed. "
+            "Restore its directory from a backup."
+        )
+    manifest: dict[str, Any] = json.loads(content)
     return manifest
 
 

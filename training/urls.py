@@ -5,6 +5,7 @@ from training.views import (
     checkpoints,
     downloads,
     gates,
+    lineage,
     loop,
     my_labels,
     retention,
@@ -12,6 +13,7 @@ from training.views import (
     runs,
     side_by_side,
     sweeps,
+    withdrawals,
 )
 
 app_name = "training"
@@ -45,6 +47,7 @@ urlpatterns = [
     path("checkpoints/", checkpoints.checkpoints, name="checkpoints"),
     path("checkpoints/roll-back/", checkpoints.roll_back, name="roll-back"),
     path("checkpoints/<uuid:uuid>/", checkpoints.checkpoint, name="checkpoint"),
+    path("checkpoints/<uuid:uuid>/lineage/", lineage.checkpoint_lineage, name="checkpoint-lineage"),
     path("checkpoints/<uuid:uuid>/promote/", checkpoints.promote, name="promote"),
     path("checkpoints/<uuid:uuid>/gate/", gates.ask_gate, name="ask-gate"),
     # Two policies side by side
@@ -73,4 +76,11 @@ urlpatterns = [
     # Old ones
     path("checkpoints/retention/", retention.retention, name="retention"),
     path("checkpoints/retention/delete/", retention.delete_now, name="delete-old"),
+    # Where labels went, and taking them back
+    path("lineage/pairs/<int:pair_id>/", lineage.pair_lineage, name="pair-lineage"),
+    path("withdrawals/", withdrawals.withdrawn, name="withdrawals"),
+    path("withdrawals/people/<int:user_id>/", withdrawals.annotator, name="withdraw-annotator"),
+    path("withdrawals/prompts/<int:prompt_id>/", withdrawals.prompt, name="withdraw-prompt"),
+    path("withdrawals/judgements/<int:preference_id>/", withdrawals.judgement, name="withdraw-judgement"),
+    path("runs/<int:number>/rebuild/", withdrawals.rebuild, name="rebuild-run"),
 ]

@@ -17,6 +17,12 @@ def new_random_key() -> float:
     return random.random()  # noqa: S311  (an order, not a secret)
 
 
+class PromptQuerySet(models.QuerySet["Prompt"]):
+    def in_use(self) -> Self:
+        """Those that people and policies may be asked about: not withdrawn."""
+        return self.filter(withdrawn_at__isnull=True)
+
+
 class Prompt(models.Model):
     """x: a chat that ends with the user's turn. Never changes; the hash of its normalised form decides its split."""
 
@@ -28,6 +34,8 @@ class Prompt(models.Model):
         null=True, blank=True, editable=False, help_text="Since when nobody is asked about it, and no policy either."
     )
     created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = PromptQuerySet.as_manager()
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["project", "content_hash"], name="prompt_once_per_project")]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Withdrawal(models.Model):
     """Who took what back, when and why. The judgements stay as rows, point here, and count nowhere. Append-only."""
 
+    REASON_LENGTH = 500
+
     class Kind(models.TextChoices):
         ANNOTATOR = "annotator", "All of one annotator's judgements"
         PROMPT = "prompt", "A prompt, with everything judged on it"
@@ -33,10 +35,11 @@ class Withdrawal(models.Model):
     preference: models.ForeignKey[Preference | None, Preference | None] = models.ForeignKey(
         "labeling.Preference", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
-    reason = models.CharField(max_length=500, blank=True)
+    reason = models.CharField(max_length=REASON_LENGTH, blank=True)
     judgements = models.PositiveIntegerField(default=0, help_text="How many judgements it took out.")
     by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True, blank=True, help_text="When the last judgement was taken out.")
 
     class Meta:
         ordering = ["-pk"]

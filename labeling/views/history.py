@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.db.models import F, Q
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
@@ -33,7 +34,9 @@ def history(request: SignedInRequest, slug: str) -> HttpResponse:
 
 
 def _own(request: SignedInRequest, project: Project) -> Any:
-    mine = Preference.objects.filter(project=project, annotator=request.user, is_current=True)
+    """What counts, and what an admin has withdrawn: its author is told so. Of each its newest version."""
+    newest = Q(is_current=True) | Q(withdrawal__isnull=False, version=F("slot__versions"))
+    mine = Preference.objects.filter(newest, project=project, annotator=request.user)
     shown = ("pair__prompt", "pair__response_a", "pair__response_b", "rewrite__response")
     return mine.select_related(*shown).order_by("-created_at", "-pk")
 

@@ -44,6 +44,8 @@ class Compute:
         return {
             "device": self.device.type,
             "device_name": name,
+            "arithmetic": self.name,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),

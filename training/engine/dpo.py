@@ -46,6 +46,7 @@ from training.engine.guards import TrainingGuard
 from training.engine.journal import MetricsJournal, say
 from training.engine.losses import LossSettings
 from training.engine.preference_data import TokenTriple, read_preferences
+from training.engine.pulls import PullRecord
 from training.engine.reference import Start
 from training.engine.reference_logps import Pair, ReferenceLogps
 from training.engine.scoring import Scorer
@@ -78,7 +79,9 @@ def train_in(setting: Setting) -> dict[str, Any]:
     before = comparison.before(setting) if ranks.is_first() else {}
     process.give_back_freed_memory()  # of the phases before, which the heap keeps otherwise
     trainer, recorder = build_trainer(setting, values[: len(data.train)])
-    recorder.go_on_from(setting.metrics.rewind(resume.step_of(state) if state else 0))
+    done = resume.step_of(state) if state else 0
+    recorder.go_on_from(setting.metrics.rewind(done))
+    trainer.course.pulls.rewind(done)
     setting.metrics.phase("training", memory=setting.plan.describe())
     with process.stop.deferred():
         dpo_trainer.run(trainer, state)
@@ -89,6 +92,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
     if not ranks.is_first():
         return {}
 
+    trainer.course.pulls.tell(data.train)
     scores = score_held_out(setting, policy, values[len(data.train) :])
     held_out = evaluation.summarise(scores, job.beta, train_lengths(data.train))
     on_policy = comparison.after(setting, policy, before)
@@ -195,10 +199,11 @@ def over_all_processes(counts: reference_logps.Counts) -> reference_logps.Counts
 def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer, StepRecorder]:
     job, train = setting.job, setting.data.train
     plan = step_plan.plan_steps(len(train), job.pairs_per_step, job.epochs, job.seed, compute_module.processes())
-    examples = [Example(triple, pair) for triple, pair in zip(train, values, strict=True)]
+    examples = [Example(*row, place) for place, row in enumerate(zip(train, values, strict=True))]
     guard = TrainingGuard.of(setting.compute.dtype, job.loss)
     room = memory.remembered_room(setting.run_dir / "trainer") or setting.plan.room
-    course = Course(examples, plan, setting.scorer, LossSettings.of(job), room, guard)
+    pulls = PullRecord(setting.run_dir)
+    course = Course(examples, plan, setting.scorer, LossSettings.of(job), room, guard, pulls)
     an_epoch = step_plan.plan_steps(len(train), job.pairs_per_step, 1.0, job.seed, compute_module.processes())
     recorder = StepRecorder(setting.metrics, guard, steps_per_epoch=len(an_epoch))
     trainer = PairTrainer(
@@ -213,7 +218,7 @@ def build_trainer(setting: Setting, values: Sequence[Pair]) -> tuple[PairTrainer
             checkpointing=room.checkpointing,
         ),
         processing_class=setting.tokenizer,
-        callbacks=[recorder],
+        callbacks=[pulls, recorder],  # in this order: a state is sealed when what belongs to it is on the disk
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
     make_lean(trainer, setting)

@@ -2,8 +2,9 @@
 
 TRL builds the adapter, the optimiser and the schedule, and saves and resumes. What a step is, is decided here: which
 pairs (``step_plan``), how they are laid out (``arrangement``), how they are scored (``scoring``), what is made of it
-(``losses``), what is told of it (``step_record``). Of TRL's private parts these are replaced: ``_prepare_dataset``,
-``_precompute_ref_logps`` and ``_compute_loss``; a contract test holds each to what it is replaced for.
+(``losses``), what is told of it (``step_record``, ``pulls``). Of TRL's private parts these are replaced:
+``_prepare_dataset``, ``_precompute_ref_logps`` and ``_compute_loss``; a contract test holds each to what it is replaced
+for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from training.engine.journal import say
 from training.engine.losses import LossSettings, PairLogps, disagreement, pair_losses
 from training.engine.memory import Room
 from training.engine.preference_data import TokenTriple
+from training.engine.pulls import PullRecord
 from training.engine.reference_logps import Pair
 from training.engine.scoring import Scorer
 from training.engine.step_record import Means, StepTotals, state_dir
@@ -46,6 +48,7 @@ class Example:
 
     triple: TokenTriple
     reference: Pair
+    place: int = 0  # among the training pairs
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Course:
     loss: LossSettings
     room: Room
     guard: TrainingGuard
+    pulls: PullRecord
 
 
 class PairTrainer(DPOTrainer):
@@ -143,6 +147,7 @@ class PairTrainer(DPOTrainer):
 
     def whole_step(self, model: torch.nn.Module, places: list[int]) -> torch.Tensor:
         self.totals = StepTotals()
+        self.course.pulls.begin_step()
         shared = ranks.share(places)  # at least one pair: ``plan_steps`` makes no step of fewer pairs than processes
         batches = self.micro_batches([self.course.examples[place] for place in shared])
         silent = fillers(batches) if self.is_fsdp_enabled else []
@@ -193,6 +198,8 @@ class PairTrainer(DPOTrainer):
             self.course.guard.check_reference(*disagreement(logps))
         if not inputs.silent:
             self.totals.add(logps, self.course.loss, [example.triple.is_tie for example in inputs.examples])
+            places = [example.place for example in inputs.examples]
+            self.course.pulls.add(places, logps, (weight, noise), self.course.loss)
         return total * (self.accelerator.num_processes / inputs.pairs_in_step)
 
     def beside_reference(self, inputs: MicroBatch, values: torch.Tensor) -> PairLogps:
@@ -206,6 +213,7 @@ class PairTrainer(DPOTrainer):
 
     def note_step(self) -> None:
         """Means over the pairs of all processes, for the line that this step is logged with."""
+        self.course.pulls.end_step()
         self.totals.stops = float(process.stop.requested)
         summed = self.accelerator.reduce(self.totals.tensor(self.accelerator.device), reduction="sum")
         totals = StepTotals(*summed.tolist())
@@ -253,6 +261,7 @@ def run(trainer: PairTrainer, state: Path | None) -> None:
         trainer.model.zero_grad(set_to_none=True)
         if trainer.state.global_step > 0 and not resume.is_whole(state_dir(trainer.args, trainer.state)):
             trainer._save_checkpoint(trainer.model, trial=None)
+            trainer.course.pulls.sync()
             resume.seal(state_dir(trainer.args, trainer.state))
 
 

@@ -64,6 +64,7 @@ class Plan:
         return {
             "estimate_mb": self.expected.total // 2**20,
             "limit_mb": self.limit // 2**20,
+            "limit_bytes": self.limit,
             "micro_batch": self.room.pairs,
             **vars(self.room),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -92,7 +93,7 @@ def plan(
         ),
         "shared_by": processes() if job.sharding == "fsdp" else 1,
     }
-    limit = memory_of(compute)
+    limit = job.memory_bytes or memory_of(compute)
     planned = footprint.plan(
         shape,
         **fixed,

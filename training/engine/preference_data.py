@@ -43,6 +43,7 @@ class TokenTriple:
     rejected_logps: tuple[float, ...] = ()
     cut: bool = False  # whether a response did not fit
     beyond: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    line: int = 0  # of ``dataset.jsonl``, counted from 1
 
     @property
     def is_tie(self) -> bool:
@@ -91,12 +92,12 @@ def read_preferences(
     lines = read_lines(path, TripleLine)
     check_labels(lines)
     turn_end = int(tokenizer.eos_token_id) if turn_end is None else turn_end
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         triple = tokenize(line, tokenizer, turn_end, (max_length, read_length or max_length), reference_hash)
         if reason := triple if isinstance(triple, str) else problem(triple):
             data.left_out.append(LeftOut(line.pair_id, line.split, reason))
         elif not isinstance(triple, str):
-            (data.train if line.split == "train" else data.held_out).append(triple)
+            (data.train if line.split == "train" else data.held_out).append(replace(triple, line=number))
             if was_retokenised(line, triple):
                 data.retokenised.append(line.pair_id)
     if to_train and not data.train:

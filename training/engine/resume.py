@@ -74,6 +74,8 @@ def job_identity(run_dir: Path, arithmetic: str) -> str:
     job = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
     for private in ("threads", "cache_dir", "cache_mb", "base_name", "first", "first_is_reference", "kl_first_budget"):
         job.pop(private, None)
+    if not job.get("memory_bytes"):  # jobs of earlier versions do not have it
+        job.pop("memory_bytes", None)
     for place in ("base_dir", "adapter_dir"):
         job.get("reference", {}).pop(place, None)
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())

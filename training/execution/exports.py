@@ -72,7 +72,7 @@ def converter_command(setting: str) -> list[str]:
 def _merged_directory(checkpoint: Checkpoint, run_dir: RunDir) -> Path:
     """Describe the merged weights: the adapter's own manifest, with the files of the full model and no base."""
     files = store.list_files(run_dir.checkpoint)
-    manifest = store.read_manifest(checkpoint.uuid)
+    manifest = registry.manifest_of(checkpoint)
     manifest |= {
         "name": f"{checkpoint.name}-merged",
         "base": None,

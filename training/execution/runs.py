@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from labeling.models import Prompt
-from training import reference_choice, registry, store
+from training import provenance, reference_choice, registry, store, taints
 from training.exceptions import JobFailed, LeaseLost, Rejected
 from training.jobspec import (
     PromptLine,
@@ -61,6 +61,7 @@ class Training(Work[TrainingRun]):
         shutil.copyfile(snapshot, self.run_dir.dataset)
         self._write_probes()
         write_job(self.run_dir.path, self._job())
+        provenance.note_code(self.run_dir)
         return True
 
     def _job(self) -> TrainJob:
@@ -97,7 +98,8 @@ class Training(Work[TrainingRun]):
         """The prompts that policies are compared on. A run that goes on keeps those that it has begun with."""
         if self.run_dir.probes.exists():
             return
-        held_out = Prompt.objects.filter(project=self.job.project, is_held_out=True).order_by("content_hash")
+        prompts = Prompt.objects.in_use().filter(project=self.job.project, is_held_out=True)
+        held_out = prompts.order_by("content_hash")
         lines = [PromptLine(str(prompt.pk), prompt.messages).to_json() + "\n" for prompt in held_out[:PROBES]]
         write_atomically(self.run_dir.probes, "".join(lines))
 
@@ -146,7 +148,7 @@ class Training(Work[TrainingRun]):
             parent=run.reference,
             public_name="" if is_adapter else f"{run.project.slug}-dpo-{run.number}",
             licence=run.reference.licence,
-            lineage=_lineage(run, result),
+            lineage=_lineage(run, result) | provenance.of_run(self.run_dir, result),
             details=result.details,
             checkpoint_uuid=_checkpoint_uuid(run, run.fence),
         )
@@ -156,6 +158,7 @@ class Training(Work[TrainingRun]):
                 store.write_archive(store.checkpoint_dir(checkpoint.uuid), archive, checkpoint.name)
             with transaction.atomic():
                 checkpoint.save()
+                taints.mark_published(checkpoint, run)
                 if not run.update_held(checkpoint=checkpoint) or not run.finish(Job.State.SUCCEEDED):
                     raise LeaseLost
         except LeaseLost:

@@ -58,7 +58,7 @@ class Sampling(Work[SampleBatch]):
         self.prompts: dict[int, Prompt] = {}
 
     def prepare(self) -> bool:
-        self.prompts = Prompt.objects.select_related("project").in_bulk(self.job.prompt_ids)
+        self.prompts = Prompt.objects.in_use().select_related("project").in_bulk(self.job.prompt_ids)
         wanted = [self.prompts[pk] for pk in self.job.prompt_ids if pk in self.prompts]
         lines = (PromptLine(str(prompt.pk), prompt.messages).to_json() + "\n" for prompt in wanted)
         with self.run_dir.dataset.open("w", encoding="utf-8") as file:
@@ -85,7 +85,9 @@ class Sampling(Work[SampleBatch]):
 
     def _take(self, sampled: SampledPair) -> None:
         """Publish one pair, once: an attempt that starts again reads the same lines again."""
-        prompt = self.prompts[int(sampled.prompt_id)]
+        prompt = self.prompts.get(int(sampled.prompt_id))
+        if prompt is None:  # withdrawn since an earlier attempt
+            return
         key = {"batch": self.job, "prompt": prompt}
         if PairOrigin.objects.filter(**key).exists() or SampleRefusal.objects.filter(**key).exists():
             return

@@ -13,7 +13,8 @@ from django.views.decorators.http import require_GET, require_POST
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from labeling.models import Project
-from training import reference_choice, services, store
+from training import lineage, reference_choice, registry, services
+from training.exceptions import CheckpointDamaged
 from training.family import family_tree
 from training.forms import PromoteForm
 from training.generations import read_generations
@@ -53,6 +54,7 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
         "manifest": _manifest(checkpoint),
         "outcome": read_outcome(checkpoint.details),
         "gate": Gate.objects.filter(project=project, candidate=checkpoint).select_related("current").first(),
+        "taints": lineage.taints_of(checkpoint),
         "promotions": checkpoint.promotions.filter(project=project).select_related("promoted_by"),
     }  # fmt: skip
     return render(request, "training/checkpoint.html", context)
@@ -66,8 +68,8 @@ def _distance(project: Project, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
-        return store.read_manifest(checkpoint.uuid)
-    except (OSError, ValueError):
+        return registry.manifest_of(checkpoint)
+    except CheckpointDamaged:
         return {}
 
 

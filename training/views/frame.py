@@ -25,7 +25,9 @@ def frame(request: SignedInRequest, project: Project) -> dict[str, Any]:
 
 
 def run_or_404(project: Project, number: int) -> TrainingRun:
-    runs = TrainingRun.objects.select_related("project", "snapshot", "reference", "checkpoint", "requested_by", "sweep")
+    runs = TrainingRun.objects.select_related(
+        "project", "snapshot", "reference", "checkpoint", "requested_by", "sweep", "rebuild_of"
+    )
     found: TrainingRun = get_object_or_404(runs, project=project, number=number)
     return found
 

@@ -21,6 +21,7 @@ from training.preflight import look_ahead
 from training.recipe import Recipe
 from training.run_page import held_out_rows, read_status
 from training.views.frame import frame, run_or_404, say, tell_if_unheard
+from training.views.withdrawals import withdrawn_from
 
 
 @require_http_methods(["GET", "POST"])
@@ -83,7 +84,7 @@ def run(request: SignedInRequest, slug: str, number: int) -> HttpResponse:
     project = project_or_404(request.user, slug, REVIEWERS)
     run = run_or_404(project, number)
     context = frame(request, project) | {"status": read_status(run), "run": run, "held_out_rows": held_out_rows(run)}
-    return render(request, "training/run.html", context)
+    return render(request, "training/run.html", context | withdrawn_from(run))
 
 
 @require_GET
