@@ -33,7 +33,18 @@ from labeling.review import adjudicate, make_gold, send_back
 from labeling.services import add_member, create_project
 from labeling.tokens import lease_key, make_token, read_token
 from tests.blindness import Mark, Walk, addresses, leaks, methods, routes
-from training.models import Checkpoint, Gate, GatePair, PairOrigin, SampleBatch, SideBySide, TrainingRun
+from training.models import (
+    Checkpoint,
+    Gate,
+    GatePair,
+    LabelEffect,
+    LabelEffects,
+    PairOrigin,
+    Promotion,
+    SampleBatch,
+    SideBySide,
+    TrainingRun,
+)
 from training.recipe import Recipe
 from training.services import promote_checkpoint, request_run
 
@@ -41,6 +52,7 @@ HTMX = {"HX-Request": "true"}
 # Rows of these models have numbers that nothing else has, so that one is recognised wherever it turns up.
 FIRST_IDS = {Response: 1_550_000_001, Pair: 1_660_000_001, Slot: 1_880_000_001}
 SEED, BATCH_SEED, RUN_NUMBER, GATE_SEED = 3_141_592_653, 1_718_281_828, 8_675_309, 1_414_213_562
+EFFECTS_SEED = 1_732_050_807
 WORDS = {
     "a model's name": "Zebra-7B",
     "a model's public name": "stripes/okapi",
@@ -64,6 +76,7 @@ WORDS = {
     "a margin": "6172839",
     "an answer that somebody asked for": "compared-kudu",
     "why a gate decided": "gated-pangolin",
+    "the answer to another's prompt": "answered-markhor",
 }
 CONDITIONS = ["fresh", "gold", "control", "calibration", "second look", "conflict", "ahead", "reopened", "judged"]
 # The routes that nobody walks, with the reason. None so far.
@@ -122,6 +135,7 @@ def planted(numbered, project, annotator, make_checkpoint, make_pair, judge):
     items = add_items(project=project, contents=[content, content])
     Seat.objects.update_or_create(project=project, annotator=annotator, defaults={"qualified_at": timezone.now()})
     create_project(name="Elsewhere", slug="elsewhere")
+    _effects(project, policy, own, conflict)
     _origins(batch, policy)
     answer = {"prompt_id": "0", "left": {"text": WORDS["an answer that somebody asked for"]}}
     compared = SideBySide.objects.create(
@@ -168,6 +182,18 @@ def _report(project, annotator: User, voter: User) -> None:
     QualityReport.objects.create(project=project, day=timezone.localdate(), data=data)
 
 
+def _effects(project, policy: Checkpoint, *pairs: Pair) -> None:
+    """What a promotion moved on a pair of one's own, and on one that others have judged."""
+    promotion = Promotion.objects.get(project=project)
+    effects = LabelEffects.objects.create(
+        project=project, promotion=promotion, before=policy, pair_ids=[pair.pk for pair in pairs],
+        seed=EFFECTS_SEED, state="succeeded",
+    )  # fmt: skip
+    answers = {"answer_before": "It said this.", "answer_after": "It says that."}
+    for pair, said in zip(pairs, (answers, {"answer_after": WORDS["the answer to another's prompt"]}), strict=True):
+        LabelEffect.objects.create(effects=effects, pair=pair, margin_before=0, margin_after=0.6172839, **said)
+
+
 def _origins(batch: SampleBatch, policy: Checkpoint) -> None:
     """Say of every pair so far which policy wrote it, from which seeds."""
     for pair in Pair.objects.exclude(pk__in=PairOrigin.objects.values("pair_id")):
@@ -196,6 +222,7 @@ def _marks(planted) -> list[Mark]:
     marks += [Mark("the hash of a model", policy.content_hash), Mark("the hash of a model", policy.short_hash)]
     marks += [Mark("the hash of a dataset", run.snapshot.sha256), Mark("the seed of a run", run.seed)]
     marks += [Mark("the number of a run", RUN_NUMBER), Mark("the seed of a batch", BATCH_SEED)]
+    marks += [Mark("the seed of answers", EFFECTS_SEED)]
     marks += [Mark("the seed of a pair", seed) for seed in (SEED, SEED + 1)]
     marks += [
         Mark(f"the number of a {model.__name__.lower()}", pk)
@@ -383,6 +410,14 @@ def every_route(planted, prepare, walk, api_walk):
                 by.fetch(method, url)
 
     return visit
+
+
+def test_what_ones_own_labels_changed_is_shown_and_tells_nothing_else(planted, walk, project):
+    page = walk.fetch("get", f"/p/{project.slug}/what-changed/").content.decode()
+    assert "My good one" in page
+    assert "It says that." in page
+    assert "Divides the people" not in page
+    assert walk.found == []
 
 
 def test_every_route_with_every_object_tells_nothing(every_route, walk, api_walk):
