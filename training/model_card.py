@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+from training.card_figures import gate_section, held_out_section, on_policy_section, table
+from training.card_metadata import front_matter
 
 # What was minimised, and who wrote of it.
 OBJECTIVES = {
@@ -16,29 +18,28 @@ OBJECTIVES = {
     "apo_down": "Anchored Preference Optimization (APO-down; D’Oosterlinck et al. 2024)",
 }
 
+CONTENT_HASH = """\
+import hashlib, json, pathlib
+manifest = json.loads(pathlib.Path("manifest.json").read_text(encoding="utf-8"))
+content = {"base": (manifest["base"] or {}).get("content_hash"), "files": manifest["files"]}
+print(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() == manifest["content_hash"])"""
+
 
 def render_card(manifest: dict[str, Any]) -> str:
-    """Return ``README.md``: front matter, what it is, how to load it, what it was made from, how it scored."""
+    """Return ``README.md``: front matter, what it is, how to load and check it, what it was made from, how it did."""
     sections = [
-        _front_matter(manifest),
+        front_matter(manifest),
         f"# {manifest['name']}\n\n{_summary(manifest)}",
         _loading(manifest),
-        _lineage(manifest),
-        _figures(manifest),
+        _use(manifest),
+        held_out_section(manifest),
+        on_policy_section(manifest),
+        gate_section(manifest),
         _flags(manifest),
+        _lineage(manifest),
         _files(manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _front_matter(manifest: dict[str, Any]) -> str:
-    lines = ["---", "library_name: peft" if manifest["base"] else "library_name: transformers"]
-    if manifest["base"]:
-        lines.append(f"base_model: {json.dumps(manifest['base']['name'])}")
-    if manifest["licence"]:
-        lines.append(f"license: {json.dumps(manifest['licence'].lower())}")
-    tags = ["tiebreak"] + (["dpo", "human-preferences"] if manifest["kind"] == "dpo" else [])
-    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
 def _summary(manifest: dict[str, Any]) -> str:
@@ -98,7 +99,7 @@ def _lineage(manifest: dict[str, Any]) -> str:
         *((name.replace("_", " "), str(value)) for name, value in manifest["recipe"].items()),
         ("Versions", ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())),
     ]
-    return "## What it was made from\n\n" + _table(("", ""), rows)
+    return "## What it was made from\n\n" + table(("", ""), rows)
 
 
 def _ties(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -118,55 +119,37 @@ def _unused(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Of these not used", f"{train} for training, {held_out} held out: too long, or the same when cut"
 
 
-def _figures(manifest: dict[str, Any]) -> str:
-    held_out = manifest.get("figures", {}).get("held_out") or {}
-    if not held_out.get("pairs"):
-        return _no_figures(manifest)
-    before, after = held_out["before"], held_out["after"]
-    rows = [
-        ("Preference accuracy (implicit reward)", f"{before['accuracy']:.3f}", f"{after['accuracy']:.3f}"),
-        ("Reward margin", f"{before['margin']:.3f}", f"{after['margin']:.3f}"),
-        ("Accuracy by log-probability", f"{before['logp_accuracy']:.3f}", f"{after['logp_accuracy']:.3f}"),
-    ]
-    interval = held_out.get("accuracy_interval")
-    note = f" 95% interval of the accuracy after: {interval[0]:.3f} to {interval[1]:.3f}." if interval else ""
-    return (
-        f"## Held-out preferences\n\n{held_out['pairs']} pairs on {held_out['prompts']} prompts that were never "
-        f"trained on; a tie counts as half.{note}{_by_length(held_out)}\n\n" + _table(("", "before", "after"), rows)
-    )
-
-
-def _by_length(held_out: dict[str, Any]) -> str:
-    length = held_out.get("length_baseline") or {}
-    if length.get("accuracy") is None:
-        return ""
-    return f" Taking the {length['rule']} response, without reading it, is right in {length['accuracy']:.3f} of them."
-
-
 def _flags(manifest: dict[str, Any]) -> str:
     flags = manifest.get("figures", {}).get("flags") or []
     lines = [f"- {flag['message']} {flag.get('hint', '')}".rstrip() for flag in flags]
     return "## To look at before using it\n\n" + "\n".join(lines) if lines else ""
 
 
-def _no_figures(manifest: dict[str, Any]) -> str:
-    if "recipe" not in manifest:
+def _use(manifest: dict[str, Any]) -> str:
+    """What it is for and what nobody knows about it, without a claim that nothing here has measured."""
+    if manifest["kind"] != "dpo":
         return ""
-    labelled = manifest["snapshot"]["held_out_triples"]
-    why = "None could be scored within the maximum length." if labelled else "None were labelled before this run."
-    return f"## Held-out preferences\n\n{why}"
+    licence = f" Its licence is that of its base, {manifest['licence']}." if manifest["licence"] else ""
+    return (
+        "## Use and limits\n\n"
+        "It was trained to write what the people who labelled for this project prefer, on prompts like theirs. The "
+        f"figures below say how far that went on further prompts of the same project.{licence}\n\n"
+        "- Preferred is not the same as true, safe or fair. None of these was measured, nor was any other language, "
+        "domain or group of people.\n"
+        "- What the weights it started from get wrong, it may still get wrong: preferences choose among responses, "
+        "and bring no knowledge.\n"
+        "- Figures with a wide interval, or with none, are little evidence. Compare it on your own prompts before you "
+        "rely on it.\n"
+        "- Prompts and judgements are not in these files, but a model can repeat what it was trained on."
+    )
 
 
 def _files(manifest: dict[str, Any]) -> str:
     rows = [(f"`{file['path']}`", f"{file['size']:,}", f"`{file['sha256']}`") for file in manifest["files"]]
-    return "## Files\n\n" + _table(("File", "Bytes", "sha256"), rows)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    def lines() -> Iterator[str]:
-        yield "| " + " | ".join(head) + " |"
-        yield "|" + " --- |" * len(head)
-        for row in rows:
-            yield "| " + " | ".join(row) + " |"
-
-    return "\n".join(lines())
+    sums = "\n".join(f"{file['sha256']}  {file['path']}" for file in manifest["files"])
+    return (
+        f"## Files, and how to check them\n\n{table(('File', 'Bytes', 'sha256'), rows)}\n\nIn this directory:\n\n"
+        f"```sh\nsha256sum -c <<'END'\n{sums}\nEND\n```\n\n"
+        "The content hash is the sha256 over their names, sizes and hashes, and over the content hash of the base:\n\n"
+        f"```python\n{CONTENT_HASH}\n```"
+    )

@@ -162,7 +162,10 @@ def test_the_card_says_what_a_reader_must_know():
     card = render_card(_manifest(recipe={"mode": "fast"}, snapshot=snapshot, figures=DETAILS))
     assert "Trained in the fast mode: only the upper layers could change" in card
     assert "| Of those for training, ties | 6, with label noise 1/2 |" in card
-    assert "Taking the shorter response, without reading it, is right in 0.700 of them." in card
+    assert (
+        "Taking the shorter response, without reading it, is right in 0.700 (95 % interval 0.300 to 0.900) of them."
+        in card
+    )
     assert "## To look at before using it\n\n- Chosen responses became less likely. Add an SFT term." in card
 
 
