@@ -286,10 +286,10 @@ def _act(gate: Gate, values: dict[str, Any], reason: str, by: Requester = None) 
     """Promote the candidate, or roll the watched policy back, and decide the gate: all of it or nothing."""
 
     def claim() -> None:
-        if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
-            raise Rejected(stale)
         if not _move(gate, Gate.Stage.DECIDED, decided_at=timezone.now(), decided_by=by, **values):
             raise _Settled(f"{gate} was decided meanwhile. Reload the page to see how.")
+        if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
+            raise Rejected(stale)
 
     is_rollback = gate.kind == Gate.Kind.WATCH
     promotion = services.promote_checkpoint(
@@ -344,8 +344,8 @@ def _as_values(decision: Decision) -> dict[str, Any]:
 
 
 def _move(gate: Gate, stage: str, **values: Any) -> bool:
-    """From the stage in which it was read to another; ``False`` if somebody else was faster."""
-    if not Gate.objects.filter(pk=gate.pk, stage=gate.stage).update(stage=stage, **values):
+    """From the stage in which it was read to another; ``False`` if somebody else was faster. A decision is the last."""
+    if not gate.is_open or not Gate.objects.filter(pk=gate.pk, stage=gate.stage).update(stage=stage, **values):
         return False
     for name, value in (values | {"stage": stage}).items():
         setattr(gate, name, value)

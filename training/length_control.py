@@ -13,34 +13,43 @@ estimated from the project's ordinary votes as well: their two responses are one
 them, and enter as ``length · doublings`` alone. What the length earns because longer responses say more is part of it:
 that is what "at equal length" takes out.
 
-Ties are half a win, and vary less than a vote does: the model's own variance is taken down by their share. A wide
-Gaussian prior keeps the fit finite where one side, or one length, always wins. Variances hold for votes that depend on
-each other: scores are summed by prompt before they are squared (Liang and Zeger 1986), and the larger of that and the
-model's own is taken.
+Ties are half a win. A wide Gaussian prior keeps the fit finite where one side, or one length, always wins. Lengths are
+rounded to a tenth of a doubling, so that votes become a small table however many there are.
 
-The interval may be looked at after every vote, as the sequential test may. An efficient estimate, multiplied by its
-information, moves like a Brownian motion in the time that is measured in information, whatever else is estimated beside
-it (Scharfstein, Tsiatis and Robins 1997, JASA 92). Against a Brownian motion S the portfolio of the sequential test has
-the wealth of sum share · exp(effect · S - effect² · information / 2), a martingale, and so reaches 1 / alpha with a
-probability of at most alpha (Robbins 1970; as asymptotic confidence sequences Waudby-Smith, Arbour, Sinha, Kennedy and
-Ramdas 2024, Annals of Statistics 52). It holds for many votes; ``LEAST_VOTES`` is the fewest for which an interval is
-given.
+The interval has those identities that a score test does not refuse: with ``length`` fitted under each of them, it
+compares the votes' surplus over what that identity has them be with the information in them (less what finding out the
+length costs). Unlike an estimate and its error it does not fail where nearly all votes are for one side. It may be
+looked at after every vote, as the sequential test may: a score, in the time that is measured in information, moves like
+a Brownian motion, whatever else is estimated beside it (Scharfstein, Tsiatis and Robins 1997, JASA 92), and against a
+Brownian motion S the portfolio of the sequential test has the wealth of sum share · exp(effect · S - effect² ·
+information / 2), a martingale, which reaches 1 / alpha with a probability of at most alpha (Robbins 1970; as asymptotic
+confidence sequences Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52). That holds for many
+votes; ``LEAST_VOTES`` is the fewest for which an interval is given.
+
+Score and information are both divided by how much more the votes vary than the model has it: less than 1 with ties,
+which vary less than votes do, and more than 1 where votes on one prompt depend on each other; for that, scores are
+summed by prompt before they are squared (Liang and Zeger 1986).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.sequential import ALPHA, BETS, BISECTIONS, threshold
+from training.sequential import ALPHA, BETS, threshold
 
 LEAST_VOTES = 20
 PRIOR_SD = 2.5  # logits: two thirds of the prior between 8 and 92 %
 MOST_DOUBLINGS = 3.0
 NEWTON_STEPS = 50
+SMALL_STEP = 1e-6
+BISECTIONS = 14  # to a thousandth of a logit
 MOST_STEP = 2.0  # logits: Newton's method does not run away from a few extreme votes
+PER_DOUBLING = 10  # steps that a length is rounded to
+MOST_IDENTITY = 8.0  # logits: whatever is beyond is as good as always, or never
 # The bets of the sequential test as effects: a bet of c is the best one where the logit is this.
 EFFECTS = tuple((2 * math.atanh(bet), math.log(share)) for bet, share in BETS)
 Z95 = 1.959964
@@ -57,6 +66,16 @@ class LengthVote:
     doublings: float
     prompt: int
     is_compared: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Votes that are alike: how many doublings the first response is longer, the number of votes, and their sum."""
+
+    doublings: float
+    is_compared: bool
+    count: int
+    won: float
 
 
 @dataclass(frozen=True)
@@ -96,12 +115,12 @@ def controlled(votes: Sequence[LengthVote], alpha: float = ALPHA) -> Controlled:
     """The win rate of the candidate at equal length, of its own votes and the ordinary ones together."""
     compared = [vote for vote in votes if vote.is_compared]
     mean, spread = _mean([vote.doublings for vote in compared])
-    identity, length, variance = fit(votes) if compared else (0.0, 0.0, math.inf)
+    cells = tabled(votes) if compared else []
+    identity, length = fit(cells)
     enough = len(compared) >= LEAST_VOTES
-    half = half_width(variance, alpha) if enough else math.inf
     return Controlled(
         value=sigmoid(identity) if compared else None,
-        interval=(sigmoid(identity - half), sigmoid(identity + half)) if enough else None,
+        interval=_interval(cells, length, spread_of(votes, identity, length), alpha) if enough else None,
         longer_wins=sigmoid(length) if compared else None,
         doublings=mean,
         doublings_interval=(mean - Z95 * spread, mean + Z95 * spread) if enough else None,
@@ -110,83 +129,122 @@ def controlled(votes: Sequence[LengthVote], alpha: float = ALPHA) -> Controlled:
     )
 
 
-def half_width(variance: float, alpha: float = ALPHA) -> float:
-    """Half of the interval of an estimate with this variance. Whenever it is looked at, each side of it is left by the
-    truth with a probability of about ``alpha`` at most."""
-    information = 1 / variance
-    low, high = 0.0, 1.0
-    while _log_wealth(high * information, information) < threshold(alpha):
-        high *= 2
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        is_short = _log_wealth(middle * information, information) < threshold(alpha)
-        low, high = (middle, high) if is_short else (low, middle)
-    return high
+def tabled(votes: Iterable[LengthVote]) -> list[Cell]:
+    found: dict[tuple[int, bool], list[float]] = defaultdict(lambda: [0, 0.0])
+    for vote in votes:
+        cell = found[round(vote.doublings * PER_DOUBLING), vote.is_compared]
+        cell[0] += 1
+        cell[1] += vote.outcome
+    return [
+        Cell(steps / PER_DOUBLING, is_compared, int(count), won) for (steps, is_compared), (count, won) in found.items()
+    ]
 
 
-def _log_wealth(moved: float, information: float) -> float:
-    parts = [share + effect * moved - effect**2 * information / 2 for effect, share in EFFECTS]
-    highest = max(parts)
-    return highest + math.log(sum(math.exp(part - highest) for part in parts))
+# Fitting
 
 
-def fit(votes: Sequence[LengthVote]) -> tuple[float, float, float]:
-    """Identity and length, in logits, and the variance of identity."""
+@dataclass(frozen=True)
+class Slope:
+    """Of the log-likelihood in identity and in length, and its curvature, which is the information."""
+
+    identity: float
+    length: float
+    information: float
+    shared: float
+    of_length: float
+
+    @property
+    def efficient(self) -> float:
+        """Information on identity, less what finding out the length costs."""
+        return self.information - self.shared**2 / self.of_length
+
+
+def slope(cells: Iterable[Cell], identity: float, length: float) -> Slope:
+    """With the prior of length, without that of identity."""
+    one, two = 0.0, -length / PRIOR_SD**2
+    information, shared, of_length = 0.0, 0.0, 1 / PRIOR_SD**2
+    for cell in cells:
+        p = sigmoid(identity * cell.is_compared + length * cell.doublings)
+        missed, weight = cell.won - cell.count * p, cell.count * p * (1 - p)
+        one += missed * cell.is_compared
+        two += missed * cell.doublings
+        information += weight * cell.is_compared
+        shared += weight * cell.is_compared * cell.doublings
+        of_length += weight * cell.doublings**2
+    return Slope(one, two, information, shared, of_length)
+
+
+def fit(cells: Sequence[Cell]) -> tuple[float, float]:
+    """Identity and length, in logits, by Newton's method."""
     identity = length = 0.0
     for _ in range(NEWTON_STEPS):
-        slope, curve = _slope(votes, identity, length), _curve(votes, identity, length)
-        step = _solved(curve, slope)
-        brake = MOST_STEP / max(MOST_STEP, *map(abs, step))
-        identity, length = identity + brake * step[0], length + brake * step[1]
-        if max(map(abs, step)) < 1e-9:
+        at = slope(cells, identity, length)
+        one, information = at.identity - identity / PRIOR_SD**2, at.information + 1 / PRIOR_SD**2
+        whole = information * at.of_length - at.shared**2
+        steps = (
+            (at.of_length * one - at.shared * at.length) / whole,
+            (information * at.length - at.shared * one) / whole,
+        )
+        brake = MOST_STEP / max(MOST_STEP, *map(abs, steps))
+        identity, length = identity + brake * steps[0], length + brake * steps[1]
+        if max(map(abs, steps)) < SMALL_STEP:
             break
-    return identity, length, _variance(votes, identity, length)
+    return identity, length
 
 
-Two = tuple[float, float]
-Curve = tuple[float, float, float]  # of a symmetric matrix: the first, both, the second
+def _profiled(cells: Sequence[Cell], identity: float, length: float) -> Slope:
+    """The slope in identity where length is the best one under it, looked for from the one given."""
+    for _ in range(NEWTON_STEPS):
+        at = slope(cells, identity, length)
+        step = at.length / at.of_length
+        length += max(-MOST_STEP, min(MOST_STEP, step))
+        if abs(step) < SMALL_STEP:
+            break
+    return at
 
 
-def _slope(votes: Iterable[LengthVote], identity: float, length: float) -> Two:
-    one, two = -identity / PRIOR_SD**2, -length / PRIOR_SD**2
+def spread_of(votes: Sequence[LengthVote], identity: float, length: float) -> float:
+    """How much more the votes vary, as far as identity goes, than the model has it."""
+    at = slope(tabled(votes), identity, length)
+    by_prompt: dict[int, float] = defaultdict(float)
     for vote in votes:
         missed = vote.outcome - sigmoid(identity * vote.is_compared + length * vote.doublings)
-        one += missed * vote.is_compared
-        two += missed * vote.doublings
-    return one, two
-
-
-def _curve(votes: Iterable[LengthVote], identity: float, length: float) -> Curve:
-    one, both, two = 1 / PRIOR_SD**2, 0.0, 1 / PRIOR_SD**2
-    for vote in votes:
-        p = sigmoid(identity * vote.is_compared + length * vote.doublings)
-        weight = p * (1 - p)
-        one += weight * vote.is_compared
-        both += weight * vote.is_compared * vote.doublings
-        two += weight * vote.doublings**2
-    return one, both, two
-
-
-def _solved(curve: Curve, slope: Two) -> Two:
-    one, both, two = curve
-    whole = one * two - both * both
-    return (two * slope[0] - both * slope[1]) / whole, (one * slope[1] - both * slope[0]) / whole
-
-
-def _variance(votes: Sequence[LengthVote], identity: float, length: float) -> float:
-    """Of identity: the larger of the model's own, less what ties do not vary, and the one over prompts."""
-    curve = _curve(votes, identity, length)
-    row = _solved(curve, (1.0, 0.0))  # the first row of the inverse
-    by_prompt: dict[int, float] = {}
-    for vote in votes:
-        missed = vote.outcome - sigmoid(identity * vote.is_compared + length * vote.doublings)
-        pull = missed * (row[0] * vote.is_compared + row[1] * vote.doublings)
-        by_prompt[vote.prompt] = by_prompt.get(vote.prompt, 0.0) + pull
+        by_prompt[vote.prompt] += missed * (vote.is_compared - at.shared / at.of_length * vote.doublings)
     prompts = len(by_prompt)
     between = sum(pull * pull for pull in by_prompt.values()) * prompts / max(prompts - 1, 1)
-    decided = sum(vote.outcome != 0.5 for vote in votes if vote.is_compared)
-    share = (decided + 1) / (sum(vote.is_compared for vote in votes) + 1)
-    return max(row[0] * share, between)
+    compared = [vote for vote in votes if vote.is_compared]
+    decided = sum(vote.outcome != 0.5 for vote in compared)
+    return max(between / at.efficient, (decided + 1) / (len(compared) + 1))
+
+
+# The interval
+
+
+def _interval(cells: Sequence[Cell], length: float, spread: float, alpha: float) -> tuple[float, float]:
+    def is_too_low(identity: float) -> bool:
+        at = _profiled(cells, identity, length)
+        return is_refused(at.identity / spread, at.efficient / spread, alpha)
+
+    def is_not_too_high(identity: float) -> bool:
+        at = _profiled(cells, identity, length)
+        return not is_refused(-at.identity / spread, at.efficient / spread, alpha)
+
+    return sigmoid(_where_it_ends(is_too_low)), sigmoid(_where_it_ends(is_not_too_high))
+
+
+def _where_it_ends(holds: Callable[[float], bool]) -> float:
+    low, high = -MOST_IDENTITY, MOST_IDENTITY
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def is_refused(score: float, information: float, alpha: float = ALPHA) -> bool:
+    """Whether what a score is of is refused, looked at whenever: by chance, and ever, with alpha at most."""
+    parts = [share + effect * score - effect**2 * information / 2 for effect, share in EFFECTS]
+    highest = max(parts)
+    return highest + math.log(sum(math.exp(part - highest) for part in parts)) >= threshold(alpha)
 
 
 def sigmoid(x: float) -> float:
@@ -196,7 +254,7 @@ def sigmoid(x: float) -> float:
     return grown / (1 + grown)
 
 
-def _mean(values: Sequence[float]) -> Two:
+def _mean(values: Sequence[float]) -> tuple[float, float]:
     """The mean and its standard error; of one value the error is not known."""
     if not values:
         return 0.0, math.inf
