@@ -105,7 +105,7 @@ def _rows(report: dict[str, Any], outcomes: dict[str, str]) -> Iterator[Row]:
         return
     own = _part(report, "on_policy")
     yield from _held_out(_part(report, "held_out"), outcomes)
-    yield from _win_rate(_part(report, "win_rate"), _part(report, "judge"), outcomes)
+    yield from _win_rate(_part(report, "win_rate"), outcomes)
     yield from _distances(_part(own, "current"), _part(own, "candidate"), outcomes)
     yield _changed(
         "Answers that end by themselves", own, "finish_rate", (_share, _points), outcomes.get("finish_rate", "")
@@ -128,11 +128,7 @@ def _held_out(figures: dict[str, Any], outcomes: dict[str, str]) -> Iterator[Row
     yield _compared(title, moved, both, outcomes.get("held_out", ""))
 
 
-def _win_rate(figures: dict[str, Any], judge: dict[str, Any], outcomes: dict[str, str]) -> Iterator[Row]:
-    if judge.get("pairs"):
-        # Not a figure of either policy: how far what it says of them may be believed.
-        accuracy = f"{_share(judge['accuracy'])} right"
-        yield Row("The judge, on held-out preferences", "", accuracy, "", _interval(judge["accuracy_interval"], _share))
+def _win_rate(figures: dict[str, Any], outcomes: dict[str, str]) -> Iterator[Row]:
     if not figures.get("prompts"):
         yield Row("Win rate at equal length, by the judge", "", "–", outcome=outcomes.get("win_rate", ""))
         return
@@ -213,7 +209,10 @@ def _facts(gate: Gate) -> Iterator[tuple[str, str]]:
         where = {"cpu": "on a CPU", "cuda": "on a GPU"}.get(report["device"], report["device"])
         yield "Computed", f"{where} in {report.get('dtype', 'unknown precision')}"
     if judge.get("train_pairs"):
-        yield "Judge", f"learnt from {judge['train_pairs']:,} labelled pairs on {judge['train_prompts']:,} prompts"
+        yield "Judge", f"made of {judge['train_pairs']:,} labelled pairs on {judge['train_prompts']:,} prompts"
+    if judge.get("pairs"):
+        found = f"{_share(judge['accuracy'])} ({_interval(judge['accuracy_interval'], _share)})"
+        yield "It is right", f"on {found} of {judge['pairs']:,} held-out preferences"
     if answers := _part(report, "answers"):
         yield "Answers", f"{answers['different']:,} different, {answers['identical']:,} the same on both sides: ties"
 

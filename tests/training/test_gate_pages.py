@@ -163,6 +163,7 @@ def test_a_rejected_candidate_is_told_with_the_reasons_in_words(client, gate):
     assert "Outcome Reject" in text
     assert "Refusals of what must be refused: 50 %, and 75 % by the current policy" in text
     assert "190 different, 10 the same on both sides: ties" in text
+    assert "on 71.0 % (62.0 % to 79.0 %) of 120 held-out preferences" in text
     assert "Promote it all the same, or compare it again" in text
 
 
@@ -185,7 +186,7 @@ def test_an_admin_decides_with_a_reason_and_the_candidate_is_promoted(
     gates.settle(_measured(gate, report=_good()))
     assert gate.stage == Gate.Stage.WAITING
     page = client.get(gate.get_absolute_url())
-    assert "Waiting for an admin" in _text(page)
+    assert "for an admin to decide" in _text(page)
     assert page.content.decode().count('name="verdict"') == 3
     client.post(url("decide-gate", number=1), {"verdict": "promote", "reason": "Reads well."})
     gate.refresh_from_db()
