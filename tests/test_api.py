@@ -13,6 +13,7 @@ from knox.models import AuthToken
 from labeling.models import Pair, Preference, Prompt
 from training import store
 from training.models import Promotion, TrainingRun
+from training.recipe import Decoding
 
 # As the schema has them; what the engine alone reads stays inside.
 TRIPLE_FIELDS = {
@@ -167,6 +168,16 @@ def test_sampling_is_asked_for_once(project, policy, project_admin, make_prompt,
     assert call("post", f"{project.slug}/batches/", {"pairs": 1}).status_code == 201
     again = call("post", f"{project.slug}/batches/", {"pairs": 1})
     assert (again.status_code, "already writing" in again.json()["detail"]) == (409, True)
+
+
+def test_pairs_are_written_as_the_batch_says(project, policy, project_admin, make_prompt, api):
+    make_prompt()
+    call = api(project_admin)
+    refused = call("post", f"{project.slug}/batches/", {"pairs": 1, "decoding": {"max_new_tokens": 0}})
+    assert (refused.status_code, "max_new_tokens" in refused.json()["detail"]) == (409, True)
+    asked = call("post", f"{project.slug}/batches/", {"pairs": 1, "decoding": {"max_new_tokens": 40}})
+    assert asked.json()["decoding"] == Decoding(max_new_tokens=40).to_dict()
+    assert project.batches.get().decoding["max_new_tokens"] == 40
 
 
 def test_a_revoked_token_is_no_token(project, annotator, api):

@@ -22,7 +22,7 @@ from labeling.api import NewestFirst
 from labeling.models import Project
 from training import demonstrations, downloads, services, snapshots
 from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
-from training.recipe import LEARNING_RATES, Recipe
+from training.recipe import LEARNING_RATES, Decoding, Recipe
 from training.serializers import (
     BatchSerializer,
     CheckpointSerializer,
@@ -87,8 +87,13 @@ class BatchList(_CreatedByAdmins, generics.ListCreateAPIView[SampleBatch]):
 
     def perform_create(self, serializer: Any) -> None:
         project = _project(self.request, self.kwargs["slug"], ADMINS)
-        pairs = serializer.validated_data["wanted"]
-        serializer.instance = services.request_samples(project=project, pairs=pairs, by=person(self.request))
+        asked = serializer.validated_data
+        serializer.instance = services.request_samples(
+            project=project,
+            pairs=asked["wanted"],
+            decoding=Decoding.from_dict(asked.get("decoding", {})),
+            by=person(self.request),
+        )
 
 
 class RunList(generics.ListAPIView[TrainingRun]):

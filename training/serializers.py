@@ -8,7 +8,7 @@ from rest_framework import serializers
 
 from labeling.serializers import MessageSerializer
 from training.models import Checkpoint, LoopRule, Promotion, SampleBatch, TrainingRun
-from training.recipe import Recipe
+from training.recipe import Decoding, Recipe
 
 
 class CompletionSerializer(serializers.Serializer[Any]):
@@ -99,6 +99,7 @@ class NewRunSerializer(serializers.Serializer[Any]):
 class BatchSerializer(serializers.ModelSerializer[SampleBatch]):
     policy = serializers.UUIDField(source="policy.uuid", read_only=True)
     pairs = serializers.IntegerField(source="wanted", min_value=1, max_value=2000)
+    decoding = serializers.DictField(required=False, help_text=f"Any of {', '.join(Decoding().to_dict())}.")
 
     class Meta:
         model = SampleBatch
@@ -114,7 +115,7 @@ class BatchSerializer(serializers.ModelSerializer[SampleBatch]):
             "error",
             "created_at",
         )
-        read_only_fields = ("uuid", "state", "pairs_made", "prompts_refused", "decoding", "seed", "error")
+        read_only_fields = ("uuid", "state", "pairs_made", "prompts_refused", "seed", "error")
 
 
 class PromotionSerializer(serializers.ModelSerializer[Promotion]):
