@@ -8,8 +8,9 @@ the tenth decided vote on, and promises nothing of the kind. ``--runs`` courses 
 *The whole gate*, by the very functions that the product decides with; ``--gates`` a line. Figures alone: 100 prompts
 with held-out labels and 200 answered ones, in which labels and judge see a fifth of the difference that people see.
 Figures, then people: there is no judge, so that people alone say what is better; the length is learnt from 300 ordinary
-votes, and once the test has spoken all is looked at after every vote, or every ``--every``. *Only longer*: equal at equal length, answers 1.6
-times as long, and voters who take one of two equal responses in 69 % of the cases if it is twice as long.
+votes, and once the test has spoken all is looked at after every vote, or every ``--every``. *Only longer*: equal at
+equal length, answers 1.6 times as long, and voters who take one of two equal responses in 69 % of the cases if it is
+twice as long.
 
 Intervals: Wilson at 95 % over courses.
 """
