@@ -54,7 +54,7 @@ def candidate(project, policy, make_checkpoint) -> Checkpoint:
 @cache
 def _held_out_chats() -> list[list[Message]]:
     chats = (parse_prompt(f"What is known of number {number}?") for number in itertools.count())
-    return list(itertools.islice((chat for chat in chats if is_held_out(content_hash(chat))), 45))
+    return list(itertools.islice((chat for chat in chats if is_held_out(content_hash(chat))), 32))
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_a_failed_measurement_holds_and_can_be_started_again(project, candidate,
 
 def test_people_promote_by_their_votes_and_are_asked_no_more(project, ask, vote, candidate):
     gate = turned(ask(asks_people=True, decides="gate"))
-    assert (gate.stage, gate.votes["asked"]) == ("asking", 45)
+    assert (gate.stage, gate.votes["asked"]) == ("asking", 32)
     vote(gate, 8, "candidate")
     vote(gate, 1, "current")
     vote(gate, 1, "both_bad")
@@ -292,19 +292,19 @@ def test_people_promote_by_their_votes_and_are_asked_no_more(project, ask, vote,
         1,
     )
     assert gate.votes["both_bad"] == 1
-    assert open_places(gate) == 35
-    vote(gate, 25, "candidate")
+    assert open_places(gate) == 22
+    vote(gate, 20, "candidate")
     turned(gate)
     assert (gate.stage, gate.outcome) == ("decided", "promote")
     assert services.current_policy(project) == candidate
     assert open_places(gate) == 0
     assert gate.votes["better"] == "candidate"
-    assert gate.votes["series"][-1]["votes"] == 35
+    assert gate.votes["series"][-1]["votes"] == 30
 
 
 def test_people_reject_by_their_votes(project, ask, vote, policy):
     gate = turned(ask(asks_people=True, decides="gate"))
-    vote(gate, 30, "current")
+    vote(gate, 21, "current")
     turned(gate)
     assert (gate.stage, gate.outcome) == ("decided", "reject")
     assert services.current_policy(project) == policy
@@ -355,7 +355,7 @@ def test_a_change_of_mind_counts_in_the_place_of_what_was_said(ask, vote, judge,
 
 def test_a_decision_stands_that_a_worker_died_before_acting_on(ask, vote, monkeypatch, project, candidate):
     gate = turned(ask(asks_people=True, decides="gate"))
-    vote(gate, 30, "candidate")
+    vote(gate, 21, "candidate")
     with monkeypatch.context() as patched:
         patched.setattr(gates, "_conclude", lambda *args: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
@@ -366,11 +366,11 @@ def test_a_decision_stands_that_a_worker_died_before_acting_on(ask, vote, monkey
 
 def test_places_that_a_worker_died_before_closing_are_closed(ask, vote, monkeypatch):
     gate = turned(ask(asks_people=True))
-    vote(gate, 30, "current")
+    vote(gate, 21, "current")
     with monkeypatch.context() as patched:
         patched.setattr(gate_pairs, "close_pairs", lambda gate_id: 0)
         turned(gate)
-    assert (gate.stage, open_places(gate)) == ("decided", 15)
+    assert (gate.stage, open_places(gate)) == ("decided", 11)
     gates.turn_gates()
     assert open_places(gate) == 0
 
@@ -432,7 +432,7 @@ def test_its_place_in_the_queue_is_among_the_pairs_of_the_newest_round(ask, make
     places = sorted(Slot.objects.filter(pair__in=gate.pairs.values("pair")).values_list("priority", flat=True))
     rounds = Promotion.objects.count()
     assert all(rounds <= place < rounds + 1 for place in places)
-    assert places[5] < rounds + 0.5 < places[40], "spread over it"
+    assert places[3] < rounds + 0.5 < places[28], "spread over it"
 
 
 def test_asking_twice_for_a_pair_makes_one_and_no_more_than_the_rule_wants(project, candidate, prompts):
@@ -465,7 +465,7 @@ def test_a_promotion_while_people_are_asked_closes_the_pairs(
     project, ask, vote, make_checkpoint, django_capture_on_commit_callbacks
 ):
     gate = turned(ask(asks_people=True, decides="gate"))
-    vote(gate, 29, "candidate")
+    vote(gate, 20, "candidate")
     with django_capture_on_commit_callbacks(execute=True):
         services.promote_checkpoint(project=project, checkpoint=make_checkpoint("another", project=project))
     turned(gate)
@@ -522,7 +522,7 @@ def test_a_scheduler_that_has_read_a_gate_before_another_decided_does_nothing(as
 @pytest.mark.django_db(transaction=True)
 def test_two_schedulers_at_once_promote_once(ask, vote, project, candidate):
     gate = turned(ask(asks_people=True, decides="gate"))
-    vote(gate, 30, "candidate")
+    vote(gate, 21, "candidate")
     assert at_once(gates.turn_gates, gates.turn_gates, gates.turn_gates) == []
     gate.refresh_from_db()
     assert (gate.stage, gate.outcome) == ("decided", "promote")
@@ -535,7 +535,7 @@ def test_two_schedulers_at_once_promote_once(ask, vote, project, candidate):
 @pytest.mark.django_db(transaction=True)
 def test_an_admin_and_a_scheduler_at_once_decide_once(ask, vote, project_admin):
     gate = turned(ask(asks_people=True, decides="gate"))
-    vote(gate, 30, "candidate")
+    vote(gate, 21, "candidate")
     mine = Gate.objects.get(pk=gate.pk)
     errors = at_once(gates.turn_gates, lambda: gates.admin_decides(gate=mine, verdict="reject", by=project_admin))
     gate.refresh_from_db()
@@ -551,7 +551,7 @@ def test_an_admin_and_a_scheduler_at_once_decide_once(ask, vote, project_admin):
 @pytest.fixture
 def watch(project, candidate, policy, prompts) -> Callable[..., Gate]:
     def watch(**rule: Any) -> Gate:
-        gates.change_release_rule(project=project, watches=True, watch_votes=40, **rule)
+        gates.change_release_rule(project=project, watches=True, watch_votes=32, **rule)
         services.promote_checkpoint(project=project, checkpoint=candidate)
         gates.turn_gates()
         gate = Gate.objects.get()
@@ -564,14 +564,14 @@ def watch(project, candidate, policy, prompts) -> Callable[..., Gate]:
 def test_a_promotion_is_watched_once(watch, candidate, policy):
     gate = watch()
     assert (gate.kind, gate.candidate, gate.current, gate.stage) == ("watch", candidate, policy, "asking")
-    assert gate.pairs.count() == 40
+    assert gate.pairs.count() == 32
     gates.turn_gates()
     assert Gate.objects.count() == 1
 
 
 def test_a_regression_is_rolled_back_by_itself(project, watch, vote, policy):
     gate = watch(rolls_back=True)
-    vote(gate, 30, "current")
+    vote(gate, 21, "current")
     turned(gate)
     promotion = Promotion.objects.get(gate=gate)
     assert (gate.stage, gate.outcome) == ("decided", "reject")
@@ -584,7 +584,7 @@ def test_a_regression_is_rolled_back_by_itself(project, watch, vote, policy):
 
 def test_a_regression_waits_for_an_admin_who_rolls_back(project, watch, vote, policy, project_admin, candidate):
     gate = watch()
-    vote(gate, 30, "current")
+    vote(gate, 21, "current")
     turned(gate)
     assert (gate.stage, gate.outcome) == ("waiting", "reject")
     assert services.current_policy(project) == candidate
@@ -594,17 +594,17 @@ def test_a_regression_waits_for_an_admin_who_rolls_back(project, watch, vote, po
 
 def test_a_watch_without_a_finding_leaves_the_policy(project, watch, vote, candidate):
     gate = watch(rolls_back=True)
-    vote(gate, 20, "current")
-    vote(gate, 20, "candidate")
+    for side in ("current", "candidate") * 4:
+        vote(gate, 4, side)
     turned(gate)
-    assert gate.stage == "decided"
-    assert services.current_policy(project) in (candidate, gate.current)
+    assert (gate.stage, gate.outcome) == ("decided", "hold")
+    assert services.current_policy(project) == candidate
 
 
 def test_a_damaged_former_policy_is_not_rolled_back_to(project, watch, vote, candidate, policy):
     gate = watch(rolls_back=True)
     (store.checkpoint_dir(policy.uuid) / "model.safetensors").write_bytes(b"other bytes")
-    vote(gate, 30, "current")
+    vote(gate, 21, "current")
     turned(gate)
     assert services.current_policy(project) == candidate
     assert gate.reasons[0].startswith("It was not rolled back")
