@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from django.conf import settings
@@ -194,6 +195,6 @@ def _seconds_by_phase(run: TrainingRun) -> dict[str, float]:
         return {}
     starts = [run.started_at.timestamp(), *(mark["at"] for mark in marks[1:]), run.finished_at.timestamp()]
     seconds: dict[str, float] = {}
-    for mark, start, end in zip(marks, starts, starts[1:], strict=True):
+    for mark, (start, end) in zip(marks, pairwise(starts), strict=True):
         seconds[mark["phase"]] = seconds.get(mark["phase"], 0.0) + max(0.0, end - start)
     return seconds

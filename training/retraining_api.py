@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import transaction
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -31,9 +32,10 @@ class Retraining(APIView):
         form.is_valid(raise_exception=True)
         values = dict(form.validated_data)
         recipe = values.pop("recipe", None)
-        if recipe is not None:
-            services.use_recipe(project=project, recipe=recipe, by=person(request))
-        services.change_rule(project=project, **values)
+        with transaction.atomic():  # all of it or nothing
+            services.change_rule(project=project, **values)
+            if recipe is not None:
+                services.use_recipe(project=project, recipe=recipe, by=person(request))
         return _answer(project)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.utils import timezone
 
+from tests.threads import at_once
 from training import loop, services
+from training.exceptions import Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
+from training.recipe import Recipe
+from training.rule_changes import pause_end
+from training.what_now import known_of, what_now
 
 
 @pytest.fixture
@@ -123,3 +130,241 @@ def test_a_rule_that_wants_too_much_gets_what_is_allowed_and_still_trains(rule, 
     label(12)
     assert _verdict(rule) == "Run 1 started."
     assert SampleBatch.objects.exists()
+
+
+# What else the rule knows
+
+
+ZONE = ZoneInfo("Europe/Berlin")
+
+
+@pytest.fixture
+def at(settings, monkeypatch):
+    """Let it be a time of 10 June in Berlin, for what the scheduler asks the time of."""
+    settings.TIME_ZONE = "Europe/Berlin"
+
+    def at(words: str, *, day: int = 10) -> datetime:
+        hour, minute = map(int, words.split(":"))
+        now = datetime(2026, 6, day, hour, minute, 1, tzinfo=ZONE)
+        monkeypatch.setattr(timezone, "now", lambda: now)
+        return now
+
+    return at
+
+
+def test_a_fixed_time_is_acted_on_once_and_written_with_the_run(rule, project, label, at):
+    at("02:00")
+    services.change_rule(project=project, fixed_times=["03:00"], min_minutes_between=0)
+    label(12)
+    assert _verdict(rule) == "The next fixed time is 03:00."
+    at("03:00")
+    assert _verdict(rule) == "Run 1 started."
+    assert (rule.fixed_time_seen_at, rule.passed_by) == (datetime(2026, 6, 10, 3, tzinfo=ZONE), "")
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED)
+    label(12)
+    at("03:01")
+    assert _verdict(rule) == "The next fixed time is 03:00 tomorrow."
+    assert TrainingRun.objects.count() == 1
+
+
+def test_a_fixed_time_with_too_few_triples_passes_by_and_it_is_said(rule, project, label, at):
+    at("02:00")
+    services.change_rule(project=project, fixed_times=["03:00", "15:00"])
+    label(9)
+    at("03:00")
+    assert _verdict(rule).startswith("9 of 10 new triples")
+    assert rule.passed_by == "03:00 on 10 Jun passed by without a run. 9 of 10 triples were new."
+    label(1)
+    at("03:05")
+    assert _verdict(rule) == f"The next fixed time is 15:00. {rule.passed_by}"
+    at("16:30")
+    _verdict(rule)
+    assert rule.passed_by == "15:00 on 10 Jun was missed: the scheduler was down then, or the project paused."
+    assert not TrainingRun.objects.exists()
+
+
+def test_a_refusal_at_a_fixed_time_lets_it_pass_rather_than_freezing_all_labels_every_ten_seconds(
+    rule, project, label, make_prompt, at
+):
+    at("02:00")
+    services.change_rule(project=project, fixed_times=["03:00"])
+    label(12, prompt=make_prompt(held_out=False))
+    LoopRule.objects.update(min_new_triples=1)
+    at("03:00")
+    assert "not enough to train on" in _verdict(rule)
+    assert rule.passed_by.startswith("03:00 on 10 Jun passed by without a run. There is not enough to train on")
+    at("03:01")
+    assert _verdict(rule).startswith("The next fixed time is 03:00 tomorrow.")
+
+
+def test_turning_it_on_after_a_fixed_time_starts_nothing(rule, project, label, at):
+    label(12)
+    at("03:10")
+    services.change_rule(project=project, retrains=False)
+    services.change_rule(project=project, retrains=True, fixed_times=["03:00"])
+    assert _verdict(rule) == "The next fixed time is 03:00 tomorrow."
+
+
+def test_a_failed_run_starts_no_circle(rule, label):
+    LoopRule.objects.update(min_new_triples=1, min_minutes_between=0)
+    label(12)
+    assert _verdict(rule) == "Run 1 started."
+    TrainingRun.objects.update(state=Job.State.FAILED, finished_at=timezone.now())
+    label(12)
+    assert _verdict(rule).startswith("Run 1 failed, so the rule waits until")
+    TrainingRun.objects.update(finished_at=timezone.now() - timedelta(hours=1))
+    assert _verdict(rule) == "Run 2 started."
+    TrainingRun.objects.update(state=Job.State.FAILED, finished_at=timezone.now())
+    label(1)
+    assert _verdict(rule).startswith("The last 2 runs failed")
+    TrainingRun.objects.filter(number=2).update(state=Job.State.SUCCEEDED)
+    assert _verdict(rule) == "Run 3 started.", "somebody has resumed it"
+
+
+def test_the_budget_counts_what_the_rule_started_since_midnight_here(rule, project, policy, label, at):
+    at("00:30")
+    LoopRule.objects.update(most_runs_a_day=1, min_minutes_between=0)
+    label(12)
+    services.request_run(project=project, recipe=Recipe())  # what people start is not of the budget
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED)
+    for day in (10, 11):
+        at("00:40", day=day)
+        label(12)
+        assert _verdict(rule).startswith("Run ")
+        TrainingRun.objects.update(state=Job.State.SUCCEEDED)
+        label(12)
+        at("23:59", day=day)
+        assert _verdict(rule) == "1 of 1 runs of today are used up; the next may start at midnight."
+
+
+def test_a_pause_holds_back_what_starts_by_itself_and_nothing_else(rule, project, label, project_admin):
+    services.pause_rule(project=project, by=project_admin)
+    label(12)
+    assert _verdict(rule) == f"Paused by {project_admin.username} until somebody ends it."
+    assert services.request_run(project=project, recipe=Recipe()).state == Job.State.QUEUED
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED)
+    services.end_pause(project=project)
+    LoopRule.objects.update(trained_at=None)
+    label(12)
+    assert _verdict(rule) == "Run 2 started."
+
+
+def test_a_pause_until_yesterday_is_refused_and_those_of_the_page_end(project, at):
+    now = at("15:00")
+    assert pause_end("hour") == now + timedelta(hours=1)
+    assert pause_end("midnight") == datetime(2026, 6, 11, tzinfo=ZONE)
+    assert pause_end("open") is None
+    with pytest.raises(Rejected, match="no pause"):
+        pause_end("for ever")
+    with pytest.raises(Rejected, match="in the future"):
+        services.pause_rule(project=project, by=None, until=now)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"fixed_times": ["3 pm"]}, "no time of day"),
+        ({"fixed_times": "03:00"}, "a list of times"),
+        ({"min_new_triples": 0}, "min_new_triples must be at least 1"),
+        ({"min_new_triples": "many"}, "min_new_triples cannot be 'many'"),
+        ({"kl_first_budget": 0}, "kl_first_budget cannot be 0"),
+        ({"reference": "newest"}, "reference cannot be 'newest'"),
+        ({"most_runs_a_day": -1}, "most_runs_a_day cannot be -1"),
+        ({"trained_preference_id": 0}, "no setting “trained_preference_id”"),
+    ],
+)
+def test_what_a_rule_cannot_be_is_refused_and_nothing_is_written(rule, project, values, words):
+    before = LoopRule.objects.values().get()
+    with pytest.raises(Rejected, match=words):
+        services.change_rule(project=project, open_pairs_wanted=7, **values)
+    assert LoopRule.objects.values().get() == before
+
+
+def test_runs_of_the_rule_have_its_recipe(rule, project, label, project_admin):
+    services.use_recipe(project=project, recipe=Recipe(beta=0.3).to_dict(), by=project_admin)
+    rule.refresh_from_db()
+    assert (rule.recipe, rule.recipe_by) == ({"beta": 0.3}, project_admin), "what differs alone"
+    label(12)
+    _verdict(rule)
+    assert TrainingRun.objects.get().recipe["beta"] == 0.3
+    services.use_recipe(project=project, recipe={}, by=project_admin)
+    rule.refresh_from_db()
+    assert (rule.recipe, rule.recipe_by) == ({}, None)
+    with pytest.raises(Rejected, match="beta is -1"):
+        services.use_recipe(project=project, recipe={"beta": -1}, by=project_admin)
+
+
+def test_a_recipe_of_another_version_starts_nothing_and_is_said(rule, label):
+    LoopRule.objects.update(recipe={"gamma": 1})
+    label(12)
+    assert "There is no field “gamma”" in _verdict(rule)
+    assert not TrainingRun.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fixed_times": ["03:00"]},
+        {"most_runs_a_day": 1},
+        {"paused_at": timezone.now()},
+        {"recipe": {"beta": 0.3}},
+        {"reference": "promoted"},
+        {"kl_first_budget": 1.0},
+        {"fixed_time_seen_at": timezone.now()},
+    ],
+)
+def test_a_rule_that_was_changed_while_it_was_looked_at_starts_nothing(rule, label, change):
+    label(12)
+    stale = LoopRule.objects.select_related("project").get()
+    LoopRule.objects.update(**change)
+    assert loop.retrain(stale) is None
+    assert not TrainingRun.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_schedulers_at_the_same_moment_start_one_run_at_a_fixed_time(rule, project, label, settings):
+    settings.CELERY_TASK_ALWAYS_EAGER = False
+    now = timezone.now()
+    LoopRule.objects.update(fixed_times=[f"{now:%H:%M}"], fixed_time_seen_at=now - timedelta(hours=2))
+    label(12)
+    seen = [LoopRule.objects.select_related("project", "paused_by").get() for _ in range(4)]
+    assert at_once(*[partial(loop.retrain, one) for one in seen]) == []
+    assert TrainingRun.objects.count() == 1
+    after = LoopRule.objects.get()
+    assert after.fixed_time_seen_at == now.replace(second=0, microsecond=0)
+    assert after.passed_by == ""
+    # Whoever comes later with what was true before lets nothing pass that has been acted on.
+    TrainingRun.objects.update(state=Job.State.SUCCEEDED)
+    assert loop.retrain(seen[0]) is None
+    assert LoopRule.objects.get().passed_by == ""
+    assert TrainingRun.objects.count() == 1
+
+
+# What is known
+
+
+def test_todays_pace_is_that_of_pairs_decided_since_the_last_run(rule, project, label, at):
+    at("09:00", day=9)
+    label(12)
+    at("10:00")
+    label(4)
+    at("12:00")
+    assert known_of(LoopRule.objects.get(), timezone.now()).triples_an_hour == 0, "too few to speak of"
+    label(1)
+    label(3, "tie")
+    label(3, held_out=True)
+    assert known_of(LoopRule.objects.get(), timezone.now()).triples_an_hour == pytest.approx(5 / 2)
+    _verdict(rule)
+    assert known_of(LoopRule.objects.get(), timezone.now()).triples_an_hour == 0
+
+
+def test_a_page_believes_the_schedulers_count_for_half_a_minute_and_says_when_it_is_late(rule, project, label):
+    label(3)
+    assert what_now(project).scheduler_is_late
+    _verdict(rule)
+    label(2)
+    now = what_now(project)
+    assert (now.known.new_triples, now.scheduler_is_late) == (3, False)
+    LoopRule.objects.update(evaluated_at=timezone.now() - timedelta(minutes=3))
+    now = what_now(project)
+    assert (now.known.new_triples, now.scheduler_is_late) == (5, True)
