@@ -26,6 +26,9 @@ FILLED = (
     *("lease_number", "leased_at", "passed_on_at"),
 )
 COUNT_BY_PERSON = "UPDATE labeling_seat SET judged = judged + %s WHERE project_id = %s AND annotator_id = %s"
+# A seat that was made after its judgements has never counted them.
+COUNT_ONE_LESS = """UPDATE labeling_seat SET judged = judged - 1
+WHERE project_id = %s AND annotator_id = %s AND judged > 0"""
 # What was found of the pair is of other judgements than it has now: it has no probability until it is measured again.
 COUNT_JUDGEMENT = "UPDATE labeling_pair SET judgements_count = judgements_count + %s, p_a = NULL WHERE id = %s"
 
@@ -90,7 +93,7 @@ def _preference(slot: Slot, judged: Judged) -> Preference:
 def withdraw(project: Project, preference: Preference) -> None:
     """Let a judgement count no more; nothing takes its place."""
     Preference.objects.filter(pk=preference.pk).update(is_current=False)
-    rows.execute(COUNT_BY_PERSON, [-1, project.pk, preference.annotator_id])
+    rows.execute(COUNT_ONE_LESS, [project.pk, preference.annotator_id])
     if not preference.is_repeat:
         pair = Pair.objects.get(pk=preference.pair_id)
         _count(pair, -1)

@@ -16,6 +16,7 @@ from labeling.withheld import withheld_from
 from training import lineage, registry
 from training.exceptions import CheckpointDamaged
 from training.models import Checkpoint
+from training.outcome import read_outcome
 from training.run_page import shown_recipe
 from training.views.frame import checkpoint_or_404, frame
 
@@ -29,6 +30,7 @@ def checkpoint_lineage(request: SignedInRequest, slug: str, uuid: UUID) -> HttpR
     context = frame(request, project) | _manifest(checkpoint) | {
         "checkpoint": checkpoint,
         "run": run,
+        "outcome": read_outcome(checkpoint.details),
         "taints": lineage.taints_of(checkpoint),
         "ancestors": lineage.ancestors(checkpoint),
     }  # fmt: skip
