@@ -57,13 +57,14 @@ class Offered:
     sha256: str
 
     def curl(self, url: str) -> str:
-        """A line that downloads it, and that goes on where it broke off when it is run again.
+        """A command that downloads it, and that goes on where it broke off when it is run again.
 
         Without ``If-Range`` curl would append the end of another archive to the start of this one.
         """
-        target = shlex.quote(self.filename)
-        condition = f" -H 'If-Range: \"{self.sha256}\"'" if self.sha256 else ""
-        return f'curl --fail -C - -o {target} -H "Authorization: Token $TIEBREAK_TOKEN"{condition} {shlex.quote(url)}'
+        headers = ['-H "Authorization: Token $TIEBREAK_TOKEN"']
+        if self.sha256:
+            headers.append(f"-H 'If-Range: \"{self.sha256}\"'")
+        return " \\\n  ".join([f"curl --fail -C - -o {shlex.quote(self.filename)}", *headers, shlex.quote(url)])
 
     @property
     def check(self) -> str:
