@@ -9,10 +9,12 @@ from training.models import (
     Checkpoint,
     CheckpointExport,
     DatasetSnapshot,
+    HubPush,
     LabelEffects,
     LoopRule,
     PairOrigin,
     Promotion,
+    RetentionRule,
     SampleBatch,
     SampleRefusal,
     SideBySide,
@@ -64,6 +66,19 @@ class CheckpointExportAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "size_bytes", *JOB_COLUMNS)
     list_filter = ("state",)
     list_select_related = ("checkpoint",)
+
+
+@admin.register(HubPush)
+class HubPushAdmin(ReadOnlyAdmin):
+    list_display = ("repo_id", "project", "checkpoint", "variant", "is_private", "commit_url", *JOB_COLUMNS)
+    list_filter = ("state", "project")
+    list_select_related = ("project", "checkpoint")
+
+
+@admin.register(RetentionRule)
+class RetentionRuleAdmin(ReadOnlyAdmin):
+    list_display = ("project", "is_on", "keep_last", "keep_days")
+    list_select_related = ("project",)
 
 
 @admin.register(PairOrigin)

@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase
@@ -39,6 +39,7 @@ ROUTES = {  # the names of their addresses, among the pages and in the API
     store.MANIFEST: "download-manifest",
     store.MODEL_CARD: "download-card",
 }
+Opened = FileIO | BytesIO
 VARIANT_OF = {"adapter.zip": "adapter", "merged.zip": "merged", "model.gguf": "gguf"}
 
 
@@ -57,13 +58,14 @@ class Offered:
     sha256: str
 
     def curl(self, url: str) -> str:
-        """A line that downloads it, and that goes on where it broke off when it is run again.
+        """A command that downloads it, and that goes on where it broke off when it is run again.
 
         Without ``If-Range`` curl would append the end of another archive to the start of this one.
         """
-        target = shlex.quote(self.filename)
-        condition = f" -H 'If-Range: \"{self.sha256}\"'" if self.sha256 else ""
-        return f'curl --fail -C - -o {target} -H "Authorization: Token $TIEBREAK_TOKEN"{condition} {shlex.quote(url)}'
+        headers = ['-H "Authorization: Token $TIEBREAK_TOKEN"']
+        if self.sha256:
+            headers.append(f"-H 'If-Range: \"{self.sha256}\"'")
+        return " \\\n  ".join([f"curl --fail -C - -o {shlex.quote(self.filename)}", *headers, shlex.quote(url)])
 
     @property
     def check(self) -> str:
@@ -89,12 +91,12 @@ def serve(request: HttpRequest, checkpoint: Checkpoint, name: str) -> HttpRespon
     else:
         path = _path(checkpoint, name)
     try:
-        file = FileIO(path)
+        # Nothing may lie beside manifest and card, so their hash is not kept; they are small.
+        file: Opened = FileIO(path) if name in VARIANT_OF else BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise NotThere(f"There is no {name} of {checkpoint} yet. Prepare it on the checkpoint's page.") from None
     try:
-        # Nothing may lie beside manifest and card, and they are small.
-        sha256 = digests.of(path, file) if name in VARIANT_OF else digests.read(file)
+        sha256 = digests.of(path, file) if isinstance(file, FileIO) else digests.read(file)
         response = _answer(request, file, f'"{sha256}"')
     except BaseException:
         file.close()
@@ -107,9 +109,9 @@ def serve(request: HttpRequest, checkpoint: Checkpoint, name: str) -> HttpRespon
     return response
 
 
-def _answer(request: HttpRequest, file: FileIO, etag: str) -> HttpResponseBase:
+def _answer(request: HttpRequest, file: Opened, etag: str) -> HttpResponseBase:
     """Conditions come before ranges, as section 13.2.2 has it; a range is part of a GET alone (14.2)."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if (refusal := get_conditional_response(request, etag=etag)) is not None:
         refusal.headers["ETag"] = etag
         return refusal
@@ -127,7 +129,7 @@ def _answer(request: HttpRequest, file: FileIO, etag: str) -> HttpResponseBase:
     return _stream(file, span, 200 if span is whole else 206, headers)
 
 
-def _stream(file: FileIO, span: Span, status: int, headers: dict[str, str]) -> HttpResponseBase:
+def _stream(file: Opened, span: Span, status: int, headers: dict[str, str]) -> HttpResponseBase:
     file.seek(span.start)
     response = FileResponse(_Part(file, span.length), status=status, headers=headers)
     response.block_size = BLOCK  # where no server takes the descriptor
@@ -147,7 +149,7 @@ class _Part:
     Content-Length says.
     """
 
-    def __init__(self, file: FileIO, length: int) -> None:
+    def __init__(self, file: Opened, length: int) -> None:
         self._file = file
         self._left = length
 

@@ -333,4 +333,9 @@ class RetentionForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = RetentionRule
         fields = ("is_on", "keep_last", "keep_days")
-        labels = {"is_on": "Delete old weights", "keep_last": "Keep the newest", "keep_days": "Keep for days"}
+        labels = {
+            "is_on": "Delete old weights once a day",
+            "keep_last": "Keep the newest",
+            "keep_days": "Keep for days",
+        }
+        help_texts = {"is_on": ""}

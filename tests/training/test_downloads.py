@@ -244,7 +244,7 @@ def test_the_page_shows_hashes_and_lines_for_a_terminal(adapter, project, sign_i
     manifest = hashlib.sha256((store.checkpoint_dir(adapter.uuid) / "manifest.json").read_bytes()).hexdigest()
     assert f'<code class="hash">{sha256}</code>' in page
     assert f'<code class="hash">{manifest}</code>' in page
-    assert "curl --fail -C - -o adapter-adapter.zip -H &quot;Authorization: Token $TIEBREAK_TOKEN&quot;" in page
+    assert "curl --fail -C - -o adapter-adapter.zip \\\n  -H &quot;Authorization: Token $TIEBREAK_TOKEN&quot;" in page
     url = f"http://testserver/api/v1/projects/{project.slug}/checkpoints/{adapter.uuid}/download/adapter.zip"
     assert url in page
     assert f"echo &#x27;{sha256}  adapter-adapter.zip&#x27; | sha256sum -c" in page
