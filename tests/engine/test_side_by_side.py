@@ -219,8 +219,8 @@ def test_half_a_character_is_not_shown(reference: ModelRef) -> None:
 def test_a_process_that_is_told_to_stop_leaves_what_was_written(ask: MakeRun, adapters: list[ModelRef]) -> None:
     run_dir = ask(*adapters, prompts=8, max_new_tokens=400)
     engine = start("side_by_side", run_dir)
-    wait_until(lambda: (run_dir / "answers.json").exists() or engine.poll() is not None, 60, "the first words")
+    wait_until(lambda: (run_dir / "answers.json").exists() or engine.poll() is not None, 200, "the first words")
     engine.send_signal(signal.SIGTERM)
-    assert engine.wait(30) == EXIT_INTERRUPTED
+    assert engine.wait(60) == EXIT_INTERRUPTED
     assert len(answers(run_dir)) == 8
     assert jobspec.read_result(run_dir) is None
