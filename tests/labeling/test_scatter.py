@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -70,4 +71,4 @@ def test_labels_of_tracks_that_end_at_one_height_stand_apart():
     chart = scatter_chart("Accuracy", ends, x_name="KL", level=(0.6, "reference"))
     heights = sorted([chart.level.y + 4, *(track.label_y for track in chart.tracks)])
     assert [track.label for track in chart.tracks] == ["rate 0", "rate 1", "rate 2"], "in their order"
-    assert all(below - above >= LINE_HEIGHT for above, below in zip(heights, heights[1:], strict=False))
+    assert all(below - above >= LINE_HEIGHT for above, below in itertools.pairwise(heights))
