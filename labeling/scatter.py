@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labeling.charts import LEFT, Tick, nice_ticks
 
@@ -143,11 +143,12 @@ def scatter_chart(
         return Drawn(x_of(spot.x), y_of(spot.y), title, names[id(spot)], _whiskers(spot, x_of, y_of), spot.is_ringed)
 
     said = "; ".join(drawn(spot).title for spot in spots)
+    joined = [_joined(track, [drawn(spot) for spot in track.spots]) for track in tracks if track.spots]
     return Scatter(
         title=title,
         summary=f"{title}, by {x_name}: {said}",
         x_name=x_name,
-        tracks=[_joined(track, [drawn(spot) for spot in track.spots]) for track in tracks if track.spots],
+        tracks=_apart(joined, [y_of(level[0]) + 4] if level else []),
         level=Level(y_of(level[0]), level[1]) if level else None,
         x_ticks=[Tick(x_of(x), x_label(x)) for x in x_ticks],
         y_ticks=[Tick(y_of(y), y_label(y)) for y in y_ticks],
@@ -173,6 +174,18 @@ def _joined(track: Track, spots: list[Drawn]) -> Joined:
     last = max(spots, key=lambda spot: spot.x)
     path = "M" + "L".join(f"{spot.x} {spot.y}" for spot in spots)
     return Joined(track.label, track.role, path, spots, WIDTH - RIGHT + 8, last.y + 4)
+
+
+def _apart(tracks: Sequence[Joined], taken: Sequence[float]) -> list[Joined]:
+    """The tracks with their labels one above the other, none on another nor at a height that is ``taken``."""
+    heights, apart = list(taken), []
+    for track in sorted(tracks, key=lambda track: track.label_y):
+        y = track.label_y
+        while track.label and (close := [height for height in heights if abs(height - y) < LINE_HEIGHT]):
+            y = max(close) + LINE_HEIGHT
+        heights += [y] if track.label else []
+        apart.append(replace(track, label_y=y))
+    return sorted(apart, key=lambda track: [one.path for one in tracks].index(track.path))
 
 
 Box = tuple[float, float, float, float]

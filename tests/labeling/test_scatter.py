@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -63,3 +64,11 @@ def test_a_track_is_named_beside_its_farthest_point():
     tracks = [Track("slow", "main", [Spot(5.0, 0.7, "a"), Spot(1.0, 0.6, "b")]), Track("fast", "other", [])]
     (track,) = scatter_chart("Accuracy", tracks, x_name="KL").tracks
     assert (track.label, track.label_y) == ("slow", track.spots[0].y + 4)
+
+
+def test_labels_of_tracks_that_end_at_one_height_stand_apart():
+    ends = [Track(f"rate {n}", "main", [Spot(1.0 + n, 0.6, "a")]) for n in range(3)]
+    chart = scatter_chart("Accuracy", ends, x_name="KL", level=(0.6, "reference"))
+    heights = sorted([chart.level.y + 4, *(track.label_y for track in chart.tracks)])
+    assert [track.label for track in chart.tracks] == ["rate 0", "rate 1", "rate 2"], "in their order"
+    assert all(below - above >= LINE_HEIGHT for above, below in itertools.pairwise(heights))
