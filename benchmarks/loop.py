@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--recipe",
         type=json.loads,
-        default={"mode": "fast", "learning_rate": 2e-4, "epochs": 2},
+        default={"mode": "fast", "learning_rate": 1e-3, "epochs": 2},
         help="what the recipes of both arms have in common, as JSON (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of votes and runs (default: %(default)s)")
