@@ -159,7 +159,7 @@ def test_a_watch_asks_for_answers_alone(prepared, project, candidate, label):
     assert not work.run_dir.canaries.exists()
     _answered(work)
     work.publish(Result(ok=True, details=REPORT))
-    assert GatePair.objects.filter(gate=work.job).count() == PROMPTS
+    assert GatePair.objects.filter(gate=work.job).count() == len(work.job.prompt_ids) >= PROMPTS
 
 
 def test_the_counter_of_one_phase_is_not_that_of_the_next(prepared):
