@@ -122,7 +122,7 @@ def planted(numbered, project, annotator, make_checkpoint, make_pair, judge):
     run.refresh_from_db()
     batch = SampleBatch.objects.get(project=project)
     SampleBatch.objects.update(seed=BATCH_SEED)
-    own = make_pair("My good one", "My poor one")
+    own = make_pair("My good one", "My poor one", held_out=False)
     judge(own, annotator, "a")
     send_back(preference=own.preferences.get(), reviewer=reviewer, note="Please read it once more.")
     conflict = _judged_by_others(make_pair, judge, voter, skipper, reviewer)
