@@ -90,6 +90,8 @@ def _obstacle(promotion: Promotion, budget: float) -> str:
         return f"The policy {checkpoint} was promoted although {gate} had not passed it"
     if checkpoint.removed_at is not None:
         return f"The files of the policy {checkpoint} were removed"
+    if checkpoint.taints.exists():
+        return f"Labels that the policy {checkpoint} was made of were withdrawn since"
     if distance is None:
         return f"Nothing says how far the policy {checkpoint} is from the first one"
     if not distance.is_within(budget):

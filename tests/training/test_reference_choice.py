@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from labeling.models import Withdrawal
 from training import execution, reference_choice, services
-from training.models import Checkpoint, Gate, LoopRule, Promotion, TrainingRun
+from training.models import Checkpoint, Gate, LoopRule, Promotion, Taint, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
 
@@ -138,6 +139,15 @@ def test_a_policy_whose_files_were_removed_is_no_reference(project, follows, pol
     second = make_policy("second")
     Checkpoint.objects.filter(pk=second.pk).update(removed_at=second.created_at)
     assert _chosen(project)[0] == policy
+
+
+def test_a_policy_of_labels_that_were_withdrawn_is_no_reference(project, follows, policy, make_policy):
+    second = make_policy("second")
+    withdrawal = Withdrawal.objects.create(project=project, kind=Withdrawal.Kind.ANNOTATOR)
+    Taint.objects.create(checkpoint=second, withdrawal=withdrawal, preferences=1)
+    checkpoint, reason = _chosen(project)
+    assert checkpoint == policy
+    assert "Labels that the policy second was made of were withdrawn since, so the reference stays" in reason
 
 
 def test_what_was_rolled_back_counts_no_more(project, follows, policy, make_policy):
