@@ -50,7 +50,7 @@ STARTED = time.monotonic()
 
 def main() -> int:
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by the way on which every process is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Told to end."))  # on the way that ends every process it started
     model = (options.model or default_model()).resolve()
     load, cores = os.getloadavg(), read_cores()
     with private_database("sqlite") as folder:
@@ -76,10 +76,10 @@ def parse() -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--labels", type=int, default=96, help="cast in each round of each arm (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=120, help="written in each round (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=80, help="cast in each round of each arm (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=104, help="written in each round (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer at most (default: %(default)s)")
-    parser.add_argument("--judging", type=int, default=96, help="prompts that judge (default: %(default)s)")
+    parser.add_argument("--judging", type=int, default=72, help="prompts that judge (default: %(default)s)")
     parser.add_argument("--label-noise", type=float, default=0.25, help="(default: %(default)s)")
     parser.add_argument(
         "--recipe",
