@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,37 @@ def test_adapters_share_one_base_and_no_more_than_two_full_weights_are_held(
         tiny_model.build(tmp_path / f"full-{number}", seed=number)
         with policies.opened(ModelRef(str(tmp_path / f"full-{number}"), f"hash-{number}"))():
             assert len(policies.held) <= shared_weights.MOST_WEIGHTS
+
+
+def test_weights_are_out_of_memory_before_others_are_loaded(
+    adapters: list[ModelRef], reference: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model.build(tmp_path / "other", seed=3)
+    policies = Policies(CPU, most_weights=1)
+    with policies.opened(adapters[0])() as model:
+        before = weakref.ref(model.get_base_model())
+    del model
+    alive, load = [], loading.load_weights
+    monkeypatch.setattr(loading, "load_weights", lambda *args: alive.append(before()) or load(*args))
+    with policies.opened(ModelRef(str(tmp_path / "other"), "hash-of-other"))():
+        assert alive == [None]
+
+
+def test_an_adapter_that_is_on_is_not_switched_on_again(
+    adapters: list[ModelRef], reference: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = Policies(CPU)
+    for policy in adapters:
+        with policies.opened(policy)():
+            pass
+    switched, switch = [], PeftModel.set_adapter
+    monkeypatch.setattr(
+        PeftModel, "set_adapter", lambda model, name, **how: switched.append(name) or switch(model, name, **how)
+    )
+    for policy in (adapters[0], adapters[0], reference, adapters[0], adapters[1], adapters[1]):
+        with policies.opened(policy)():
+            pass
+    assert len(switched) == 2
 
 
 def test_each_is_itself_however_they_are_switched(

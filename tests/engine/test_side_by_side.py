@@ -21,6 +21,7 @@ from training.engine.chat import prompt_token_ids, response_text, stop_token_ids
 from training.engine.compute import Compute
 from training.engine.decoding import Decoding, Request, write_responses
 from training.engine.sampling import response_seed
+from training.engine.shared_weights import Policies
 from training.jobspec import EXIT_INTERRUPTED, ModelRef, SideBySideAnswer, SideBySideJob
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -165,12 +166,16 @@ def test_the_base_is_in_memory_once(
     )
     for pair in (adapters, [adapters[0], reference], [reference, adapters[0]]):
         loaded.clear()
-        one, two = answering.open_both(*pair, CPU)
+        policies = Policies(CPU)
+        one, two = map(policies.opened, pair)
+        for opened in (one, two):  # an adapter that comes second is put around what is there
+            with opened():
+                pass
         with one() as first:
             pass
         with two() as second:
             assert second is first
-        assert len(loaded) == 1
+        assert len(loaded) == policies.loads == 1
 
 
 def test_a_prompt_that_one_of_them_cannot_read_is_refused_with_its_reason(
@@ -207,7 +212,7 @@ def test_a_job_that_cannot_be_is_refused(
 def test_half_a_character_is_not_shown(reference: ModelRef) -> None:
     tokenizer = loading.load_tokenizer(reference.base_dir)
     job = SideBySideJob(left=reference, right=reference, seed=1)
-    side = Side(answering.open_both(reference, reference, CPU)[0], tokenizer, job)
+    side = Side(Policies(CPU).opened(reference), tokenizer, job)
     side.take([question(0)])
     row = side.rows["prompt-0"]
     row.token_ids = tokenizer("boat é", add_special_tokens=False)["input_ids"][:-1]

@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from training.engine import compute as compute_module
-from training.engine import loading
 from training.engine.chat import PromptError, context_length, prompt_token_ids, response_text, stop_token_ids
 from training.engine.decoding import Decoding, Flight, Request, Row
 from training.engine.errors import EngineError
@@ -25,7 +24,7 @@ from training.engine.journal import MetricsJournal
 from training.engine.jsonlines import read_lines
 from training.engine.on_policy import Opened
 from training.engine.sampling import LEAST_ROOM, response_seed
-from training.engine.two_policies import open_both
+from training.engine.shared_weights import Policies
 from training.jobspec import PromptLine, SideAnswer, SideBySideAnswer, SideBySideJob, write_atomically
 
 ANSWERS = "answers.json"
@@ -42,9 +41,8 @@ def answer(run_dir: Path, job: SideBySideJob) -> dict[str, Any]:
     metrics.phase("loading models")
     prompts = read_lines(run_dir / "dataset.jsonl", PromptLine)
     compute = compute_module.choose(job.device, job.threads)
-    left, right = open_both(job.left, job.right, compute)
-    tokenizers = [loading.load_tokenizer(reference.base_dir) for reference in (job.left, job.right)]
-    sides = [Side(opened, tokenizer, job) for opened, tokenizer in zip((left, right), tokenizers, strict=True)]
+    policies = Policies(compute)
+    sides = [Side(policies.opened(policy), policies.tokenizer_of(policy), job) for policy in (job.left, job.right)]
     conversation = Conversation(run_dir, prompts, sides)
     metrics.phase("answering")
     started = time.monotonic()

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from training.engine import on_policy, reference_logps
 from training.engine.cache import key_of
-from training.engine.chat import PromptError, prompt_token_ids, response_text
+from training.engine.chat import accepted_token_ids, response_text
 from training.engine.compute import VERSIONS, Compute
 from training.engine.journal import Journal
 from training.engine.on_policy import OnPolicyResponse, OnPolicySettings
@@ -67,7 +65,7 @@ class Writer:
     ) -> dict[int, Answer]:
         """By the number of the prompt; without those that the template refuses or that leave no room for an answer."""
         tokenizer = self.policies.tokenizer_of(policy)
-        ids = token_ids(tokenizer, prompts)
+        ids = accepted_token_ids(tokenizer, prompts)
         numbers = sorted(ids)
         found: dict[int, Answer] = {}
         at_once = settings.rows * WRITTEN_TOGETHER
@@ -112,14 +110,3 @@ class Writer:
 
     def name(self, policy: ModelRef) -> tuple[str, ...]:
         return (*VERSIONS, reference_logps.content_hash(policy), self.compute.name)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]]) -> dict[int, list[int]]:
-    """By the number of the prompt; without those that the chat template does not accept."""
-    found = {}
-    for number, messages in enumerate(prompts):
-        try:
-            found[number] = prompt_token_ids(tokenizer, messages)
-        except PromptError:
-            continue
-    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import Sequence
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -41,6 +43,15 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     except (TemplateError, KeyError, TypeError) as error:
         raise PromptError(f"The chat template of this model does not accept the prompt: {error}.") from error
     return list(ids)
+
+
+def accepted_token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]]) -> dict[int, list[int]]:
+    """By the number of the prompt; without those that the chat template does not accept."""
+    found = {}
+    for number, messages in enumerate(prompts):
+        with contextlib.suppress(PromptError):
+            found[number] = prompt_token_ids(tokenizer, messages)
+    return found
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

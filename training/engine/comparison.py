@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from training.engine import loading, on_policy
-from training.engine.chat import PromptError, prompt_token_ids
+from training.engine.chat import accepted_token_ids
 from training.engine.jsonlines import read_lines
 from training.engine.on_policy import OnPolicyResponse, OnPolicySettings, Opened
 from training.engine.setting import Setting
@@ -70,19 +70,15 @@ def measure(
     if not prompts:
         return {"prompts": 0}, []
     setting.metrics.phase(PHASE)
-    return on_policy.measure(policy, others, setting.tokenizer, prompts, SETTINGS, setting.compute, setting.tick(PHASE))
+    tick = setting.metrics.tick(PHASE)
+    return on_policy.measure(policy, others, setting.tokenizer, prompts, SETTINGS, setting.compute, tick)
 
 
 def probes(setting: Setting) -> list[list[int]]:
     """Token ids of the prompts that the chat template accepts."""
     path = setting.run_dir / "probes.jsonl"
-    found = []
-    for line in read_lines(path, PromptLine) if path.is_file() else []:
-        try:
-            found.append(prompt_token_ids(setting.tokenizer, line.messages))
-        except PromptError:
-            continue
-    return found
+    lines = read_lines(path, PromptLine) if path.is_file() else []
+    return list(accepted_token_ids(setting.tokenizer, [line.messages for line in lines]).values())
 
 
 def reference_of(setting: Setting, policy: PreTrainedModel | PeftModel) -> Opened:

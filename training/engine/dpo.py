@@ -186,7 +186,7 @@ def read_reference(setting: Setting) -> tuple[list[Pair], reference_logps.Counts
             lower=setting.scorer.lower,
         )
         triples = [*setting.data.train, *setting.data.held_out]
-        values = source.of(ranks.share(triples), setting.tick("reading reference"))
+        values = source.of(ranks.share(triples), setting.metrics.tick("reading reference"))
         source.counts.damaged += cache.damaged
         return ranks.all_shares(values), over_all_processes(source.counts)
 
@@ -276,7 +276,7 @@ def score_held_out(setting: Setting, policy: PreTrainedModel | PeftModel, values
     """
     known = [(triple, pair) for triple, pair in zip(setting.data.held_out, values, strict=True) if not triple.is_tie]
     score = reference_logps.scored_with(policy.eval(), setting.scorer, setting.compute)
-    tick = setting.tick("scoring held-out pairs")
+    tick = setting.metrics.tick("scoring held-out pairs")
     scores = []
     for done, (triple, pair) in enumerate(known, start=1):
         scores.append(evaluation.pair_score(triple, pair, score(triple)))

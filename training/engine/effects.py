@@ -6,33 +6,26 @@ that of b, without its beta (Rafailov et al. 2023, eq. 5), in nats a response.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.engine import compute as compute_module
-from training.engine import loading
+from training.engine import on_policy
 from training.engine.arrangement import Unlabelled
-from training.engine.chat import context_length, response_text, stop_token_ids, turn_end_id
+from training.engine.chat import response_text, turn_end_id
 from training.engine.compute import Compute
-from training.engine.decoding import Decoding, Request, write_responses
 from training.engine.errors import EngineError
 from training.engine.journal import MetricsJournal
 from training.engine.jsonlines import read_lines
-from training.engine.on_policy import prompt_seed
+from training.engine.on_policy import OnPolicySettings
 from training.engine.preference_data import problem, tokenize
-from training.engine.scoring import Scorer, add_scoring_head, choose_scorer
+from training.engine.sampling import LEAST_ROOM
+from training.engine.shared_weights import Policies
 from training.jobspec import EffectsJob, JudgedPair, ModelRef, PairEffect, TripleLine, write_atomically
 
-Model = PreTrainedModel | PeftModel
-LEAST_ROOM = 16  # tokens without which there is no answer
 NAMES = {"first": "the first policy", "before": "the policy before", "after": "the policy after"}
 
 
@@ -60,7 +53,7 @@ def measure(run_dir: Path, job: EffectsJob) -> dict[str, Any]:
         "pairs": len(pairs),
         "measured": len(effects),
         "left_out": comparison.left_out,
-        "bases_loaded": comparison.bases_loaded,
+        "bases_loaded": comparison.policies.loads,
         "seed": job.seed,
     }
 
@@ -84,108 +77,63 @@ class Comparison:
         self.pairs = pairs
         self.compute = compute
         self.metrics = metrics
+        self.policies = Policies(compute, most_weights=1)
         self.left_out: dict[str, str] = {}  # why, by pair
-        self.bases_loaded = 0
 
     def read(self) -> dict[str, Readings]:
-        """By role. Policies that are adapters on the same weights share these, and the weights are loaded once."""
-        roles = sorted(NAMES, key=lambda role: (self.ref(role).base_dir, self.ref(role).adapter_dir or ""))
+        """By role. A policy of several roles is read once, and those on the same weights one after the other."""
+        roles_of: dict[ModelRef, list[str]] = {}
+        for role in NAMES:
+            roles_of.setdefault(getattr(self.job, role), []).append(role)
         readings: dict[str, Readings] = {}
-        for base_dir, on_base in groupby(roles, key=lambda role: self.ref(role).base_dir):
-            self.metrics.phase("loading model")
-            self.bases_loaded += 1
-            base = loading.load_weights(base_dir, self.compute.dtype)
-            tokenizer = loading.load_tokenizer(base_dir)
-            add_scoring_head(base)
-            for _, same in groupby(on_base, key=lambda role: self.ref(role).adapter_dir):
-                base = self.read_alike(list(same), base, tokenizer, readings)
-            del base
+        for policy in sorted(roles_of, key=lambda policy: policy.base_dir):
+            readings |= dict.fromkeys(roles_of[policy], self.read_policy(policy, roles_of[policy]))
         return readings
 
-    def ref(self, role: str) -> ModelRef:
-        ref: ModelRef = getattr(self.job, role)
-        return ref
+    def read_policy(self, policy: ModelRef, roles: list[str]) -> Readings:
+        self.metrics.phase("loading model")
+        with self.policies.opened(policy)() as model:
+            turn_end = turn_end_id(self.policies.tokenizer_of(policy), model.generation_config)
+        pairs = self.tokens(policy, turn_end)
+        found = Readings(self.gaps(policy, pairs, f"{NAMES[roles[0]]} reads the pairs"))
+        if roles != ["first"]:  # nobody is shown its answers unless it is the policy before or after as well
+            found.answers = self.answers(policy, pairs, f"{NAMES[roles[0]]} answers")
+        return found
 
-    def read_alike(
-        self, roles: list[str], base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, into: dict[str, Readings]
-    ) -> PreTrainedModel:
-        """Roles of one and the same policy, which is read once. Returns ``base`` without its adapter."""
-        with self.policy(base, self.ref(roles[0]).adapter_dir) as model:
-            found = Readings(self.gaps(roles, model, tokenizer))
-            if roles != ["first"]:  # nobody is shown its answers unless it is the policy before or after as well
-                found.answers = self.answers(roles, model, tokenizer)
-        into |= dict.fromkeys(roles, found)
-        return base
-
-    @contextmanager
-    def policy(self, base: PreTrainedModel, adapter_dir: str | None) -> Iterator[Model]:
-        if adapter_dir is None:
-            yield base.to(self.compute.device).eval().requires_grad_(False)
-            return
-        adapted = loading.load_adapter(base, adapter_dir, trainable=False)
-        try:
-            yield adapted.to(self.compute.device).eval().requires_grad_(False)
-        finally:
-            adapted.unload()
+    def tokens(self, policy: ModelRef, turn_end: int) -> dict[str, Unlabelled]:
+        """By pair, as training would read it; of one that it could not, the reason is noted."""
+        tokenizer, lengths = self.policies.tokenizer_of(policy), (self.job.max_length, self.job.max_length)
+        found = {}
+        for pair in self.pairs:
+            sides = (pair.response_a, pair.response_b)
+            line = TripleLine(pair.pair_id, pair.prompt_id, "train", pair.messages, *sides, preference_ids=[])
+            triple = tokenize(line, tokenizer, turn_end, lengths, of_reference="")
+            if reason := triple if isinstance(triple, str) else problem(triple):
+                self.left_out[pair.pair_id] = reason
+            elif not isinstance(triple, str):
+                found[pair.pair_id] = Unlabelled(triple.prompt_ids, triple.chosen_ids, triple.rejected_ids)
+        return found
 
     @torch.no_grad()
-    def gaps(self, roles: list[str], model: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        # On a GPU the kernel for packed rows takes longer to compile than the pairs take to read.
-        scorer = Scorer(packed=False) if self.compute.on_cuda else choose_scorer(model, self.compute)
-        turn_end = turn_end_id(tokenizer, model.generation_config)
+    def gaps(self, policy: ModelRef, pairs: dict[str, Unlabelled], phase: str) -> dict[str, float]:
+        scorer, tick = self.policies.scorer_of(policy), self.metrics.tick(phase)
         found = {}
-        with scorer.over(model), self.compute.autocast():
-            for number, pair in enumerate(self.pairs):
-                self.tell(roles, "reads the pairs", number)
-                tokens = self.tokens_of(pair, tokenizer, turn_end)
-                if tokens is None:
-                    continue
+        with self.policies.opened(policy)() as model, scorer.over(model), self.compute.autocast():
+            for done, (pair_id, tokens) in enumerate(pairs.items(), start=1):
                 batch = scorer.arrange([tokens], self.compute.device)
                 a, b = scorer.token_logps(model, batch).double().cpu().split(batch.lengths)
-                found[pair.pair_id] = float(a.sum() - b.sum())
+                found[pair_id] = float(a.sum() - b.sum())
+                tick(done, len(pairs))
         return found
 
-    def tokens_of(self, pair: JudgedPair, tokenizer: PreTrainedTokenizerBase, turn_end: int) -> Unlabelled | None:
-        """As training would read it; ``None``, with a note of the reason, if it could not."""
-        line = TripleLine(
-            pair.pair_id, pair.prompt_id, "train", pair.messages, pair.response_a, pair.response_b, preference_ids=[]
-        )
-        lengths = (self.job.max_length, self.job.max_length)
-        triple = tokenize(line, tokenizer, turn_end, lengths, of_reference="")
-        if reason := triple if isinstance(triple, str) else problem(triple):
-            self.left_out[pair.pair_id] = reason
-            return None
-        assert not isinstance(triple, str)
-        return Unlabelled(triple.prompt_ids, triple.chosen_ids, triple.rejected_ids)
-
-    def answers(self, roles: list[str], model: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    def answers(self, policy: ModelRef, pairs: dict[str, Unlabelled], phase: str) -> dict[str, str]:
         """One to each prompt that leaves room for one, by a seed that the job and the prompt alone decide."""
-        context, stop_ids = context_length(model.config), stop_token_ids(tokenizer, model.generation_config)
-        prompts = self.prompt_ids(tokenizer)
-        numbers = [name for name, ids in prompts.items() if len(ids) + LEAST_ROOM <= context]
-        requests = [
-            Request(
-                prompts[name],
-                [prompt_seed(self.job.seed, prompts[name])],
-                min(self.job.max_new_tokens, context - len(prompts[name])),
-            )
-            for name in numbers
-        ]
-        decoding = Decoding(self.job.temperature, self.job.top_p, frozenset(stop_ids), int(tokenizer.pad_token_id))
-        found = {}
-        with self.compute.autocast():
-            for number, (row,) in write_responses(model, requests, decoding, self.job.rows) if requests else ():
-                found[numbers[number]] = response_text(tokenizer, row.token_ids)
-                self.tell(roles, "answers", len(found))
-        return found
-
-    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-        turn_end = int(tokenizer.eos_token_id)
-        read = {pair.prompt_id: self.tokens_of(pair, tokenizer, turn_end) for pair in self.pairs}
-        return {prompt_id: tokens.prompt_ids for prompt_id, tokens in read.items() if tokens}
-
-    def tell(self, roles: list[str], what: str, done: int) -> None:
-        self.metrics.phase(f"{NAMES[roles[0]]} {what}", done=done, total=len(self.pairs))
+        job, tokenizer = self.job, self.policies.tokenizer_of(policy)
+        prompts = {pair.prompt_id: pairs[pair.pair_id].prompt_ids for pair in self.pairs if pair.pair_id in pairs}
+        settings = OnPolicySettings(job.seed, job.max_new_tokens, job.rows, job.temperature, job.top_p, LEAST_ROOM)
+        opened, ids, tick = self.policies.opened(policy), list(prompts.values()), self.metrics.tick(phase)
+        rows = on_policy.write(opened, tokenizer, ids, settings, self.compute, tick)
+        return {name: response_text(tokenizer, rows[n].token_ids) for n, name in enumerate(prompts) if n in rows}
 
 
 def check(job: EffectsJob) -> None:

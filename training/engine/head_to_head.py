@@ -27,8 +27,8 @@ import numpy as np
 from training.engine import compute as compute_module
 from training.engine import evaluation, judge, loading, memory, on_policy, process, reference_logps, refusals
 from training.engine import response_states as states
-from training.engine.answers import Answer, Kept, Writer, token_ids
-from training.engine.chat import completion_token_ids, context_length, turn_end_id
+from training.engine.answers import Answer, Kept, Writer
+from training.engine.chat import accepted_token_ids, completion_token_ids, context_length, turn_end_id
 from training.engine.compute import Compute
 from training.engine.errors import EngineError
 from training.engine.journal import MetricsJournal
@@ -36,7 +36,6 @@ from training.engine.jsonlines import read_lines
 from training.engine.on_policy import OnPolicySettings, Opened
 from training.engine.preference_data import PreferenceData, TokenTriple, read_preferences
 from training.engine.reference_logps import Pair, ReferenceLogps
-from training.engine.setting import TICK
 from training.engine.shared_weights import Policies
 from training.jobspec import (
     CanaryLine,
@@ -73,13 +72,6 @@ class Comparison:
     @property
     def cache_dir(self) -> Path:
         return Path(self.job.cache_dir or self.run_dir / "cache")
-
-    def tick(self, phase: str) -> Callable[[int, int], None]:
-        def told(done: int, total: int) -> None:
-            if done % TICK == 0 or done == total:
-                self.metrics.phase(phase, done=done, total=total)
-
-        return told
 
     def lines(self, name: str, kind: type[Line]) -> list[Line]:
         path = self.run_dir / name
@@ -133,7 +125,7 @@ def answer_both(
     settings = OnPolicySettings(job.seed, max_new_tokens, job.rows)
     prompts = [line.messages for line in lines]
     both = [
-        comparison.writer.answers(policy, prompts, settings, comparison.tick(f"{phase}, {name}"))
+        comparison.writer.answers(policy, prompts, settings, comparison.metrics.tick(f"{phase}, {name}"))
         for name, policy in (("candidate", job.candidate), ("current policy", job.current))
     ]
     common = both[0].keys() & both[1].keys()
@@ -182,7 +174,7 @@ def distances_of(comparison: Comparison, policy: ModelRef, answers: dict[int, An
     found = {}
     for name, other in others.items() if not job.answers_only else ():
         if other is not None and comparison.policies.have_same_tokens(policy, other):
-            tick = comparison.tick(f"measuring the distance to the {name} policy")
+            tick = comparison.metrics.tick(f"measuring the distance to the {name} policy")
             found[name] = comparison.writer.distances(policy, other, answers, tick)
     for number in answers:
         yield {name: distances[number] for name, distances in found.items()}
@@ -294,7 +286,7 @@ def logps_of(comparison: Comparison, policy: ModelRef, triples: Sequence[TokenTr
     form = f"{compute.dtype}, adapter {'beside' if policy.adapter_dir else 'none'}"
     with closing(reference_logps.open_cache(str(comparison.cache_dir), comparison.job.cache_mb)) as cache:
         source = ReferenceLogps(policy, compute, cache, scored, seed=comparison.job.seed, form=form)
-        return source.of(triples, comparison.tick(f"reading held-out pairs, {name}"))
+        return source.of(triples, comparison.metrics.tick(f"reading held-out pairs, {name}"))
 
 
 # The judge
@@ -305,7 +297,7 @@ def reading_states(comparison: Comparison, reader: ModelRef) -> Iterator[Callabl
     opened: Opened = comparison.policies.opened(reader)
     with closing(states.open_cache(comparison.cache_dir, comparison.job.cache_mb)) as cache:
         source = states.StateReader(reader, opened, comparison.policies.scorer_of(reader), comparison.compute, cache)
-        yield lambda pairs: source.differences(pairs, comparison.tick("reading responses for the judge"))
+        yield lambda pairs: source.differences(pairs, comparison.metrics.tick("reading responses for the judge"))
 
 
 def labelled(
@@ -335,7 +327,7 @@ def answer_pairs(
     with comparison.policies.opened(reader)() as model:
         turn_end, context = turn_end_id(tokenizer, model.generation_config), context_length(model.config)
     chats: list[list[Message]] = [line.messages for line in probes]
-    ids = token_ids(tokenizer, chats)
+    ids = accepted_token_ids(tokenizer, chats)
     pairs = []
     for number in candidate:
         if (room := context - len(ids.get(number, [0] * context))) > 0:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from training.jobspec import JsonRecord, StepMetrics
+
+TICK = 8  # pairs or responses between two lines of progress
 
 
 class Journal:
@@ -45,6 +48,15 @@ class MetricsJournal(Journal):
             say(name)
         self.last_phase = name
         self.append({"phase": name, "at": round(time.time(), 3)} | figures)
+
+    def tick(self, phase: str) -> Callable[[int, int], None]:
+        """Tells how far ``phase`` has come, now and then."""
+
+        def told(done: int, total: int) -> None:
+            if done % TICK == 0 or done == total:
+                self.phase(phase, done=done, total=total)
+
+        return told
 
     def progress(self, done: int, total: int, tokens: int, seconds: float) -> None:
         """A batch of samples is finished: prompts done of all, tokens sampled and seconds spent since this start."""

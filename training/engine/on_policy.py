@@ -38,6 +38,9 @@ class OnPolicySettings:
     seed: int = 0
     max_new_tokens: int = 128
     rows: int = 16  # responses in flight at once
+    temperature: float = 1.0
+    top_p: float = 1.0
+    least_room: int | None = None  # tokens that a prompt must leave for its response, by default all
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,25 @@ def write(
     prompts: Sequence[list[int]],
     settings: OnPolicySettings,
     compute: Compute,
+    tick: Callable[[int, int], None] | None = None,
 ) -> dict[int, Row]:
     """The response to each prompt that leaves room for one, by the number of the prompt."""
+    least_room = settings.max_new_tokens if settings.least_room is None else settings.least_room
+    found: dict[int, Row] = {}
     with policy() as model, compute.autocast():
-        room = context_length(model.config) - settings.max_new_tokens
-        numbers = [number for number, ids in enumerate(prompts) if len(ids) <= room]
+        context = context_length(model.config)
+        numbers = [number for number, ids in enumerate(prompts) if len(ids) + least_room <= context]
         requests = [
-            Request(prompts[number], [prompt_seed(settings.seed, prompts[number])], settings.max_new_tokens)
-            for number in numbers
+            Request(ids, [prompt_seed(settings.seed, ids)], min(settings.max_new_tokens, context - len(ids)))
+            for ids in (prompts[number] for number in numbers)
         ]
         stop_ids = frozenset(stop_token_ids(tokenizer, model.generation_config))
-        decoding = Decoding(temperature=1.0, top_p=1.0, stop_ids=stop_ids, pad_id=int(tokenizer.pad_token_id))
-        written = write_responses(model, requests, decoding, rows=settings.rows) if requests else ()
-        return {numbers[number]: row for number, (row,) in written}
+        decoding = Decoding(settings.temperature, settings.top_p, stop_ids, int(tokenizer.pad_token_id))
+        for number, (row,) in write_responses(model, requests, decoding, rows=settings.rows) if requests else ():
+            found[numbers[number]] = row
+            if tick:
+                tick(len(found), len(numbers))
+    return found
 
 
 def prompt_seed(seed: int, prompt_ids: Sequence[int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from training.engine.preference_data import PreferenceData
 from training.engine.reference import Start
 from training.engine.scoring import Scorer
 from training.jobspec import TrainJob
-
-TICK = 8  # pairs or responses between two lines of progress
 
 
 @dataclass
@@ -32,12 +29,3 @@ class Setting:
     data: PreferenceData
     scorer: Scorer
     plan: Plan
-
-    def tick(self, phase: str) -> Callable[[int, int], None]:
-        """Tells how far ``phase`` has come, now and then."""
-
-        def told(done: int, total: int) -> None:
-            if done % TICK == 0 or done == total:
-                self.metrics.phase(phase, done=done, total=total)
-
-        return told

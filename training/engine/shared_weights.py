@@ -1,26 +1,24 @@
 """Several policies in one process: those that are adapters on the same weights share them in memory.
 
-Candidate, current policy and first policy are most often a base and two adapters on it, so one model serves all three
-and only the adapter is switched. Of policies with weights of their own no more than ``MOST_WEIGHTS`` are held at once:
-whoever compares more of them goes through them two by two.
+The policies of a project are most often a base and adapters on it, so one model serves all of them and only the adapter
+is switched. Of policies with weights of their own no more than ``MOST_WEIGHTS`` are held at once: whoever compares more
+of them goes through them two by two.
 """
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.engine import loading, process
 from training.engine.compute import Compute
-from training.engine.errors import EngineError
 from training.engine.on_policy import Opened
 from training.engine.scoring import Scorer, add_scoring_head, choose_scorer
 from training.jobspec import ModelRef
@@ -34,7 +32,7 @@ class Weights:
     """Full weights in memory with the adapters that were loaded onto them, by the adapter's directory."""
 
     model: PreTrainedModel | PeftModel
-    scorer: Scorer
+    scorer: Scorer | None = None  # chosen when it is first asked for: not everybody scores
     adapters: dict[str, str] = field(default_factory=dict)
 
     def add(self, directory: str, compute: Compute) -> None:
@@ -44,7 +42,7 @@ class Weights:
             self.adapters[directory] = FIRST_ADAPTER
             return
         name = f"adapter-{len(self.adapters)}"
-        load_beside(self.model, directory, name)
+        loading.add_adapter(self.model, directory, name)
         self.model.to(compute.device).eval().requires_grad_(False)
         self.adapters[directory] = name
 
@@ -56,30 +54,27 @@ class Weights:
             with self.model.disable_adapter():
                 yield self.model
         else:
-            self.model.set_adapter(self.adapters[directory], inference_mode=True)
+            # Who is asked for a token at a time is most often on already, and switching goes through every layer.
+            if self.model.active_adapter != self.adapters[directory]:
+                self.model.set_adapter(self.adapters[directory], inference_mode=True)
             yield self.model
 
-
-def load_beside(model: PeftModel, directory: str, name: str) -> None:
-    """One more adapter onto weights that have one. Raises ``EngineError`` bad_weights, unsafe_weights."""
-    if not (Path(directory) / "adapter_model.safetensors").is_file():
-        raise EngineError("unsafe_weights", "The adapter has no adapter_model.safetensors.", "Publish it again.")
-    try:
-        model.load_adapter(directory, name, is_trainable=False, local_files_only=True)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        if process.is_out_of_memory(error):
-            raise
-        message = f"The adapter does not fit the base weights or cannot be read: {error}"
-        raise EngineError("bad_weights", message, "Choose the checkpoint it was trained on.") from error
-    loading.check_finite(model)
+    def chosen_scorer(self, compute: Compute) -> Scorer:
+        if self.scorer is None:
+            with self.with_adapter(None) as model:
+                # On a GPU the kernel for packed rows takes longer to compile than a comparison takes to score.
+                self.scorer = Scorer(packed=False) if compute.on_cuda else choose_scorer(model, compute)
+        return self.scorer
 
 
 class Policies:
     """The policies of a job. No two of them are open at the same time."""
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, most_weights: int = MOST_WEIGHTS) -> None:
         self.compute = compute
+        self.most_weights = most_weights
         self.held: OrderedDict[str, Weights] = OrderedDict()  # by the directory of the weights, used last at the end
+        self.loads = 0
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     def opened(self, policy: ModelRef) -> Opened:
@@ -98,7 +93,7 @@ class Policies:
         return with_model
 
     def scorer_of(self, policy: ModelRef) -> Scorer:
-        return self.weights_of(policy).scorer
+        return self.weights_of(policy).chosen_scorer(self.compute)
 
     def tokenizer_of(self, policy: ModelRef) -> PreTrainedTokenizerBase:
         if policy.base_dir not in self.tokenizers:
@@ -107,19 +102,23 @@ class Policies:
 
     def weights_of(self, policy: ModelRef) -> Weights:
         if policy.base_dir not in self.held:
-            while len(self.held) >= MOST_WEIGHTS:
-                self.held.popitem(last=False)
-                process.give_back_freed_memory()
+            while len(self.held) >= self.most_weights:
+                self.let_go()
             self.held[policy.base_dir] = self.load(policy)
         self.held.move_to_end(policy.base_dir)
         return self.held[policy.base_dir]
 
+    def let_go(self) -> None:
+        """Of the weights that were used longest ago."""
+        self.held.popitem(last=False)
+        gc.collect()  # a model with a scoring head refers to itself
+        process.give_back_freed_memory()
+
     def load(self, policy: ModelRef) -> Weights:
+        self.loads += 1
         model = loading.load_base(policy, self.compute.dtype).to(self.compute.device).eval().requires_grad_(False)
         add_scoring_head(model)
-        # On a GPU the kernel for packed rows takes longer to compile than a comparison takes to score.
-        scorer = Scorer(packed=False) if self.compute.on_cuda else choose_scorer(model, self.compute)
-        return Weights(model, scorer)
+        return Weights(model)
 
     def have_same_tokens(self, one: ModelRef, other: ModelRef) -> bool:
         """Whether the two write the same ids for the same text: else there is no KL between them."""
