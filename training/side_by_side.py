@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet
 
 from labeling.models import Project, Prompt
 from labeling.prompts import InvalidPrompt, Message, parse_prompt
-from training import services
+from training import registry, services
 from training.exceptions import Rejected
 from training.models import Checkpoint, Gate, GatePair, SideBySide, new_seed
 from training.recipe import AnswerDecoding
@@ -65,6 +65,8 @@ def request_side_by_side(
     decoding = decoding or AnswerDecoding()
     decoding.check()
     with transaction.atomic():
+        services.lock(project)
+        registry.refuse_removed(left, right)
         if by is not None:
             _refuse_second(project, by)
         asked = SideBySide.objects.create(

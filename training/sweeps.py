@@ -12,7 +12,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from labeling.models import Project
-from training import services
+from training import registry, services
 from training.exceptions import Rejected
 from training.models import Checkpoint, Job, Sweep, TrainingRun, new_seed
 from training.recipe import Recipe
@@ -49,6 +49,7 @@ def request_sweep(
     snapshot = services.freeze(project, recipes[0], reference)
     with transaction.atomic():
         services.lock(project)
+        registry.refuse_removed(reference)
         services.refuse_second_run(project)
         sweep = Sweep.objects.create(
             project=project,

@@ -139,7 +139,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason(project, candidate, poli
     removed = make_checkpoint("removed", project=project)
     Checkpoint.objects.filter(pk=removed.pk).update(removed_at=timezone.now())
     removed.refresh_from_db()
-    with pytest.raises(Rejected, match="were removed"):
+    with pytest.raises(Rejected, match="were deleted"):
         gates.request_gate(project=project, candidate=removed)
     assert Gate.objects.count() == 1
 
