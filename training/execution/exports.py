@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from training import registry, store
+from training import current_card, registry, store
 from training.exceptions import LeaseLost
 from training.jobspec import GgufJob, MergeJob, Result, write_job
 from training.model_card import render_card
@@ -81,5 +81,6 @@ def _merged_directory(checkpoint: Checkpoint, run_dir: RunDir) -> Path:
         "content_hash": store.content_hash(files),
         "files": [vars(file) for file in files],
     }
-    store.write_manifest(run_dir.checkpoint, manifest, render_card(manifest))
+    card = render_card(manifest | {"gate": current_card.gate_of(checkpoint)})
+    store.write_manifest(run_dir.checkpoint, manifest, card)
     return run_dir.checkpoint
