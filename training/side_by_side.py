@@ -127,7 +127,7 @@ def held_out_prompts(project: Project, count: int) -> list[list[Message]]:
     """
     if not 1 <= count <= MOST_PROMPTS:
         raise Rejected(f"Ask 1 to {MOST_PROMPTS} prompts at a time, not {count}.")
-    held_out = Prompt.objects.filter(project=project, is_held_out=True)
+    held_out = Prompt.objects.in_use().filter(project=project, is_held_out=True)
     free = held_out.exclude(pk__in=_in_open_gates(project)).order_by("?")
     chosen = [prompt.messages for prompt in free[:count]]
     if not chosen:
