@@ -121,11 +121,20 @@ def _frozen_prompts(gate: Gate) -> list[int]:
 
 def compare_finished_run(run: TrainingRun) -> Gate | None:
     """Compare the checkpoint of a run, once, if the project's rule wants that and it is no part of a sweep."""
-    if run.checkpoint is None or run.sweep_id or Gate.objects.filter(run=run).exists():
+    return None if run.sweep_id else _compare(run)
+
+
+def compare_picked(run: TrainingRun, by: Requester = None) -> Gate | None:
+    """The same for the point of a sweep that somebody has picked."""
+    return _compare(run, by)
+
+
+def _compare(run: TrainingRun, by: Requester = None) -> Gate | None:
+    if run.checkpoint is None or Gate.objects.filter(run=run).exists():
         return None
     if not release_rule(run.project).compares or services.current_policy(run.project) in (None, run.checkpoint):
         return None
-    return request_gate(project=run.project, candidate=run.checkpoint, run=run)
+    return request_gate(project=run.project, candidate=run.checkpoint, run=run, by=by)
 
 
 def start_again(*, gate: Gate) -> None:
