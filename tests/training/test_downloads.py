@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from knox.models import AuthToken
 
-from training import digests, downloads, store
+from training import digests, downloads, exports, store, supervision
 from training.byte_ranges import Span, Unsatisfiable, single_range
-from training.models import Checkpoint, Gate
+from training.execution import Export
+from training.models import Checkpoint, Gate, Job
 
 
 @pytest.fixture
@@ -238,6 +239,17 @@ def test_a_manifest_that_was_changed_is_refused_with_the_reason(adapter, project
     assert response.redirect_chain[0][0] == page
     assert "manifest.json of checkpoint" in response.content.decode()
     assert "was changed on disk" in response.content.decode()
+
+
+def test_full_weights_are_not_packed_with_a_manifest_that_was_changed(policy):
+    path = store.checkpoint_dir(policy.uuid) / "manifest.json"
+    path.write_text(path.read_text().replace('"base"', '"better"'))
+    export = exports.request_export(checkpoint=policy)
+    supervision.execute(export, Export)
+    export.refresh_from_db()
+    assert export.state == Job.State.FAILED
+    assert "was changed on disk" in export.error
+    assert not store.archive_path(policy.uuid, "merged").exists()
 
 
 def test_the_card_tells_what_the_gate_decided_and_nobody_s_name(adapter, project, policy):

@@ -36,6 +36,7 @@ class Export(Work[CheckpointExport]):
             converter = converter_command(settings.GGUF_CONVERTER)
             write_job(self.run_dir.path, GgufJob(model, converter, settings.GGUF_CONVERTER_MINUTES))
             return True
+        registry.manifest_of(checkpoint)  # goes along
         if not checkpoint.is_adapter:
             return False
         write_job(self.run_dir.path, MergeJob(model=model))
