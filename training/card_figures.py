@@ -36,7 +36,7 @@ def on_policy_section(manifest: dict[str, Any]) -> str:
 
 
 def gate_section(manifest: dict[str, Any]) -> str:
-    """What came of the comparison with the policy before it, if there was one when this was published."""
+    """What came of the comparison with the policy before it, if one was decided."""
     gate = _part(manifest, "gate")
     if not gate.get("outcome"):
         return ""

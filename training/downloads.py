@@ -7,6 +7,7 @@ one that has taken its place.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBas
 from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 
-from training import digests, exports, store
+from training import current_card, digests, exports, registry, store
 from training.byte_ranges import Span, Unsatisfiable, single_range
-from training.exceptions import Rejected
+from training.exceptions import CheckpointDamaged, Rejected
 from training.models import Checkpoint
 
 BLOCK = 2**18
@@ -77,10 +78,13 @@ def listing(checkpoint: Checkpoint) -> Iterator[Offered]:
     for name in TYPES:
         path = _path(checkpoint, name)
         try:
-            size = path.stat().st_size
-        except OSError:
+            if name in VARIANT_OF:
+                size, known = path.stat().st_size, digests.kept(path)
+            else:
+                content = _small(checkpoint, name)
+                size, known = len(content), hashlib.sha256(content).hexdigest()
+        except (OSError, CheckpointDamaged):
             continue
-        known = digests.kept(path) if name in VARIANT_OF else store.hash_file(path)
         yield Offered(name, _filename(checkpoint, name), path, size, known)
 
 
@@ -92,7 +96,7 @@ def serve(request: HttpRequest, checkpoint: Checkpoint, name: str) -> HttpRespon
         path = _path(checkpoint, name)
     try:
         # Nothing may lie beside manifest and card, so their hash is not kept; they are small.
-        file: Opened = FileIO(path) if name in VARIANT_OF else BytesIO(path.read_bytes())
+        file: Opened = FileIO(path) if name in VARIANT_OF else BytesIO(_small(checkpoint, name))
     except FileNotFoundError:
         raise NotThere(f"There is no {name} of {checkpoint} yet. Prepare it on the checkpoint's page.") from None
     try:
@@ -107,6 +111,15 @@ def serve(request: HttpRequest, checkpoint: Checkpoint, name: str) -> HttpRespon
         response.headers["Content-Type"] = TYPES[name]
         response.headers["Content-Disposition"] = content_disposition_header(True, _filename(checkpoint, name))
     return response
+
+
+def _small(checkpoint: Checkpoint, name: str) -> bytes:
+    """Manifest or card. Raises ``CheckpointDamaged`` for a manifest that is not the one that was published."""
+    if name == store.MODEL_CARD:
+        return current_card.card_of(checkpoint)
+    content = _path(checkpoint, name).read_bytes()
+    registry.manifest_of(checkpoint)
+    return content
 
 
 def _answer(request: HttpRequest, file: Opened, etag: str) -> HttpResponseBase:

@@ -128,7 +128,7 @@ def _marks(checkpoint: Checkpoint, standing: Standing) -> list[Mark]:
     if checkpoint.pk in standing.tainted:
         found.append(Mark("tainted"))
     if checkpoint.removed_at is not None:
-        found.append(Mark("files removed"))
+        found.append(Mark("weights deleted"))
     return found
 
 

@@ -53,7 +53,7 @@ def add_gate_pair(gate: Gate, prompt: Prompt, candidate: NewResponse, current: N
     pairs = GatePair.objects.filter(gate=gate)
     if pairs.filter(prompt=prompt).exists() or pairs.count() >= most_votes(gate):
         return None
-    if Prompt.objects.filter(pk=prompt.pk, withdrawn_at__isnull=False).exists():
+    if not Prompt.objects.in_use().filter(pk=prompt.pk).exists():
         return None
     side = random.choice((Slot.Side.A, Slot.Side.B))  # noqa: S311  (an order, not a secret)
     responses = (candidate, current) if side == Slot.Side.A else (current, candidate)

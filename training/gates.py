@@ -22,7 +22,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from labeling.models import Project, Prompt
-from training import gate_pairs, sequential, services
+from training import gate_pairs, registry, sequential, services
 from training.exceptions import Rejected
 from training.gate import Decision, People, decide_watch, decide_with_people
 from training.length_control import controlled
@@ -87,16 +87,14 @@ def request_watch(*, project: Project, by: Requester = None) -> Gate:
 def _create(gate: Gate) -> Gate:
     """Freeze the rule and the prompts, and queue the measurement."""
     project = gate.project
-    for checkpoint in (gate.candidate, gate.current):
-        if checkpoint.removed_at:
-            raise Rejected(f"The files of {checkpoint} were removed, so it can be compared with nothing.")
     rule = release_rule(project)
     gate.rule = {name: getattr(rule, name) for name in FROZEN}
     gate.rule["kl_first_budget"] = services.loop_rule(project).kl_first_budget
     gate.prompt_ids = _frozen_prompts(gate)
     try:
         with transaction.atomic():
-            Project.objects.select_for_update().get(pk=project.pk)
+            services.lock(project)
+            registry.refuse_removed(gate.candidate, gate.current)
             last = Gate.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
             gate.number = last + 1
             gate.save()
@@ -108,7 +106,7 @@ def _create(gate: Gate) -> Gate:
 
 def _frozen_prompts(gate: Gate) -> list[int]:
     """Held-out prompts by chance, the same for the same seed."""
-    held_out = Prompt.objects.filter(project=gate.project, is_held_out=True, withdrawn_at=None)
+    held_out = Prompt.objects.in_use().filter(project=gate.project, is_held_out=True)
     prompts = list(held_out.order_by("content_hash").values_list("pk", flat=True))
     if len(prompts) < LEAST_PROMPTS:
         raise Rejected(
@@ -123,11 +121,20 @@ def _frozen_prompts(gate: Gate) -> list[int]:
 
 def compare_finished_run(run: TrainingRun) -> Gate | None:
     """Compare the checkpoint of a run, once, if the project's rule wants that and it is no part of a sweep."""
-    if run.checkpoint is None or run.sweep_id or Gate.objects.filter(run=run).exists():
+    return None if run.sweep_id else _compare(run)
+
+
+def compare_picked(run: TrainingRun, by: Requester = None) -> Gate | None:
+    """The same for the point of a sweep that somebody has picked."""
+    return _compare(run, by)
+
+
+def _compare(run: TrainingRun, by: Requester = None) -> Gate | None:
+    if run.checkpoint is None or Gate.objects.filter(run=run).exists():
         return None
     if not release_rule(run.project).compares or services.current_policy(run.project) in (None, run.checkpoint):
         return None
-    return request_gate(project=run.project, candidate=run.checkpoint, run=run)
+    return request_gate(project=run.project, candidate=run.checkpoint, run=run, by=by)
 
 
 def start_again(*, gate: Gate) -> None:
@@ -138,6 +145,7 @@ def start_again(*, gate: Gate) -> None:
     stopped = Gate.objects.filter(pk=gate.pk, state__in=(Job.State.FAILED, Job.State.CANCELLED))
     try:
         with transaction.atomic():
+            services.lock(gate.project)  # before the row of the gate, as whoever promotes has it
             stopped.update(stage=Gate.Stage.MEASURING, **fresh)
             services.resume_job(job=gate)
     except IntegrityError:

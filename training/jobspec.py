@@ -251,6 +251,7 @@ class PushJob(JsonRecord):
     repo_id: str
     is_private: bool
     message: str
+    card: str = ""  # in place of the folder's README.md
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ LOOKED_AT = 5000  # of the newest judgements: a promotion does not wait for all 
 def request(promotion: Promotion, before: Checkpoint | None) -> LabelEffects | None:
     """Ask for what the promotion has moved; ``None`` if nothing was before it, nothing can be measured or was judged.
 
-    Only the newest promotion is of interest, so what still waits for an earlier one is dropped.
+    Only the newest promotion is of interest, so what still waits for an earlier one is dropped. The caller has the
+    project locked and has read ``before`` under that lock, so the retention rule does not come between.
     """
     project = promotion.project
-    if before is None or not _comparable(project, before, promotion.checkpoint):
+    if before is None or before.removed_at or not _comparable(project, before, promotion.checkpoint):
         return None
     waiting = LabelEffects.objects.filter(project=project, state=Job.State.QUEUED)
     waiting.update(state=Job.State.CANCELLED, finished_at=timezone.now(), cancel_requested_at=timezone.now())

@@ -122,21 +122,32 @@ def _sweeps(since: object) -> Iterator[Event]:
         if any(run.is_active for run in runs):
             continue
         done = sum(run.state == Job.State.SUCCEEDED for run in runs)
+        failed = next((run for run in runs if run.state == Job.State.FAILED), None)
+        if not done and not failed:
+            continue  # cancelled, by somebody who knows
         last = max(run.finished_at for run in runs if run.finished_at)
         yield Event(
             project=sweep.project,
             kind=Notice.Kind.RUN_FINISHED if done else Notice.Kind.RUN_FAILED,
             key=f"sweep:{sweep.pk}:{last:%Y%m%dT%H%M%S%f}",
-            title=f"{sweep} has finished",
-            body=f"{done} of its {len(runs)} runs succeeded. Look at the frontier and pick a point.",
+            title=f"{sweep} has {'finished' if done else 'failed'}",
+            body=_points(done, len(runs), failed),
             url=sweep.get_absolute_url(),
         )
 
 
+def _points(done: int, runs: int, failed: TrainingRun | None) -> str:
+    if done:
+        return f"{done} of its {runs} runs succeeded. Look at the frontier and pick a point."
+    return f"None of its {runs} runs succeeded. {failed.error} {failed.hint}".strip() if failed else ""
+
+
 def _gates(since: object) -> Iterator[Event]:
     waiting = Gate.objects.filter(stage=Gate.Stage.WAITING, created_at__gt=timezone.now() - 30 * LOOK_BACK)
-    for gate in waiting.select_related("project", "candidate"):
+    for gate in waiting.select_related("project", "candidate", "current"):
         title = f"{gate} waits for you: {gate.get_outcome_display().lower() or 'no outcome'} {gate.candidate}?"
+        if gate.kind == Gate.Kind.WATCH:
+            title = f"{gate}: the new policy {gate.candidate} does worse; roll back to {gate.current}?"
         body = " ".join(map(str, gate.reasons))
         yield Event(
             gate.project, Notice.Kind.GATE_WAITING, f"gate:{gate.pk}:waiting", title, body, gate.get_absolute_url()

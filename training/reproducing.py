@@ -218,11 +218,13 @@ def reproduce(
     *,
     keep: Path | None = None,
     with_caches: bool = False,
+    with_same: Callable[[Path], None] = lambda made: None,
 ) -> Outcome:
     """Train again in a directory of its own and compare every file. Nothing is published and no row is written.
 
     ``keep``: where the directory is to lie and stay. ``with_caches``: read what earlier runs have computed of the
-    reference; by default everything is computed anew. Raises ``Rejected``.
+    reference; by default everything is computed anew. ``with_same``: is given the directory of the files while it is
+    there, if they are the same. Raises ``Rejected``.
     """
     inputs = find_inputs(manifest)
     with _run_dir(keep) as run_dir:
@@ -230,7 +232,10 @@ def reproduce(
         caches = (str(settings.CACHE_DIR), settings.CACHE_MB) if with_caches else ("", settings.CACHE_MB)
         write_job(run_dir.path, replace(inputs.job, cache_dir=caches[0], cache_mb=caches[1]))
         details = _train(run_dir, say)
-        return Outcome(_compare(manifest, run_dir), list(_came_out_otherwise(manifest, details)))
+        outcome = Outcome(_compare(manifest, run_dir), list(_came_out_otherwise(manifest, details)))
+        if outcome.is_same:
+            with_same(run_dir.checkpoint)
+        return outcome
 
 
 @contextlib.contextmanager

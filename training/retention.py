@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from django.db import transaction
 from django.db.models import Max, Q
@@ -45,6 +44,16 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = ".safetensors"
 FINISH_WITHIN = timedelta(days=7)  # that a deletion which broke off is gone on with
+# Every kind of job needs weights while it is active; what it does with them.
+READERS: dict[type[Job], str] = {
+    TrainingRun: "{} trains from it.",
+    SampleBatch: "{} writes pairs with it.",
+    CheckpointExport: "{} is being prepared.",
+    HubPush: "{} is under way.",
+    SideBySide: "{} asks it.",
+    LabelEffects: "{} compares it.",
+    Gate: "{} measures it.",
+}
 Reasons = dict[int, str]  # by checkpoint: why it is kept
 
 
@@ -162,8 +171,6 @@ def _policies(project: Project) -> Iterator[tuple[int, str]]:
 
 
 def _runs(project: Project, now: datetime) -> Iterator[tuple[int, str]]:
-    for run in TrainingRun.objects.active().filter(project=project):
-        yield run.reference_id, f"{run} trains from it."
     stopped = TrainingRun.objects.filter(
         project=project, state__in=[Job.State.FAILED, Job.State.CANCELLED], finished_at__gte=now - RESUME_PERIOD
     )
@@ -173,26 +180,10 @@ def _runs(project: Project, now: datetime) -> Iterator[tuple[int, str]]:
 
 def _jobs() -> Iterator[tuple[int, str]]:
     """Of whichever project: a job reads the weights of its checkpoints when a worker gets to it."""
-    readers: list[tuple[Any, tuple[str, ...], str]] = [
-        (SampleBatch, ("policy",), "{} writes pairs with it."),
-        (CheckpointExport, ("checkpoint",), "{} is being prepared."),
-        (HubPush, ("checkpoint",), "{} is under way."),
-        (SideBySide, ("left", "right"), "{} asks it."),
-        (LabelEffects, ("before", "promotion__checkpoint"), "{} compares it."),
-        (Gate, ("candidate", "current"), "{} measures it."),
-    ]
-    for model, fields, words in readers:
-        for job in model.objects.active().select_related(*(name.split("__")[0] for name in fields)):
-            for name in fields:
-                yield _follow(job, name), words.format(job)
-
-
-def _follow(job: Any, path: str) -> int:
-    *way, last = path.split("__")
-    for name in way:
-        job = getattr(job, name)
-    found: int = getattr(job, f"{last}_id")
-    return found
+    for model, words in READERS.items():
+        for job in model.objects.active().select_related(*model.reads):
+            for checkpoint in job.checkpoints_read:
+                yield checkpoint.pk, words.format(job)
 
 
 def _gates(project: Project) -> Iterator[tuple[int, str]]:

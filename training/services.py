@@ -370,9 +370,8 @@ def resume_job(*, job: Job) -> None:
     stopped = [Job.State.CANCELLED, Job.State.FAILED]
     try:
         with transaction.atomic():
+            _hold_weights(job)
             if isinstance(job, TrainingRun) and not job.is_active:
-                lock(job.project)
-                registry.refuse_removed(job.reference)
                 refuse_second_run(job.project, but_of=job.sweep)
             resumed = (
                 type(job)
@@ -395,6 +394,14 @@ def resume_job(*, job: Job) -> None:
         raise Rejected(f"Only what was cancelled or has failed can be resumed, and {job} was not.")
     job.refresh_from_db()
     hint_on_commit(job)
+
+
+def _hold_weights(job: Any) -> None:
+    """Be ahead of the retention rule, which does not keep what a job reads that has ended."""
+    if project := getattr(job, "project", None):  # an export has none: whoever asks for it has the lock
+        lock(project)
+    job.refresh_from_db()
+    registry.refuse_removed(*job.checkpoints_read)
 
 
 # The loop by itself

@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet
 
 from labeling.models import Project, Prompt
 from labeling.prompts import InvalidPrompt, Message, parse_prompt
-from training import services
+from training import registry, services
 from training.exceptions import Rejected
 from training.models import Checkpoint, Gate, GatePair, SideBySide, new_seed
 from training.recipe import AnswerDecoding
@@ -65,6 +65,8 @@ def request_side_by_side(
     decoding = decoding or AnswerDecoding()
     decoding.check()
     with transaction.atomic():
+        services.lock(project)
+        registry.refuse_removed(left, right)
         if by is not None:
             _refuse_second(project, by)
         asked = SideBySide.objects.create(
@@ -125,7 +127,7 @@ def held_out_prompts(project: Project, count: int) -> list[list[Message]]:
     """
     if not 1 <= count <= MOST_PROMPTS:
         raise Rejected(f"Ask 1 to {MOST_PROMPTS} prompts at a time, not {count}.")
-    held_out = Prompt.objects.filter(project=project, is_held_out=True)
+    held_out = Prompt.objects.in_use().filter(project=project, is_held_out=True)
     free = held_out.exclude(pk__in=_in_open_gates(project)).order_by("?")
     chosen = [prompt.messages for prompt in free[:count]]
     if not chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,14 @@ from django.db.models import Max
 from django.utils import timezone
 
 from labeling.models import Project
-from training import services
+from training import gates, registry, services
 from training.exceptions import Rejected
 from training.models import Checkpoint, Job, Sweep, TrainingRun, new_seed
 from training.recipe import Recipe
 from training.services import Requester
 from training.tasks import hint_on_commit
+
+log = logging.getLogger(__name__)
 
 LEAST_POINTS, MOST_POINTS = 2, 12
 USUAL_BETAS = (0.03, 0.1, 0.3, 1.0)
@@ -49,6 +52,7 @@ def request_sweep(
     snapshot = services.freeze(project, recipes[0], reference)
     with transaction.atomic():
         services.lock(project)
+        registry.refuse_removed(reference)
         services.refuse_second_run(project)
         sweep = Sweep.objects.create(
             project=project,
@@ -131,7 +135,8 @@ def resume_sweep(*, sweep: Sweep) -> list[TrainingRun]:
 def pick(*, sweep: Sweep, run: TrainingRun, by: Requester = None) -> Sweep:
     """Say that this point is the one, and train by its recipe from now on where the retrain rule trains.
 
-    Nothing is promoted: the checkpoint's page, and the gate, are where that is decided.
+    Nothing is promoted here. Where the release rule compares what runs make, the gate looks at the point; it stays
+    picked if that is refused.
     """
     if run.sweep_id != sweep.pk:
         raise Rejected(f"{run} is no run of {sweep}.")
@@ -141,5 +146,9 @@ def pick(*, sweep: Sweep, run: TrainingRun, by: Requester = None) -> Sweep:
         services.lock(sweep.project)
         Sweep.objects.filter(pk=sweep.pk).update(picked=run, picked_by=by, picked_at=timezone.now())
         services.use_recipe(project=sweep.project, recipe=run.recipe, by=by)
+    try:
+        gates.compare_picked(run, by)
+    except Rejected as refusal:
+        log.info("%s of %s is picked and not compared: %s", run, sweep, refusal)
     sweep.refresh_from_db()
     return sweep

@@ -11,7 +11,7 @@ from django.db.models import Max
 from labeling import withdrawals
 from labeling.exceptions import LabelingError
 from labeling.models import Preference, Project, Prompt, Withdrawal
-from training import rebuilding, services, taints
+from training import rebuilding, registry, services, taints
 from training.exceptions import Rejected
 from training.models import Checkpoint, Job, Promotion, Taint, TrainingRun
 from training.recipe import Recipe
@@ -181,7 +181,8 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
         raise Rejected(f"The snapshot could not be written: {error.strerror or error}. Nothing was queued.") from error
     try:
         with transaction.atomic():
-            Project.objects.select_for_update().get(pk=run.project_id)
+            services.lock(run.project)
+            registry.refuse_removed(reference)
             last = TrainingRun.objects.filter(project=run.project).aggregate(last=Max("number"))["last"] or 0
             again = TrainingRun.objects.create(
                 project=run.project,

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from knox.models import AuthToken
 
-from training import digests, downloads, store
+from training import digests, downloads, exports, store, supervision
 from training.byte_ranges import Span, Unsatisfiable, single_range
-from training.models import Checkpoint
+from training.execution import Export
+from training.models import Checkpoint, Gate, Job
 
 
 @pytest.fixture
@@ -228,6 +229,48 @@ def test_manifest_and_card_can_be_had_by_themselves(adapter, project, sign_in, r
         assert client.get(address + name, headers={"if-none-match": response.headers["ETag"]}).status_code == 304
     assert client.get(address + "model.safetensors").status_code == 404
     assert client.post(address + "manifest.json").status_code == 405
+
+
+def test_a_manifest_that_was_changed_is_refused_with_the_reason(adapter, project, sign_in, reviewer):
+    path = store.checkpoint_dir(adapter.uuid) / "manifest.json"
+    path.write_text(path.read_text().replace('"adapter"', '"better"'))
+    client, page = sign_in(reviewer), f"/p/{project.slug}/checkpoints/{adapter.uuid}/"
+    response = client.get(page + "download/manifest.json", follow=True)
+    assert response.redirect_chain[0][0] == page
+    assert "manifest.json of checkpoint" in response.content.decode()
+    assert "was changed on disk" in response.content.decode()
+
+
+def test_full_weights_are_not_packed_with_a_manifest_that_was_changed(policy):
+    path = store.checkpoint_dir(policy.uuid) / "manifest.json"
+    path.write_text(path.read_text().replace('"base"', '"better"'))
+    export = exports.request_export(checkpoint=policy)
+    supervision.execute(export, Export)
+    export.refresh_from_db()
+    assert export.state == Job.State.FAILED
+    assert "was changed on disk" in export.error
+    assert not store.archive_path(policy.uuid, "merged").exists()
+
+
+def test_the_card_tells_what_the_gate_decided_and_nobody_s_name(adapter, project, policy):
+    published = (store.checkpoint_dir(adapter.uuid) / "README.md").read_bytes()
+    decided = {"stage": "decided", "outcome": "promote", "reasons": ["admin decided: promote. A secret."]}
+    checks = [{"name": "held_out", "outcome": "pass", "title": "Held-out", "words": "It finds more preferences."}]
+    gate = Gate.objects.create(
+        project=project, number=1, candidate=adapter, current=policy, rule={}, checks=checks, **decided
+    )
+    card = _body_of_card(adapter)
+    assert b"the outcome was **promote**.\n\n- It finds more preferences." in card
+    assert b"secret" not in card
+    (offered,) = [file for file in downloads.listing(adapter) if file.name == "README.md"]
+    assert (offered.size, offered.sha256) == (len(card), hashlib.sha256(card).hexdigest())
+    for other in ({"kind": "watch"}, {"kind": "release", "stage": "waiting"}, {"stage": "decided", "checks": []}):
+        Gate.objects.filter(pk=gate.pk).update(**other)
+        assert _body_of_card(adapter) == published
+
+
+def _body_of_card(adapter: Checkpoint) -> bytes:
+    return _body(downloads.serve(RequestFactory().get("/"), adapter, "README.md"))
 
 
 def test_nothing_is_left_beside_manifest_and_card_that_does_not_belong_there(adapter, project):

@@ -10,10 +10,11 @@ from django.urls import reverse
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from labeling.models import Withdrawal
 from labeling.services import NewResponse
 from training import gate_pairs, gates, services, tasks
 from training.gate_page import read_gate
-from training.models import Checkpoint, Gate, GatePair, Job, Promotion, ReleaseRule, TrainingRun
+from training.models import Checkpoint, Gate, GatePair, Job, Promotion, ReleaseRule, Taint, TrainingRun
 from training.recipe import Recipe
 
 REPORT: dict[str, Any] = {
@@ -78,6 +79,16 @@ def _measured(gate: Gate, **values: Any) -> Gate:
 
 def _text(page) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", page.content.decode()).replace("\u202f", " ").split())
+
+
+def test_an_admin_is_told_that_withdrawn_labels_went_in_and_may_promote(client, url, project, candidate, annotator):
+    said = "It was made of labels that were withdrawn"
+    assert said not in _text(client.get(url("checkpoint", uuid=candidate.uuid)))
+    withdrawal = Withdrawal.objects.create(project=project, kind="annotator", annotator=annotator)
+    Taint.objects.create(checkpoint=candidate, withdrawal=withdrawal, preferences=3)
+    assert said in _text(client.get(url("checkpoint", uuid=candidate.uuid)))
+    client.post(url("promote", uuid=candidate.uuid))
+    assert services.current_policy(project) == candidate
 
 
 def test_a_checkpoint_is_compared_from_its_page(client, url, policy, candidate, prompts, project_admin):

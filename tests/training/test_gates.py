@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.threads import at_once
 from tests.training.test_gate import BETTER_WINS, report
 from training import gate_pairs, gates, loop, services, store, tasks
 from training.exceptions import Rejected
+from training.execution import Comparing
 from training.models import (
     Checkpoint,
     DatasetSnapshot,
@@ -33,6 +35,7 @@ from training.models import (
     TrainingRun,
 )
 from training.recipe import Recipe
+from training.rundir import RunDir
 
 LONG, SHORT = "An answer in some more words than the other has.", "An answer in a few words."
 
@@ -126,6 +129,17 @@ def test_a_gate_freezes_the_rule_the_budget_and_held_out_prompts(project, ask, p
     assert (gate.setting("kl_first_budget"), gate.setting("most_votes")) == (7.5, 30)
 
 
+def test_a_prompt_that_is_withdrawn_before_its_pair_is_asked_gets_none(project, candidate, prompts):
+    gates.change_release_rule(project=project, asks_people=True)
+    gate = gates.request_gate(project=project, candidate=candidate)
+    withdrawn = Prompt.objects.get(pk=gate.prompt_ids[0])
+    Prompt.objects.filter(pk=withdrawn.pk).update(withdrawn_at=timezone.now())
+    measure(gate, report())
+    assert GatePair.objects.filter(gate=gate).count() == len(gate.prompt_ids) - 1
+    assert not GatePair.objects.filter(prompt=withdrawn).exists()
+    assert str(withdrawn.pk) not in {line.prompt_id for line in Comparing(gate, RunDir(Path("unused")))._probes()}
+
+
 def test_what_makes_no_sense_is_refused_with_the_reason(project, candidate, policy, make_prompt, make_checkpoint):
     with pytest.raises(Rejected, match="held-out prompts"):
         gates.request_gate(project=project, candidate=candidate)
@@ -139,7 +153,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason(project, candidate, poli
     removed = make_checkpoint("removed", project=project)
     Checkpoint.objects.filter(pk=removed.pk).update(removed_at=timezone.now())
     removed.refresh_from_db()
-    with pytest.raises(Rejected, match="were removed"):
+    with pytest.raises(Rejected, match="were deleted"):
         gates.request_gate(project=project, candidate=removed)
     assert Gate.objects.count() == 1
 

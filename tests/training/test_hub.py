@@ -14,7 +14,7 @@ from training import exports, store, supervision, tasks
 from training.exceptions import Rejected
 from training.execution import Push
 from training.jobspec import PushJob, read_job
-from training.models import Checkpoint, HubPush, Job
+from training.models import Checkpoint, Gate, HubPush, Job
 from training.rundir import RunDir
 
 TOKEN = "hf_secretokapi"
@@ -69,6 +69,16 @@ def test_a_checkpoint_is_pushed_as_one_commit_with_its_card(push, adapter, hub):
     assert hub.cards[0] == (directory / "README.md").read_text()
     assert TOKEN.encode() not in _left_on_disk()
     assert not RunDir.of(job.uuid).path.exists()
+
+
+def test_the_card_that_is_pushed_says_what_the_gate_decided(push, project, policy, adapter, hub):
+    checks = [{"name": "held_out", "outcome": "fail", "title": "Held-out", "words": "It finds fewer preferences."}]
+    decided = {"stage": "decided", "outcome": "reject", "checks": checks}
+    Gate.objects.create(project=project, number=1, candidate=adapter, current=policy, rule={}, **decided)
+    assert push().state == "succeeded"
+    assert b"It finds fewer preferences." in hub.files["zoo/okapi"]["README.md"]
+    published = store.checkpoint_dir(adapter.uuid) / "manifest.json"
+    assert hub.files["zoo/okapi"]["manifest.json"] == published.read_bytes()
 
 
 def test_merged_weights_are_pushed_from_their_archive(push, project, adapter, hub, tmp_path):

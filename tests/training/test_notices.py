@@ -14,7 +14,7 @@ from django.utils import timezone
 from labeling import queue
 from labeling.models import Membership
 from labeling.services import add_member
-from training import notices, services
+from training import notices, services, sweeps
 from training.models import Gate, Job, Notice, Promotion, SampleBatch, TrainingRun
 from training.recipe import Recipe
 
@@ -93,6 +93,37 @@ def test_a_waiting_gate_is_told(project, policy, project_admin):
     notice = Notice.objects.get(kind=Notice.Kind.GATE_WAITING)
     assert notice.title == f"Gate 1 waits for you: promote {policy}?"
     assert notice.body == "People preferred it. It is no longer than before."
+
+
+def test_a_watch_that_waits_asks_whether_to_roll_back(project, policy, make_checkpoint, project_admin):
+    worse = make_checkpoint("worse", project=project)
+    waiting = {"kind": "watch", "stage": "waiting", "outcome": "reject", "state": Job.State.SUCCEEDED}
+    Gate.objects.create(project=project, number=4, candidate=worse, current=policy, rule={}, **waiting)
+    notices.notice_what_happened()
+    assert Notice.objects.get().title == f"Gate 4: the new policy worse does worse; roll back to {policy}?"
+
+
+@pytest.mark.parametrize(
+    ("states", "title", "body"),
+    [
+        (["succeeded", "failed"], "Sweep 1 has finished", "1 of its 2 runs succeeded. Look at the frontier"),
+        (["failed", "cancelled"], "Sweep 1 has failed", "None of its 2 runs succeeded. The disk is full."),
+        (["cancelled", "cancelled"], None, ""),
+        (["succeeded", "queued"], None, ""),
+    ],
+)
+def test_a_sweep_is_told_once_as_a_whole(project, policy, label, make_pair, project_admin, states, title, body):
+    label(10)
+    make_pair()
+    sweep = sweeps.request_sweep(project=project, recipe=Recipe(), betas=(0.1, 0.5))
+    for run, state in zip(sweep.runs.order_by("pk"), states, strict=True):
+        error = "The disk is full." if state == "failed" else ""
+        ended = None if state == "queued" else timezone.now()
+        TrainingRun.objects.filter(pk=run.pk).update(state=state, error=error, finished_at=ended)
+    notices.notice_what_happened()
+    notice = Notice.objects.first()
+    assert (notice.title if notice else None) == title
+    assert notice is None or notice.body.startswith(body)
 
 
 def test_a_promotion_is_told_to_the_other_admins_and_the_first_to_nobody(

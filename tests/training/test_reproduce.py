@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from tests.training.tiny_runs import DETAILS, RECIPE, EngineHere, begin, carry_out, end, tiny_policy
-from training import provenance, registry, reproducing, services, store
+from training import provenance, registry, reproducing, retention, services, store
 from training.exceptions import CheckpointDamaged, Rejected
 from training.jobspec import Result
 from training.models import Checkpoint, TrainingRun
@@ -284,3 +285,22 @@ def test_one_thing_is_named(db):
             _reproduce(*arguments)
     with pytest.raises(CommandError, match="There is no checkpoint “nothing”"):
         _reproduce("nothing")
+
+
+def test_deleted_weights_are_restored_from_the_same_bytes_and_from_no_others(published, engine, data_dir):
+    with pytest.raises(CommandError, match="nothing to restore") as caught:
+        _reproduce(published.name, restore=True)
+    assert caught.value.returncode == 2
+    Checkpoint.objects.filter(pk=published.pk).update(removed_at=timezone.now())
+    published.refresh_from_db()
+    retention.delete_files(published)
+    weights = store.checkpoint_dir(published.uuid) / "adapter_model.safetensors"
+    assert not weights.exists()
+    engine(Result(ok=True, details=DETAILS), **{"adapter_model.safetensors": "others"})
+    with pytest.raises(CommandError, match="not the same bytes"):
+        _reproduce(published.name, restore=True)
+    assert not weights.exists()
+    engine(Result(ok=True, details=DETAILS), **{"adapter_model.safetensors": f"adapter {published.run.uuid}"})
+    assert "are back" in _reproduce(published.name, restore=True, keep=data_dir / "kept")
+    registry.weights_of(Checkpoint.objects.select_related("base").get(pk=published.pk))
+    assert (data_dir / "kept/checkpoint/adapter_model.safetensors").exists(), "what is kept stays whole"

@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from config.tasks import clear_old_checkpoints
-from training import exports, registry, retention, services, store
+from training import exports, gates, label_effects, registry, retention, services, side_by_side, store, sweeps
 from training.exceptions import CheckpointDamaged, CheckpointRemoved, Rejected
 from training.models import (
     Checkpoint,
@@ -23,11 +23,13 @@ from training.models import (
     LabelEffects,
     Promotion,
     RetentionRule,
+    SampleBatch,
     SideBySide,
     Sweep,
     TrainingRun,
 )
 from training.recipe import Recipe
+from training.supervision import JOB_TYPES
 
 
 @pytest.fixture
@@ -228,6 +230,7 @@ def test_whoever_asks_for_removed_weights_is_told_why_there_are_none(project, ru
     removed = old("old")
     newest()
     label(10)
+    label(10, held_out=True)
     retention.clear(project, rule)
     again = Checkpoint.objects.select_related("base", "project").get(pk=removed.pk)
     asked = [
@@ -238,6 +241,10 @@ def test_whoever_asks_for_removed_weights_is_told_why_there_are_none(project, ru
         lambda: exports.request_export(checkpoint=removed),
         lambda: exports.adapter_archive(again),
         lambda: exports.request_push(project=project, checkpoint=removed, repo_id="some/where", variant="adapter"),
+        lambda: gates.request_gate(project=project, candidate=removed),
+        lambda: sweeps.request_sweep(project=project, recipe=Recipe(), reference=removed),
+        lambda: _side_by_side(project, removed, policy),
+        lambda: _side_by_side(project, policy, removed),
     ]
     for ask in asked:
         with pytest.raises(Rejected, match=r"old|changed on disk"):
@@ -246,6 +253,62 @@ def test_whoever_asks_for_removed_weights_is_told_why_there_are_none(project, ru
     assert removed in services.known_checkpoints(project)
     assert not HubPush.objects.exists()
     assert not TrainingRun.objects.exists()
+    assert not Gate.objects.exists()
+    assert not SideBySide.objects.exists()
+
+
+def _side_by_side(project, left: Checkpoint, right: Checkpoint) -> SideBySide:
+    return side_by_side.request_side_by_side(project=project, left=left, right=right, prompts=["Why?"])
+
+
+@pytest.fixture
+def ended(project, policy, old):
+    """A job of each kind that was cancelled, by what it reads."""
+
+    def ended(kind: str, wanted: Checkpoint) -> Job:
+        asked = {"state": Job.State.CANCELLED, "finished_at": timezone.now() - timedelta(days=100), "project": project}
+        if kind == "effects":
+            promotion = Promotion.objects.create(project=project, checkpoint=policy)
+            return LabelEffects.objects.create(promotion=promotion, before=wanted, pair_ids=[], **asked)
+        return {
+            "gate": lambda: _gate(candidate=wanted, current=policy, stage="decided", **asked),
+            "side by side": lambda: SideBySide.objects.create(
+                left=policy, right=wanted, prompts=[], decoding={}, **asked
+            ),
+            "push": lambda: HubPush.objects.create(checkpoint=wanted, variant="adapter", repo_id="a/b", **asked),
+            "batch": lambda: SampleBatch.objects.create(policy=wanted, prompt_ids=[], decoding={}, **asked),
+        }[kind]()
+
+    return ended
+
+
+@pytest.mark.parametrize("kind", ["gate", "side by side", "push", "batch", "effects"])
+def test_what_has_ended_is_not_started_again_without_its_weights(project, rule, old, newest, ended, kind):
+    wanted = old("old")
+    newest()
+    job = ended(kind, wanted)
+    retention.clear(project, rule)
+    assert _gone(project) == {"old"}
+    again = gates.start_again if kind == "gate" else services.resume_job
+    with pytest.raises(CheckpointRemoved, match="The weights of old were deleted"):
+        again(**{"gate" if kind == "gate" else "job": job})
+    job.refresh_from_db()
+    assert job.state == Job.State.CANCELLED
+
+
+def test_every_kind_of_job_says_what_it_reads_and_the_rule_knows_it():
+    assert set(retention.READERS) == set(JOB_TYPES)
+    assert all(kind.reads for kind in JOB_TYPES)
+
+
+def test_a_promotion_after_a_removed_policy_goes_through_without_its_effects(project, policy, old, label):
+    label(3)
+    before = old("before")
+    promotion = Promotion.objects.create(project=project, checkpoint=old("after"))
+    assert label_effects.request(promotion, before) is not None
+    LabelEffects.objects.all().delete()
+    before.removed_at = timezone.now()
+    assert label_effects.request(promotion, before) is None
 
 
 def test_a_deletion_that_broke_off_is_gone_on_with(project, rule, old, newest, monkeypatch):
@@ -291,6 +354,9 @@ def wishes(project):
         "promotion": lambda c: services.promote_checkpoint(project=project, checkpoint=c),
         "run": lambda c: services.request_run(project=project, recipe=Recipe(), reference=c),
         "export": lambda c: exports.request_export(checkpoint=c),
+        "gate": lambda c: gates.request_gate(project=project, candidate=c),
+        "sweep": lambda c: sweeps.request_sweep(project=project, recipe=Recipe(), reference=c),
+        "side by side": lambda c: _side_by_side(project, services.current_policy(project), c),
     }
 
 
@@ -335,10 +401,11 @@ def test_of_a_wish_and_a_deletion_at_once_one_knows_of_the_other(project, rule, 
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("wish", ["promotion", "run", "export"])
+@pytest.mark.parametrize("wish", ["promotion", "run", "export", "gate", "sweep", "side by side"])
 def test_a_wish_that_is_being_written_down_is_waited_for(project, rule, old, newest, label, wishes, wish, monkeypatch):
     """The other way round by force: the rule comes while the lock is held, and finds the need when it has the lock."""
     label(10)
+    label(10, held_out=True)
     checkpoint = old("wanted")
     newest()
     held, wanted = threading.Event(), registry.refuse_removed

@@ -155,6 +155,12 @@ def test_held_out_prompts_are_taken_and_no_others(project, make_prompt):
     assert len(held_out_prompts(project, 2)) == 2
 
 
+def test_a_prompt_that_was_withdrawn_is_not_shown(project, make_prompt):
+    withdrawn, kept = make_prompt(held_out=True), make_prompt(held_out=True)
+    Prompt.objects.filter(pk=withdrawn.pk).update(withdrawn_at=timezone.now())
+    assert _chosen(project) == {kept.messages[-1]["content"]}
+
+
 @pytest.mark.parametrize("stage", ["asking", "waiting"])
 def test_prompts_of_pairs_that_a_gate_asks_about_are_not_shown(project, make_pair, gate, stage):
     asked, free = (make_pair(held_out=True).prompt for _ in range(2))

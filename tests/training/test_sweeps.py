@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
-from training import loop, services, sweeps, tasks
+from labeling.models import Prompt
+from training import gates, loop, services, sweeps, tasks
 from training.exceptions import Rejected
 from training.frontier import read_frontier
-from training.models import Checkpoint, DatasetSnapshot, Job, LoopRule, Sweep, TrainingRun
+from training.models import Checkpoint, DatasetSnapshot, Gate, Job, LoopRule, Sweep, TrainingRun
 from training.recipe import Recipe
 
 
@@ -200,6 +202,29 @@ def test_what_is_picked_becomes_the_recipe_of_automatic_runs_and_no_policy(
     LoopRule.objects.update(retrains=True, min_new_triples=5, min_minutes_between=0)
     run = loop.retrain(LoopRule.objects.select_related("project").get())
     assert (run.beta, run.recipe["epochs"], run.sweep) == (0.5, 2.0, None)
+
+
+def test_the_gate_looks_at_the_point_that_was_picked_once_and_at_no_other(
+    request_sweep, finish, project, project_admin, make_prompt
+):
+    sweep = request_sweep()
+    for run in _runs(sweep):
+        finish(run)
+        TrainingRun.objects.filter(pk=run.pk).update(finished_at=timezone.now())
+    gates.turn_gates()
+    assert not Gate.objects.exists()
+    first, second, _ = _runs(sweep)
+    Prompt.objects.update(withdrawn_at=timezone.now())
+    assert sweeps.pick(sweep=sweep, run=first).picked == first, "there are no prompts to compare on"
+    for _ in range(10):
+        make_prompt(held_out=True)
+    for _ in range(2):
+        sweeps.pick(sweep=sweep, run=second, by=project_admin)
+    gate = Gate.objects.get()
+    assert (gate.run, gate.candidate, gate.requested_by) == (second, second.checkpoint, project_admin)
+    gates.change_release_rule(project=project, compares=False)
+    sweeps.pick(sweep=sweep, run=first)
+    assert Gate.objects.count() == 1
 
 
 def test_only_a_point_that_is_done_can_be_picked_and_only_of_its_sweep(request_sweep, finish):

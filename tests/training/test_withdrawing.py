@@ -6,12 +6,13 @@ import json
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
 from labeling import withdrawals
 from labeling.models import Pair, Preference, Withdrawal
 from tests.training.tiny_runs import RECIPE, begin, carry_out, end, tiny_policy
 from training import demonstrations, lineage, rebuilding, services, snapshots, store, taints, withdrawing
-from training.exceptions import LeaseLost, Rejected
+from training.exceptions import CheckpointRemoved, LeaseLost, Rejected
 from training.execution import Sampling
 from training.jobspec import Result
 from training.models import Checkpoint, DatasetSnapshot, Job, Taint, TrainingRun
@@ -299,6 +300,16 @@ def test_a_rebuild_is_refused_in_words(project, run, annotator, other_annotator)
     with pytest.raises(Rejected, match="not enough to train on"):
         request_rebuild(run=run)
     assert TrainingRun.objects.count() == 1
+
+
+def test_a_rebuild_against_a_reference_that_was_deleted_meanwhile_is_refused(project, run, annotator):
+    end(begin(run))
+    withdraw(project=project, target=annotator)
+    assert run.reference.removed_at is None, "as it was read"
+    Checkpoint.objects.filter(pk=run.reference_id).update(removed_at=timezone.now())
+    with pytest.raises(CheckpointRemoved, match="were deleted"):
+        request_rebuild(run=run)
+    assert not TrainingRun.objects.filter(rebuild_of=run).exists()
 
 
 def test_a_rebuild_that_failed_may_be_asked_for_again(project, run, annotator):

@@ -17,6 +17,7 @@ from training.engine.journal import MetricsJournal
 from training.jobspec import PushJob
 
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105
+CARD = "README.md"
 QUOTED = 300  # characters of the Hub's own words that an error repeats
 WRITE_HINT = (
     "Give the worker of exports a token with write access to this repository in HF_TOKEN, start it again, and push "
@@ -60,7 +61,8 @@ def _commit(api: HfApi, job: PushJob, files: list[Path], metrics: MetricsJournal
             "Choose another name, make it private on the Hub, or say that it may be public.",
         )
     metrics.phase("uploading")
-    operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
+    contents = {path.name: path for path in files} | ({CARD: job.card.encode()} if job.card else {})
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
     return api.create_commit(job.repo_id, operations, commit_message=job.message, repo_type="model")
 
 

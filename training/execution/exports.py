@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from training import registry, store
+from training import current_card, registry, store
 from training.exceptions import LeaseLost
 from training.jobspec import GgufJob, MergeJob, Result, write_job
 from training.model_card import render_card
@@ -36,6 +36,7 @@ class Export(Work[CheckpointExport]):
             converter = converter_command(settings.GGUF_CONVERTER)
             write_job(self.run_dir.path, GgufJob(model, converter, settings.GGUF_CONVERTER_MINUTES))
             return True
+        registry.manifest_of(checkpoint)  # goes along
         if not checkpoint.is_adapter:
             return False
         write_job(self.run_dir.path, MergeJob(model=model))
@@ -81,5 +82,6 @@ def _merged_directory(checkpoint: Checkpoint, run_dir: RunDir) -> Path:
         "content_hash": store.content_hash(files),
         "files": [vars(file) for file in files],
     }
-    store.write_manifest(run_dir.checkpoint, manifest, render_card(manifest))
+    card = render_card(manifest | {"gate": current_card.gate_of(checkpoint)})
+    store.write_manifest(run_dir.checkpoint, manifest, card)
     return run_dir.checkpoint

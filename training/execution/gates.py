@@ -83,7 +83,7 @@ class Comparing(Work[Gate]):
             return None
 
     def _probes(self) -> Iterable[PromptLine]:
-        prompts = Prompt.objects.in_bulk(self.job.prompt_ids)
+        prompts = Prompt.objects.in_use().in_bulk(self.job.prompt_ids)
         for pk in self.job.prompt_ids:
             if pk in prompts:
                 yield PromptLine(str(pk), prompts[pk].messages)

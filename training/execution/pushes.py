@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import transaction
 
-from training import registry, store
+from training import current_card, registry, store
 from training.exceptions import JobFailed, LeaseLost, Rejected
 from training.jobspec import PushJob, Result, write_job
 from training.models import HubPush, Job
@@ -31,20 +31,27 @@ class Push(Work[HubPush]):
     def prepare(self) -> bool:
         refuse_without_token()
         registry.weights_of(self.job.checkpoint)  # what leaves is what the manifest says
+        registry.manifest_of(self.job.checkpoint)
         job = PushJob(
             folder=str(self._folder()),
             repo_id=self.job.repo_id,
             is_private=self.job.is_private,
             message=f"{self.job.checkpoint.name}, content hash {self.job.checkpoint.short_hash}",
+            card="" if self._is_merged else current_card.card_of(self.job.checkpoint).decode(),
         )
         write_job(self.run_dir.path, job)
         return True
 
     def _folder(self) -> Path:
         checkpoint = self.job.checkpoint
-        if self.job.variant == HubPush.Variant.ADAPTER or not checkpoint.is_adapter:
+        if not self._is_merged:
             return store.checkpoint_dir(checkpoint.uuid)
         return unpack(store.archive_path(checkpoint.uuid, "merged"), self.run_dir.path / "upload")
+
+    @property
+    def _is_merged(self) -> bool:
+        """Whether what is sent are weights of its own, whose archive has its own manifest and card."""
+        return self.job.variant == HubPush.Variant.MERGED and self.job.checkpoint.is_adapter
 
     def tick(self) -> dict[str, Any]:
         for line in self.lines.new_lines():

@@ -14,6 +14,7 @@ class SideBySide(Job):
     """Two checkpoints answer the same prompts at the same time."""
 
     again = "ask again"
+    reads = ("left", "right")
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="side_by_sides")
     left = models.ForeignKey(Checkpoint, on_delete=models.PROTECT, related_name="+")
@@ -34,6 +35,7 @@ class LabelEffects(Job):
     """After a promotion: how the model's preference moved on pairs that annotators have judged."""
 
     again = "compute it again"
+    reads = ("before", "promotion__checkpoint")
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="label_effects")
     promotion = models.OneToOneField(Promotion, on_delete=models.CASCADE, related_name="label_effects")

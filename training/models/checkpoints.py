@@ -123,6 +123,7 @@ class CheckpointExport(Job):
     """Full weights of a checkpoint in one file, made on demand and kept for download."""
 
     again = "prepare the weights again"
+    reads = ("checkpoint",)
 
     class Variant(models.TextChoices):
         MERGED = "merged", "Full weights"

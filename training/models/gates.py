@@ -55,6 +55,7 @@ class Gate(Job):
     """
 
     again = "start the comparison again"
+    reads = ("candidate", "current")
 
     class Kind(models.TextChoices):
         RELEASE = "release", "Before a promotion"

@@ -14,6 +14,7 @@ class HubPush(Job):
     """One upload to a repository of the Hub. The token for it is the worker's, and is in no row and no file."""
 
     again = "push again"
+    reads = ("checkpoint",)
 
     class Variant(models.TextChoices):
         ADAPTER = "adapter", "Adapter"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from datetime import timedelta
+from functools import reduce
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
@@ -85,6 +86,7 @@ class Job(models.Model):
 
     objects = JobQuerySet.as_manager()
     again: ClassVar[str]  # what a person does to have it tried again, as the end of a sentence
+    reads: ClassVar[tuple[str, ...]]  # the fields with the checkpoints whose weights it needs
 
     class Meta:
         abstract = True
@@ -93,6 +95,10 @@ class Job(models.Model):
     @property
     def is_active(self) -> bool:
         return self.state in self.State.active()
+
+    @property
+    def checkpoints_read(self) -> list[Any]:
+        return [reduce(getattr, field.split("__"), self) for field in self.reads]
 
     @property
     def is_cancelling(self) -> bool:

@@ -51,6 +51,7 @@ class TrainingRun(Job):
     """One DPO run: a recipe on frozen inputs. Its checkpoint exists exactly when it succeeded."""
 
     again = "press Resume"
+    reads = ("reference",)
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="runs")
     number = models.PositiveIntegerField(help_text="Counts the runs of the project from 1.")

@@ -14,6 +14,7 @@ class SampleBatch(Job):
     """A job that writes pairs: which policy, which prompts, which seed and decoding."""
 
     again = "ask for pairs again"
+    reads = ("policy",)
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="batches")
     policy = models.ForeignKey(Checkpoint, on_delete=models.PROTECT, related_name="batches")

@@ -152,6 +152,9 @@ def pick(request: SignedInRequest, slug: str, number: int) -> HttpResponse:
     if run is None:
         messages.error(request, "Choose one of the points of the table.")
         return redirect(sweep)
-    said = f"{run} is picked: runs that start by themselves have its recipe from now on. Nothing is promoted yet."
+    said = (
+        f"{run} is picked: runs that start by themselves have its recipe from now on. Nothing is promoted yet; where "
+        "the release rule compares, the gate looks at its checkpoint."
+    )
     say(request, lambda: sweeps.pick(sweep=sweep, run=run, by=request.user), said)
     return redirect(sweep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 
-from training import reproducing
+from training import reproducing, retention
 from training.exceptions import Rejected
 from training.models import Checkpoint
 from training.reproducing import Outcome
@@ -33,6 +34,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--with-caches", action="store_true", help="Read the reference's values from earlier runs' caches."
         )
+        parser.add_argument(
+            "--restore", action="store_true", help="Put the same bytes back where the retention rule has deleted them."
+        )
 
     def handle(
         self,
@@ -41,6 +45,7 @@ class Command(BaseCommand):
         manifest: Path | None,
         keep: Path | None,
         with_caches: bool,
+        restore: bool,
         **options: Any,
     ) -> None:
         if (checkpoint is None) == (manifest is None):
@@ -50,12 +55,31 @@ class Command(BaseCommand):
             found = reproducing.manifest_of_file(manifest) if manifest else _manifest_named(str(checkpoint))
             for difference in reproducing.differences(found):
                 self.stdout.write(self.style.WARNING(difference))
-            outcome = reproducing.reproduce(found, self.stdout.write, keep=keep, with_caches=with_caches)
+            removed = _removed(found) if restore else []
+            outcome = reproducing.reproduce(
+                found,
+                self.stdout.write,
+                keep=keep,
+                with_caches=with_caches,
+                with_same=lambda made: self._restore(removed, made),
+            )
         except Rejected as refusal:
             raise CommandError(str(refusal), returncode=2) from refusal
         finally:
             signal.signal(signal.SIGTERM, previous)
         self._tell(outcome, found)
+
+    def _restore(self, removed: list[Checkpoint], made: Path) -> None:
+        for checkpoint in removed:
+            copy = shutil.copytree(made, made.with_name(f"restored-{checkpoint.uuid}"))  # ``made`` may be kept
+            try:
+                retention.bring_back(checkpoint, copy)
+            finally:
+                shutil.rmtree(copy)
+            self.stdout.write(
+                f"The weights of {checkpoint} are back. The retention rule deletes them again unless something needs "
+                "them by its next turn."
+            )
 
     def _tell(self, outcome: Outcome, manifest: dict[str, Any]) -> None:
         for remark in outcome.remarks:
@@ -68,6 +92,14 @@ class Command(BaseCommand):
         if not outcome.is_same:
             raise CommandError(f"{manifest['name']}: not the same bytes.", returncode=1)
         self.stdout.write(f"{manifest['name']}: the same bytes, content hash {manifest['content_hash'][:12]}.")
+
+
+def _removed(manifest: dict[str, Any]) -> list[Checkpoint]:
+    rows = Checkpoint.objects.filter(content_hash=manifest["content_hash"], removed_at__isnull=False)
+    removed = list(rows.select_related("project", "base"))
+    if not removed:
+        raise Rejected(f"No weights of {manifest['name']} were deleted here, so there is nothing to restore.")
+    return removed
 
 
 def _manifest_named(word: str) -> dict[str, Any]:
