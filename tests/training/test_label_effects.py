@@ -235,7 +235,7 @@ def test_each_sees_their_own_pairs_and_what_became_of_them(label, measured, anno
     measured({towards: (-5.0, 5.0), away: (5.0, -5.0), hardly: (1.0, 1.01)})
     text = page(annotator)
     assert "On 1 of your 3 pairs here the model moved your way." in text
-    little, much, equal = (percent(share) for share in (0.378, 0.622, 0.525))
+    little, much, equal = (percent(share) for share in (0.378, 0.622, 0.5252))
     assert f"<strong>more than before</strong>: from {little} to {much}." in text
     assert f"<strong>less than before</strong>: from {much} to {little}." in text
     assert f"about as much as before: {equal}." in text
