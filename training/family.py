@@ -126,7 +126,7 @@ def _marks(checkpoint: Checkpoint, standing: Standing) -> list[Mark]:
     elif (gate := standing.gates.get(checkpoint.pk)) and (label := _in_gate(gate)):
         found.append(Mark(label))
     if checkpoint.pk in standing.tainted:
-        found.append(Mark("tainted"))
+        found.append(Mark("withdrawn labels"))
     if checkpoint.removed_at is not None:
         found.append(Mark("weights deleted"))
     return found

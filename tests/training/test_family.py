@@ -177,7 +177,7 @@ def test_taints_and_removed_files_are_told_beside_the_rest(project, base, child,
         withdrawal = Withdrawal.objects.create(project=project, kind="prompt", prompt=make_prompt())
         Taint.objects.create(checkpoint=one, withdrawal=withdrawal, preferences=1)
     Checkpoint.objects.filter(pk=one.pk).update(removed_at=timezone.now())
-    assert _marks(project)["one"] == ["policy", "generation 1", "tainted", "weights deleted"]
+    assert _marks(project)["one"] == ["policy", "generation 1", "withdrawn labels", "weights deleted"]
     rows = {row.checkpoint.name: row for row in family_tree(project)}
     assert not rows["one"].can_answer
     assert rows["base"].can_answer

@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from tests.training.tiny_runs import DETAILS, RECIPE, EngineHere, begin, carry_out, end, tiny_policy
-from training import provenance, registry, reproducing, retention, services, store
+from training import exports, provenance, registry, reproducing, retention, services, store
 from training.exceptions import CheckpointDamaged, Rejected
 from training.jobspec import Result
 from training.models import Checkpoint, TrainingRun
@@ -122,7 +122,7 @@ def test_a_changed_manifest_of_a_checkpoint_is_refused_by_name(published):
         _reproduce(published.name)
     assert caught.value.returncode == 2
     with pytest.raises(CheckpointDamaged):
-        services.adapter_archive(published)
+        exports.adapter_archive(published)
 
 
 def test_a_changed_file_is_not_taken_for_the_manifest_that_was_published(published, data_dir):

@@ -141,7 +141,7 @@ def test_the_retrain_rule_waits_and_its_watermark_moves(request_sweep, project, 
     assert (rule.trained_preference_id, rule.new_triples) == (sweep.snapshot.last_preference_id, 0)
     label(5)
     assert loop.retrain(rule) is None
-    assert LoopRule.objects.get().verdict == "A sweep is going on."
+    assert LoopRule.objects.get().verdict == "Sweep 1 is going on."
     sweeps.cancel_sweep(sweep=sweep)
     assert loop.retrain(LoopRule.objects.get()).number == 4
 

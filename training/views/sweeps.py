@@ -75,14 +75,15 @@ def _takes(project: Project, form: SweepForm, reference: Checkpoint | None) -> d
         reference = form.cleaned_data.get("reference", reference)
     preflight = look_ahead(project, recipes[0], reference) if recipes else None
     forecast = preflight.forecast if preflight else None
-    seconds = forecast.seconds_of_sweep(len(recipes)) if recipes and forecast else None
+    points = len(recipes or [])
     errors = [] if recipes else [_named(form, name, error) for name, each in form.errors.items() for error in each]
     return {
         "project": project,
         "form": form,
         "recipes": recipes,
         "preflight": preflight,
-        "seconds": seconds,
+        "seconds": forecast.seconds_of_sweep(points) if forecast else None,
+        "training_seconds": points * forecast.training if forecast and forecast.training is not None else None,
         "errors": errors,
     }
 
