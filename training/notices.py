@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LOOK_BACK = timedelta(days=1)
 # Who counts as somebody that pairs must be there for.
 LABELS_LATELY = timedelta(days=1)
+# Where the policy refills the queue by itself, it is asked within seconds; only what stays empty is worth a word.
+EMPTY_FOR = timedelta(minutes=2)
 MAX_EMAIL_TRIES = 6
 FIRST_RETRY = timedelta(minutes=1)
 EMAILS_AT_ONCE = 50
@@ -180,13 +182,13 @@ def _promotions(since: object) -> Iterator[Event]:
 
 def _empty_queues() -> Iterator[Event]:
     """Projects that people label in, with nothing open and nobody writing more. Told once an emptiness."""
-    since = timezone.now() - LABELS_LATELY
+    now = timezone.now()
     open_somewhere = Slot.objects.filter(state__in=[Slot.State.OPEN, Slot.State.LEASED]).values("project")
     writing = SampleBatch.objects.active().values("project")
     empty = Project.objects.filter(is_paused=False).exclude(pk__in=open_somewhere).exclude(pk__in=writing)
     for project in empty:
         newest = Preference.objects.filter(project=project).order_by("-pk").values_list("pk", "created_at").first()
-        if newest is None or newest[1] < since:
+        if newest is None or not EMPTY_FOR < now - newest[1] < LABELS_LATELY:
             continue
         yield Event(
             project=project,

@@ -12,7 +12,7 @@ from django.core import mail
 from django.utils import timezone
 
 from labeling import queue
-from labeling.models import Membership
+from labeling.models import Membership, Preference
 from labeling.services import add_member
 from training import notices, services, sweeps
 from training.models import Gate, Job, Notice, Promotion, SampleBatch, TrainingRun
@@ -139,26 +139,38 @@ def test_a_promotion_is_told_to_the_other_admins_and_the_first_to_nobody(
     assert notice.body == f"Promoted by {project_admin.username}. Good."
 
 
-def test_an_empty_queue_is_told_once_until_somebody_labels_again(project, make_pair, project_admin, annotator):
-    def label() -> None:
+def _a_while_ago() -> None:
+    Preference.objects.update(created_at=timezone.now() - notices.EMPTY_FOR - timedelta(seconds=1))
+
+
+@pytest.fixture
+def judge_next(project, annotator):
+    def judge_next() -> None:
         lease = queue.lease_next(project, annotator.pk)
         queue.submit(project, lease.token, annotator.pk, "a")
 
+    return judge_next
+
+
+def test_an_empty_queue_is_told_once_until_somebody_labels_again(make_pair, project_admin, judge_next):
     make_pair()
     assert notices.notice_what_happened() == 0, "a pair is open"
-    label()
+    judge_next()
+    assert notices.notice_what_happened() == 0, "it may be refilled within seconds"
+    _a_while_ago()
     assert notices.notice_what_happened() == 1
     assert notices.notice_what_happened() == 0
     make_pair()
-    label()
+    judge_next()
+    _a_while_ago()
     assert notices.notice_what_happened() == 1
     assert Notice.objects.filter(kind=Notice.Kind.QUEUE_EMPTY).count() == 2
 
 
-def test_a_queue_that_is_being_filled_is_not_empty(project, policy, make_pair, make_prompt, project_admin, annotator):
+def test_a_queue_that_is_being_filled_is_not_empty(project, policy, make_pair, project_admin, judge_next):
     make_pair()
-    lease = queue.lease_next(project, annotator.pk)
-    queue.submit(project, lease.token, annotator.pk, "a")
+    judge_next()
+    _a_while_ago()
     services.request_samples(project=project, pairs=1)
     assert notices.notice_what_happened() == 0
     SampleBatch.objects.update(state=Job.State.CANCELLED)
