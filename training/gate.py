@@ -67,13 +67,19 @@ class Decision:
         return [check.as_json() for check in self.checks]
 
 
+MORE_PAIRS = "Raise the number of pairs in the release rule"
+
+
 @dataclass(frozen=True)
 class People:
-    """What people have said so far. ``is_over``: nobody is asked any more."""
+    """What people have said so far. ``is_over``: nobody is asked any more. ``of_few_prompts``: the rule would have asked
+    about more, and there were no more held-out prompts.
+    """
 
     outcome: Outcome
     controlled: Controlled
     is_over: bool
+    of_few_prompts: bool = False
 
 
 # What was measured
@@ -291,15 +297,14 @@ def length_check(people: People) -> Check:
 
 def _what_would_decide(people: People) -> str:
     more = votes_to_go(people.outcome.tally)
+    how = "All held-out prompts were used: import more" if people.of_few_prompts else MORE_PAIRS
     if people.outcome.better:
-        return (
-            "More votes would show whether it is better at equal length too: raise the number of pairs, compare again."
-        )
+        return f"More votes would show whether it is better at equal length too. {how}, and compare again."
     if more is None or more > 5000:
         return "The two are as good as equal: more votes would hardly tell them apart."
     return (
-        f"If it goes on like this, about {_rounded(more)} votes more would tell. Raise the number of pairs in the "
-        "release rule and compare again, or decide yourself."
+        f"If it goes on like this, about {_rounded(more)} votes more would tell. {how} and compare again, or decide "
+        "yourself."
     )
 
 

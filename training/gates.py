@@ -248,7 +248,8 @@ def _people(gate: Gate) -> tuple[People, dict[str, Any]]:
     votes = gate_pairs.votes_of(gate)
     outcome = sequential.read_votes(votes.outcomes)
     lengths = controlled([*votes.lengths, *gate_pairs.ordinary_votes(gate.project)])
-    people = People(outcome, lengths, gate_pairs.is_over(gate))
+    are_few = len(gate.prompt_ids) < gate_pairs.most_votes(gate)
+    people = People(outcome, lengths, gate_pairs.is_over(gate), of_few_prompts=are_few)
     shown = {"asked": gate.pairs.count(), "both_bad": votes.both_bad, "length_controlled": lengths.as_json()}
     return people, outcome.as_json() | shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,7 +253,9 @@ def test_people_are_asked_on_while_nothing_is_shown():
 def test_when_all_are_asked_it_is_held_with_a_forecast():
     decision = decide_with_people(passing(), people(75, 60, 15, is_over=True))
     assert decision.outcome == "hold"
-    assert "votes more would tell" in decision.reasons[-1]
+    assert "votes more would tell. Raise the number of pairs in the release rule and" in decision.reasons[-1]
+    few = decide_with_people(passing(), replace(people(75, 60, 15, is_over=True), of_few_prompts=True))
+    assert "votes more would tell. All held-out prompts were used: import more and compare again" in few.reasons[-1]
     even = decide_with_people(passing(), people(60, 60, 10, is_over=True))
     assert "as good as equal" in even.reasons[-1]
 
