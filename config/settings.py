@@ -238,7 +238,7 @@ CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_ROUTES = {
     "training.tasks.run_training": {"queue": "training"},
     "training.tasks.run_sampling": {"queue": "sampling"},
-    "training.tasks.run_side_by_side": {"queue": "sampling"},
+    "training.tasks.run_side_by_side": {"queue": "exports"},
     "training.tasks.run_export": {"queue": "exports"},
     "training.tasks.run_label_effects": {"queue": "sampling"},
     "training.tasks.run_gate": {"queue": "sampling"},

@@ -72,8 +72,9 @@ MORE_PAIRS = "Raise the number of pairs in the release rule"
 
 @dataclass(frozen=True)
 class People:
-    """What people have said so far. ``is_over``: nobody is asked any more. ``of_few_prompts``: the rule would have asked
-    about more, and there were no more held-out prompts.
+    """What people have said so far. ``is_over``: nobody is asked any more.
+
+    ``of_few_prompts``: the rule would have asked about more, and there were no more held-out prompts.
     """
 
     outcome: Outcome

@@ -393,7 +393,7 @@ def asked(ask, reviewer) -> SideBySide:
 def test_the_page_follows_the_answers_and_its_polling_ends_itself(client, url, asked):
     page, status = (url(name, side_by_side_id=asked.pk) for name in ("side-by-side", "side-by-side-status"))
     waiting = client.get(page).content.decode()
-    assert "Waiting for the sampling worker" in waiting
+    assert "Waiting for the worker of exports" in waiting
     assert f'hx-get="{status}"' in waiting
     answers = [{"prompt_id": "0", "left": _side("Because *light*", 3), "right": _side("No.", 2, "stop")}]
     _set(asked, state="running", progress={"phase": "answering"}, answers=answers)
