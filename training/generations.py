@@ -14,7 +14,7 @@ from labeling.charts import Chart, Series, line_chart
 from labeling.models import Project
 from labeling.templatetags.formatting import decimals, percent
 from training import services
-from training.models import Checkpoint, LoopRule, Promotion
+from training.models import Checkpoint, Gate, LoopRule, Promotion
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Generation:
-    """A policy in force. ``won_votes``: its length-controlled win rate against the one before, from its gate."""
+    """A policy in force. ``won_votes``: how often people preferred it at equal length to the one before, at its gate."""
 
     number: int
     checkpoint: Checkpoint
@@ -57,31 +57,31 @@ def read_generations(project: Project) -> Generations:
     """The generations, the first policy being 0, and their curves; no curve before there are two of them."""
     policies = services.policies_behind(project)
     checkpoints = Checkpoint.objects.select_related("parent").in_bulk(set(policies))
-    reports = _gate_reports(project)
-    rows = [_generation(number, checkpoints[policy], reports.get(policy, {})) for number, policy in enumerate(policies)]
+    gates = _gates(project)
+    rows = [_generation(number, checkpoints[policy], gates.get(policy)) for number, policy in enumerate(policies)]
     if rows:
         rows[0] = _first(rows)
     budget = LoopRule.objects.filter(project=project).values_list("kl_first_budget", flat=True).first()
     return Generations(rows, _charts(rows, budget) if len(rows) > 1 else [])
 
 
-def _gate_reports(project: Project) -> dict[int, dict[str, Any]]:
-    """What was measured at the gate through which a policy came, by the policy."""
-    through = Promotion.objects.filter(project=project, gate__isnull=False).order_by("pk")
-    return dict(through.values_list("checkpoint_id", "gate__report"))
+def _gates(project: Project) -> dict[int, Gate]:
+    """The gate through which a policy came, by the policy."""
+    through = Promotion.objects.filter(project=project, gate__isnull=False).select_related("gate").order_by("pk")
+    return {promotion.checkpoint_id: promotion.gate for promotion in through if promotion.gate}
 
 
-def _generation(number: int, checkpoint: Checkpoint, report: dict[str, Any]) -> Generation:
+def _generation(number: int, checkpoint: Checkpoint, gate: Gate | None) -> Generation:
     """Those of its run are of the same prompts in every generation; those of a gate stand in where there are none."""
     held_out, wrote = _part(checkpoint.details, "held_out"), _part(checkpoint.details, "on_policy", "after")
-    at_gate = _part(report, "on_policy", "candidate")
+    at_gate = _part(gate.report, "on_policy", "candidate") if gate else {}
     return Generation(
         number=number,
         checkpoint=checkpoint,
         won_pairs=Figure.read(
             _part(held_out, "after") | {"interval": held_out.get("accuracy_interval")}, "accuracy", "interval"
         ),
-        won_votes=Figure.read(_part(report, "win_rate"), "length_controlled"),
+        won_votes=Figure.read(_part(gate.votes, "length_controlled"), "value", "interval") if gate else None,
         kl_first=Figure.read(wrote, "kl_first") or Figure.read(at_gate, "kl_first"),
         mean_tokens=Figure.read(wrote, "mean_tokens") or Figure.read(at_gate, "mean_tokens"),
     )

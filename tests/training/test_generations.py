@@ -20,7 +20,7 @@ def _details(accuracy: float, kl: float, tokens: float) -> dict:
 def generation(project, policy, make_checkpoint):
     """Promote one more policy: ``generation(name, **values)``."""
 
-    def make(name: str, *, report: dict | None = None, **values) -> Checkpoint:
+    def make(name: str, *, report: dict | None = None, votes: dict | None = None, **values) -> Checkpoint:
         values.setdefault("parent", policy)
         checkpoint = make_checkpoint(name, project=project, kind="dpo", **values)
         promotion = promote_checkpoint(project=project, checkpoint=checkpoint)
@@ -28,7 +28,7 @@ def generation(project, policy, make_checkpoint):
             number = Gate.objects.count() + 1
             gate = Gate.objects.create(
                 project=project, number=number, candidate=checkpoint, current=policy, rule={}, stage="decided",
-                report=report,
+                report=report, votes=votes or {},
             )  # fmt: skip
             Promotion.objects.filter(pk=promotion.pk).update(gate=gate)
         return checkpoint
@@ -84,15 +84,16 @@ def test_what_was_rolled_back_is_left_out(project, policy, generation):
 
 
 def test_figures_of_the_gate_stand_beside_those_of_the_run_and_in_for_them(project, policy, generation):
-    won = {"length_controlled": 0.55, "length_controlled_interval": [0.5, 0.6]}
+    votes = {"length_controlled": {"value": 0.55, "interval": [0.5, 0.6]}}
     at_gate = {"candidate": {"kl_first": 9.0, "kl_first_interval": [8.0, 10.0], "mean_tokens": 60.0}}
-    report = {"win_rate": won, "on_policy": at_gate}
-    generation("measured", details=_details(0.6, 2.0, 80.0), report=report)
+    report = {"win_rate": {"length_controlled": 0.9}, "on_policy": at_gate}
+    generation("measured", details=_details(0.6, 2.0, 80.0), report=report, votes=votes)
     generation("brought", report=report)
     _, measured, brought = read_generations(project).rows
     assert measured.won_votes == Figure(0.55, 0.5, 0.6)
     assert measured.kl_first == Figure(2.0, 1.5, 2.5)
     assert (brought.kl_first, brought.mean_tokens) == (Figure(9.0, 8.0, 10.0), Figure(60.0))
+    assert brought.won_votes is None, "a judge is no person"
     assert "people" in {line.label for line in read_generations(project).charts[0].lines}
 
 
