@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Generation:
-    """A policy in force. ``won_votes``: how often people preferred it to the one before, at equal length, at its gate."""
+    """A policy in force. ``won_votes``: of votes at its gate, how many it won at equal length against the one before."""
 
     number: int
     checkpoint: Checkpoint
