@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Generation:
-    """A policy in force. ``won_votes``: of votes at its gate, how many it won at equal length against the one before."""
+    """A policy in force. ``won_votes``: of the votes at its gate, those it won from the one before at equal length."""
 
     number: int
     checkpoint: Checkpoint
