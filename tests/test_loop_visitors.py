@@ -61,6 +61,7 @@ def test_an_arm_begins_with_its_settings_its_prompts_and_the_first_policy(
     assert (project.control_percent, project.prompts.count()) == (100, 2)
     assert services.current_policy(project) == base
     assert not project.batches.exists(), "pairs are asked for by the round alone"
+    assert not project.release_rule.compares
 
 
 def test_how_many_labels_are_right_is_counted_on_what_is_trained_on(

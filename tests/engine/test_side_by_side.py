@@ -113,7 +113,8 @@ def test_each_writes_what_it_would_write_alone(
         assert one.left.text == alone(job.left, number, job)
         assert one.right.text == alone(job.right, number, job)
         assert {one.left.finish_reason, one.right.finish_reason} <= {"stop", "length"}
-    assert any(one.left.text != one.right.text for one in written)
+    if temperature:  # the likeliest words of two models as near as these may be the same
+        assert any(one.left.text != one.right.text for one in written)
     assert details["tokens"] == sum(one.left.tokens + one.right.tokens for one in written)
 
 

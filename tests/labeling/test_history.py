@@ -93,7 +93,7 @@ def test_the_page_does_not_grow_in_queries(
         judge_next(annotator)
     client = sign_in(annotator)
     client.get(history)
-    with django_assert_max_num_queries(8):
+    with django_assert_max_num_queries(9):
         client.get(history)
 
 
