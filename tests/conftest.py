@@ -18,7 +18,7 @@ from django.utils import translation
 
 from config.catalogue import compile_newer
 from labeling.models import Membership, Pair, Project, Prompt
-from labeling.prompts import parse_prompt
+from labeling.prompts import content_hash, is_held_out, parse_prompt
 from labeling.services import NewResponse, add_member, add_pair, add_prompts, create_project
 from tests.installation import bare_environment
 
@@ -138,12 +138,12 @@ def make_prompt(project: Project) -> Callable[..., Prompt]:
 
     def make(text: str = "", *, held_out: bool | None = None) -> Prompt:
         while True:
-            content = text or f"Question number {next(_numbers)}?"
-            add_prompts(project=project, prompts=[parse_prompt(content)])
-            prompt = Prompt.objects.order_by("-pk")[0]
-            if held_out is None or prompt.is_held_out == held_out:
-                return prompt
+            messages = parse_prompt(text or f"Question number {next(_numbers)}?")
+            if held_out is None or is_held_out(content_hash(messages)) == held_out:
+                break
             assert not text
+        add_prompts(project=project, prompts=[messages])
+        return Prompt.objects.order_by("-pk")[0]
 
     return make
 
