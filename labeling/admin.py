@@ -28,6 +28,7 @@ from labeling.models import (
     SentBack,
     Skip,
     Slot,
+    Withdrawal,
 )
 from labeling.paginator import EstimatingPaginator
 from labeling.services import set_guidelines
@@ -178,3 +179,10 @@ class QualificationResultAdmin(ReadOnlyAdmin):
 class QualityReportAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "computed_at", "last_preference_id")
     list_select_related = ("project",)
+
+
+@admin.register(Withdrawal)
+class WithdrawalAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", "kind", "judgements", "by", "created_at", "finished_at")
+    list_filter = ("kind", "project")
+    list_select_related = ("project", "by")

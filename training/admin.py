@@ -9,9 +9,11 @@ from training.models import (
     Checkpoint,
     CheckpointExport,
     DatasetSnapshot,
+    Gate,
     HubPush,
     LabelEffects,
     LoopRule,
+    Notice,
     PairOrigin,
     Promotion,
     RetentionRule,
@@ -19,6 +21,7 @@ from training.models import (
     SampleRefusal,
     SideBySide,
     Sweep,
+    Taint,
     TrainingRun,
 )
 
@@ -118,3 +121,23 @@ class LabelEffectsAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "project", *JOB_COLUMNS)
     list_filter = ("state", "project")
     list_select_related = ("project",)
+
+
+@admin.register(Gate)
+class GateAdmin(ReadOnlyAdmin):
+    list_display = ("__str__", "project", "kind", "stage", "outcome", *JOB_COLUMNS)
+    list_filter = ("kind", "stage", "outcome", "project")
+    list_select_related = ("project",)
+
+
+@admin.register(Taint)
+class TaintAdmin(ReadOnlyAdmin):
+    list_display = ("checkpoint", "withdrawal", "preferences", "created_at")
+    list_select_related = ("checkpoint", "withdrawal")
+
+
+@admin.register(Notice)
+class NoticeAdmin(ReadOnlyAdmin):
+    list_display = ("title", "user", "project", "kind", "created_at", "read_at", "emailed_at", "email_tries")
+    list_filter = ("kind", "project")
+    list_select_related = ("user", "project")

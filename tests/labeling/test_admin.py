@@ -21,6 +21,7 @@ from labeling.models import (
     QualityReport,
     SentBack,
     Skip,
+    Withdrawal,
 )
 
 HISTORY = [model for model, options in admin.site._registry.items() if isinstance(options, ReadOnlyAdmin)]
@@ -37,6 +38,7 @@ def rows(project, annotator, other_annotator, make_pair):
     Adjudication.objects.create(pair=pair, reviewer=annotator, verdict="a")
     SentBack.objects.create(preference=judged, reviewer=other_annotator)
     KeyMap.objects.create(user=annotator)
+    Withdrawal.objects.create(project=project, kind="annotator", annotator=other_annotator)
     QualityReport.objects.create(project=project, day="2026-01-01")
     item = QualificationItem.objects.create(project=project, messages=pair.prompt.messages, choice="a")
     QualificationAnswer.objects.create(

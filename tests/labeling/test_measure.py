@@ -74,7 +74,7 @@ def test_without_anything_new_nothing_is_measured_or_written(project, users, dja
     crowd.judge(project, users, 20)
     measure_all()
     before = _report(project).computed_at
-    with django_assert_num_queries(5):  # the projects, and four of this one
+    with django_assert_num_queries(6):  # the projects, and five of this one
         assert measure_all() == 0
     assert _report(project).computed_at == before
 
