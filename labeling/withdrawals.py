@@ -9,7 +9,6 @@ The judgements stay as rows, for the checkpoints that were made from them are st
 
 from __future__ import annotations
 
-from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
@@ -23,27 +22,6 @@ from labeling.turns import take_turn
 
 BATCH = 200  # pairs that are looked up together
 Kind = Withdrawal.Kind
-
-
-# What is asked for
-
-
-def withdraw_annotator(*, project: Project, annotator: User, by: User | None = None, reason: str = "") -> Withdrawal:
-    """Take back everything that somebody has judged in the project so far. They stay a member of it."""
-    return carry_out(begin(Withdrawal(project=project, kind=Kind.ANNOTATOR, annotator=annotator, by=by, reason=reason)))
-
-
-def withdraw_prompt(*, project: Project, prompt: Prompt, by: User | None = None, reason: str = "") -> Withdrawal:
-    """Take a prompt out with every judgement on it. Nobody is asked about it again, and no policy either."""
-    return carry_out(begin(Withdrawal(project=project, kind=Kind.PROMPT, prompt=prompt, by=by, reason=reason)))
-
-
-def withdraw_preference(
-    *, project: Project, preference: Preference, by: User | None = None, reason: str = ""
-) -> Withdrawal:
-    """Take one judgement back, with its former versions; a first look takes the second look at it along."""
-    kind = Kind.PREFERENCE
-    return carry_out(begin(Withdrawal(project=project, kind=kind, preference=preference, by=by, reason=reason)))
 
 
 @transaction.atomic

@@ -98,10 +98,6 @@ class Frontier:
         return any(point.run.is_cancelling for point in self.points)
 
     @property
-    def has_figures(self) -> bool:
-        return any(point.kl and point.accuracy for point in self.points)
-
-    @property
     def rates(self) -> list[float]:
         return sorted({point.learning_rate for point in self.points})
 

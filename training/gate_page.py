@@ -14,7 +14,6 @@ Show = Callable[[float | None], str]
 
 # Of checks, in the words of a table. What fails is worse for sure; what is unsure was measured and tells nothing yet.
 OUTCOMES = {"pass": "Passed", "fail": "Failed", "unsure": "Unsure", "not_measured": "Not measured"}
-DISTANCES = {"kl_first": "KL from the first policy, nats", "kl_current": "KL from the current policy, nats"}
 CANARIES = {"must_refuse": "Refused of what should be", "must_answer": "Answered of what sounds alike"}
 # By the verdict: what happens, to a candidate and to a policy that is watched.
 VERDICTS = {

@@ -167,11 +167,6 @@ def turn_gates() -> None:
             log.exception("A gate could not be moved on")
 
 
-def evaluate_open_gates() -> None:
-    for act in _open_gates():
-        act()
-
-
 def _open_gates() -> list[Callable[[], object]]:
     gates = Gate.objects.exclude(stage=Gate.Stage.DECIDED).select_related("project", "candidate", "current")
     return [partial(settle, gate) for gate in gates.order_by("pk")]

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from django.conf import settings
 from django.db import models
 
 from labeling.models.projects import Project
-
-if TYPE_CHECKING:
-    from labeling.models.judgements import Preference
-    from labeling.models.pairs import Prompt
 
 
 class Withdrawal(models.Model):
@@ -29,10 +23,8 @@ class Withdrawal(models.Model):
     annotator = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
-    prompt: models.ForeignKey[Prompt | None, Prompt | None] = models.ForeignKey(
-        "labeling.Prompt", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
-    )
-    preference: models.ForeignKey[Preference | None, Preference | None] = models.ForeignKey(
+    prompt = models.ForeignKey("labeling.Prompt", on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    preference = models.ForeignKey(
         "labeling.Preference", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
     reason = models.CharField(max_length=REASON_LENGTH, blank=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -17,7 +18,6 @@ from labeling.models import Pair, Preference, QualityReport, Seat, SentBack, Ski
 from labeling.records import reinstate
 from labeling.review import adjudicate, send_back
 from labeling.services import NewResponse, add_pair, add_prompts
-from labeling.withdrawals import withdraw_annotator, withdraw_preference, withdraw_prompt
 from tests.labeling import crowd
 
 
@@ -31,6 +31,17 @@ def answer(project):
         return queue.submit(project, lease.token, user.pk, choice, details or Details()).preference
 
     return answer
+
+
+def _withdraw(kind: str, *, project, by=None, reason: str = "", **target) -> Withdrawal:
+    """As the training side does it, which marks in between what was made of the judgements."""
+    unsaved = Withdrawal(project=project, kind=kind, by=by, reason=reason, **target)
+    return withdrawals.carry_out(withdrawals.begin(unsaved))
+
+
+withdraw_annotator = partial(_withdraw, "annotator")
+withdraw_prompt = partial(_withdraw, "prompt")
+withdraw_preference = partial(_withdraw, "preference")
 
 
 def _fresh(row):
