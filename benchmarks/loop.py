@@ -104,7 +104,7 @@ def go_round(folder: Path, model: Path, options: argparse.Namespace) -> dict[str
         arms = enter(installation.url, passwords, options)
         for arm in arms:
             arm.begin(asked_about(LABELLED_SUBJECTS), base)
-        return Loop(folder, arms, base, options).run()
+        return Loop(arms, base, options).run()
 
 
 def say(text: str) -> None:
@@ -156,8 +156,8 @@ def enter(url: str, passwords: dict[str, str], options: argparse.Namespace) -> l
 class Loop:
     """The rounds of all arms. A round's policies answer while the next round's judgements wait to be measured."""
 
-    def __init__(self, folder: Path, arms: list[Arm], base: Checkpoint, options: argparse.Namespace) -> None:
-        self.folder, self.arms, self.options = folder, arms, options
+    def __init__(self, arms: list[Arm], base: Checkpoint, options: argparse.Namespace) -> None:
+        self.arms, self.options = arms, options
         self.judging = asked_about(JUDGING_SUBJECTS)[: options.judging]
         self.base = base
         self.sft: Answers = {}
@@ -202,9 +202,10 @@ class Loop:
 
     def answers(self, checkpoint: Checkpoint) -> Answers:
         from benchmarks.loop_answers import answers_of
+        from training import registry
 
         say(f"answers of {checkpoint}")
-        return answers_of(checkpoint, self.judging, self.folder, self.options.tokens)
+        return answers_of(registry.weights_of(checkpoint), self.judging, self.options.tokens)
 
     def train(self, arm: Arm, number: int) -> None:
         arm.wait_until_measured()

@@ -78,12 +78,12 @@ def table(arms: dict[str, list[dict[str, Any]]]) -> str:
 def _line(name: str, row: dict[str, Any]) -> str:
     return (
         f"{name:34} {row['round']:5} {row['labels']:6} {row['label_accuracy']:6.0%} "
-        f"{_share(row['true_win_rate'], row['ci']):>21} {row['true_reward']:7.3f} {_number(row['kl']):>6} "
-        f"{row['mean_length']:6.1f} {_share(row['heldout_accuracy'], row['heldout_ci']):>20}"
+        f"{share(row['true_win_rate'], row['ci']):>21} {row['true_reward']:7.3f} {_number(row['kl']):>6} "
+        f"{row['mean_length']:6.1f} {share(row['heldout_accuracy'], row['heldout_ci']):>20}"
     )
 
 
-def _share(value: float | None, ci: Sequence[float] | None) -> str:
+def share(value: float | None, ci: Sequence[float] | None) -> str:
     if value is None:
         return "none"
     return f"{value:.1%}" + (f" ({ci[0]:.0%} to {ci[1]:.0%})" if ci else "")

@@ -22,7 +22,7 @@ from labeling.api import NewestFirst
 from labeling.models import Project
 from training import demonstrations, downloads, services, snapshots
 from training.models import Checkpoint, Promotion, SampleBatch, TrainingRun
-from training.recipe import LEARNING_RATES, Decoding, Recipe
+from training.recipe import Decoding, Recipe
 from training.serializers import (
     BatchSerializer,
     CheckpointSerializer,
@@ -111,12 +111,9 @@ class RunList(generics.ListAPIView[TrainingRun]):
         project = _project(request, slug, ADMINS)
         form = NewRunSerializer(data=request.data)
         form.is_valid(raise_exception=True)
-        wanted = dict(form.validated_data.get("recipe", {}))
-        method = str(wanted.get("method", Recipe.method))
-        wanted.setdefault("learning_rate", LEARNING_RATES.get(method, Recipe.learning_rate))
         run = services.request_run(
             project=project,
-            recipe=Recipe.from_dict(wanted),
+            recipe=Recipe.from_dict(form.validated_data.get("recipe", {})),
             reference=_checkpoint(project, form.validated_data.get("reference")),
             seed=form.validated_data.get("seed"),
             by=person(request),

@@ -8,8 +8,9 @@ from django import forms
 
 from training.exceptions import Rejected
 from training.fixed_times import parse_times
+from training.learning_rate import HIGHEST, LOWEST, REACH
 from training.models import Checkpoint, HubPush, LoopRule, RetentionRule
-from training.recipe import CHOICES, LABELS, LEARNING_RATES, AnswerDecoding, Decoding, Recipe
+from training.recipe import CHOICES, LABELS, AnswerDecoding, Decoding, Recipe
 from training.side_by_side import MOST_PROMPT_CHARACTERS, MOST_PROMPTS
 
 
@@ -108,9 +109,10 @@ class TrainForm(forms.Form):
     )
     learning_rate = forms.FloatField(
         required=False,
-        help_text=f"Leave empty for {LEARNING_RATES['lora']:g} with LoRA and {LEARNING_RATES['full']:g} with full "
-        "fine-tuning. The loss of DPO starts at 0.69; if it stays there, raise the rate, and if it becomes unsteady, "
-        "lower it.",
+        help_text="Leave empty and it goes by the number of steps, for few steps must be longer to get anywhere: with "
+        f"LoRA {HIGHEST:g} up to {REACH / HIGHEST:.0f} steps, then less the more there are, and {LOWEST:g} from "
+        f"{REACH / LOWEST:.0f} on; a fiftieth of it with full fine-tuning. The loss of DPO starts at 0.69: if it stays "
+        "there, raise the rate, and if it becomes unsteady, lower it.",
     )
     warmup_ratio = forms.FloatField(
         initial=Recipe.warmup_ratio,
@@ -197,7 +199,6 @@ class TrainForm(forms.Form):
         values = {
             name: value for name, value in cleaned.items() if name not in self.NOT_OF_THE_RECIPE and value is not None
         }
-        values.setdefault("learning_rate", LEARNING_RATES[values["method"]])
         try:
             cleaned["recipe"] = Recipe.from_dict(values)
         except Rejected as error:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from training.exceptions import Rejected
 from training.jobspec import LossName, Precision, SampleJob, SideBySideJob, TrainJob
+from training.learning_rate import steps_of, usual_learning_rate
 from training.triples import LabelRule, Noise, Ties, Weight
 
 Method = Literal["lora", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
-# Full fine-tuning moves every weight, so it takes a step about fifty times smaller (SmolLM2's own DPO recipe).
-LEARNING_RATES = {"lora": TrainJob.learning_rate, "full": 1e-6}
 # What people call the fields, on the form and on a run's page.
 LABELS = {
     "method": "Method",
@@ -118,6 +117,7 @@ class Recipe(_Bounded):
     """Hyperparameters of Direct Preference Optimization; the defaults are those of ``TrainJob``.
 
     ``ties``, ``label_noise`` and ``pair_weight`` say how triples come of preferences; the others go to the engine.
+    ``learning_rate`` 0 is the usual one for the number of steps, which is known once the triples are (``settled``).
     """
 
     method: str = TrainJob.method
@@ -130,7 +130,7 @@ class Recipe(_Bounded):
     ties: str = LabelRule.ties
     label_noise: str = LabelRule.noise
     pair_weight: str = LabelRule.weight
-    learning_rate: float = TrainJob.learning_rate
+    learning_rate: float = 0.0
     warmup_ratio: float = TrainJob.warmup_ratio
     pairs_per_step: int = TrainJob.pairs_per_step
     max_length: int = TrainJob.max_length
@@ -147,7 +147,7 @@ class Recipe(_Bounded):
         "epochs": Bound(0.1, 50),
         "sft_weight": Bound(0, 10),
         "ld_alpha": Bound(0, 1),
-        "learning_rate": Bound(1e-9, 1e-2),
+        "learning_rate": Bound(0, 1e-2),
         "warmup_ratio": Bound(0, 1),
         "pairs_per_step": Bound(1, 1024),
         "max_length": Bound(32, 32_768),
@@ -201,6 +201,19 @@ class Recipe(_Bounded):
                 f"Weights from the posterior and label noise from the {self.label_noise} say the same doubt, which "
                 "would count twice. Take label noise none with these weights, or weigh every pair the same."
             )
+
+    def settled(self, train_triples: int) -> Recipe:
+        """As a run on so many triples is computed: with a learning rate."""
+        if self.learning_rate:
+            return self
+        return replace(self, learning_rate=self._usual_rate(train_triples))
+
+    def unsettled(self, train_triples: int) -> Recipe:
+        """For runs on other triples than these: a learning rate that was the usual one follows their number again."""
+        return replace(self, learning_rate=0.0) if self.learning_rate == self._usual_rate(train_triples) else self
+
+    def _usual_rate(self, train_triples: int) -> float:
+        return usual_learning_rate(self.method, steps_of(train_triples, self.epochs, self.pairs_per_step))
 
     @property
     def label_rule(self) -> LabelRule:

@@ -222,6 +222,7 @@ def request_run(
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
     snapshot = freeze(project, recipe, reference)
+    recipe = recipe.settled(snapshot.train_triples)
     expected = forecast.of_run(project, recipe, reference, snapshot).to_dict()
     try:
         with transaction.atomic():

@@ -17,7 +17,7 @@ from labeling.api import NewestFirst
 from training import services, sweeps
 from training.frontier import Figure, Point, read_frontier
 from training.models import Sweep, TrainingRun
-from training.recipe import LEARNING_RATES, Recipe
+from training.recipe import Recipe
 
 
 class PointSerializer(serializers.Serializer[Any]):
@@ -103,13 +103,11 @@ class SweepList(generics.ListAPIView[Sweep]):
         form = NewSweepSerializer(data=request.data)
         form.is_valid(raise_exception=True)
         asked = form.validated_data
-        wanted = dict(asked.get("recipe", {}))
-        wanted.setdefault("learning_rate", LEARNING_RATES.get(str(wanted.get("method")), Recipe.learning_rate))
         reference = asked.get("reference")
         usable = services.usable_checkpoints(project)
         sweep = sweeps.request_sweep(
             project=project,
-            recipe=Recipe.from_dict(wanted),
+            recipe=Recipe.from_dict(asked.get("recipe", {})),
             betas=asked["betas"],
             learning_rates=asked["learning_rates"],
             reference=get_object_or_404(usable, uuid=reference) if reference else None,

@@ -34,7 +34,7 @@ class SweepForm(TrainForm):
     learning_rates = NumbersField(
         required=False,
         label="Learning rates",
-        help_text="Each is tried with each β. Leave empty for the usual one of the method. "
+        help_text="Each is tried with each β. Leave empty for the usual one, which goes by the number of steps. "
         f"A sweep has at most {MOST_POINTS} runs.",
     )
 

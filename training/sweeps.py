@@ -50,6 +50,7 @@ def request_sweep(
     recipes = [services.continued(one, reference) for one in recipes]
     services.refuse_impossible(recipes[0], reference)
     snapshot = services.freeze(project, recipes[0], reference)
+    recipes = [one.settled(snapshot.train_triples) for one in recipes]
     with transaction.atomic():
         services.lock(project)
         registry.refuse_removed(reference)
@@ -69,6 +70,8 @@ def request_sweep(
 
 def grid(recipe: Recipe, betas: Sequence[float], learning_rates: Sequence[float] = ()) -> list[Recipe]:
     """``recipe`` with each beta at each learning rate, by default its own; ``Rejected`` if that is no sweep."""
+    if not all(learning_rates):
+        raise Rejected("The learning rate 0 would move nothing. Name none for the usual one.")
     learning_rates = learning_rates or [recipe.learning_rate]
     for name, values in (("β", betas), ("learning rate", learning_rates)):
         if twice := next((value for value in values if list(values).count(value) > 1), None):
@@ -145,7 +148,8 @@ def pick(*, sweep: Sweep, run: TrainingRun, by: Requester = None) -> Sweep:
     with transaction.atomic():
         services.lock(sweep.project)
         Sweep.objects.filter(pk=sweep.pk).update(picked=run, picked_by=by, picked_at=timezone.now())
-        services.use_recipe(project=sweep.project, recipe=run.recipe, by=by)
+        recipe = Recipe.from_dict(run.recipe).unsettled(sweep.snapshot.train_triples)
+        services.use_recipe(project=sweep.project, recipe=recipe.to_dict(), by=by)
     try:
         gates.compare_picked(run, by)
     except Rejected as refusal:

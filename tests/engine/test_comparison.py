@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.runs import do, question, succeed, triple
+from tests.engine.runs import do, question, read_lines, succeed, triple
 from training.engine import comparison, guards, tiny_model
 from training.jobspec import ModelRef
 
@@ -70,6 +70,24 @@ def test_the_change_is_that_of_each_prompt(compared_run: MakeRun) -> None:
     for name in ("mean_tokens", "finish_rate"):
         assert change[name] == pytest.approx(figures["after"][name] - figures["before"][name])
     assert "responses" not in json.dumps(figures)  # they are in the run's directory, for a run that goes on
+
+
+def test_the_next_run_finds_the_figures_of_the_reference(
+    compared_run: MakeRun, tmp_path: Path, first: ModelRef
+) -> None:
+    def run(name: str, **fields: Any) -> tuple[dict[str, Any], int]:
+        """Figures before, and how often responses were compared."""
+        run_dir = compared_run(name=name, cache_dir=str(tmp_path / "cache"), **fields)
+        figures = succeed("train_dpo", run_dir)["on_policy"]["before"]
+        lines = read_lines(run_dir, "metrics.jsonl")
+        return figures, sum(line.get("phase") == comparison.PHASE and "done" not in line for line in lines)
+
+    assert [run(name, epochs=epochs)[1] for name, epochs in (("one", 1.0), ("two", 2.0))] == [2, 1]
+    assert run("three")[0] == run("four")[0]
+    assert run("another seed", seed=9)[1] == 1
+    beside_first, compared = run("beside the first", first=first, first_is_reference=False)
+    assert (beside_first["kl_first"] > 0.01, compared) == (True, 2)
+    assert run("in halves", precision="bfloat16")[1] == 2
 
 
 def test_figures_of_an_earlier_version_are_gone_on_from(compared_run: MakeRun) -> None:

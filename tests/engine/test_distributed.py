@@ -153,6 +153,7 @@ def test_every_way_to_train_can_be_shared_out(train_run: MakeRun, launched: Laun
 def test_only_the_first_process_writes(undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     files = {"job.json", "dataset.jsonl", "metrics.jsonl", "held_out.jsonl", "result.json", "train.log"}
+    files |= {"training_pairs.jsonl"}
     assert names == files | {"checkpoint", "trainer", "cache"}
     assert [line["step"] for line in steps(undisturbed)] == list(range(1, STEPS + 1))
     phases = [line["phase"] for line in read_lines(undisturbed, "metrics.jsonl") if "phase" in line]

@@ -18,7 +18,7 @@ from training.execution import Effects
 from training.jobspec import EffectsJob, JudgedPair, PairEffect, Result, read_job
 from training.models import Gate, GatePair, Job, LabelEffect, LabelEffects, SampleBatch, TrainingRun
 from training.own_effects import newest_effects, own_moves, sigmoid
-from training.recipe import Recipe
+from training.recipe import Decoding, Recipe
 from training.rundir import LineReader, RunDir
 
 
@@ -123,9 +123,12 @@ def test_a_prompt_of_an_open_gate_is_not_looked_at(project, policy, better, labe
 # The job
 
 
-def test_a_worker_prepares_what_the_engine_reads_and_keeps_what_it_writes(policy, better, label, promote):
+def test_a_worker_prepares_what_the_engine_reads_and_keeps_what_it_writes(project, policy, better, label, promote):
     pairs = label(3)
     effects = promote()
+    SampleBatch.objects.create(
+        project=project, policy=policy, prompt_ids=[], decoding={"max_new_tokens": 40}, state="succeeded"
+    )
     assert effects.claim("worker")
     run_dir = RunDir.of(effects.uuid)
     run_dir.make()
@@ -134,6 +137,7 @@ def test_a_worker_prepares_what_the_engine_reads_and_keeps_what_it_writes(policy
     job = read_job(run_dir.path, EffectsJob)
     assert (job.before.base_hash, job.after.adapter_hash) == (policy.content_hash, better.content_hash)
     assert (job.first.base_hash, job.first.adapter_hash, job.seed) == (policy.content_hash, None, effects.seed)
+    assert (job.max_new_tokens, job.temperature) == (40, Decoding.temperature), "as pairs are written now"
     lines = [JudgedPair.from_dict(line) for line in LineReader(run_dir.dataset).new_lines()]
     assert [(line.pair_id, line.response_a.text) for line in lines] == [
         (str(pair.pk), pair.response_a.text) for pair in pairs

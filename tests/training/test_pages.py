@@ -18,6 +18,7 @@ from training import exports, services, store, tasks
 from training.command_line import _progress_line
 from training.forms import TrainForm
 from training.jobspec import StepMetrics
+from training.learning_rate import HIGHEST, OF_FULL
 from training.models import Checkpoint, CheckpointExport, Job, LoopRule, SampleBatch, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
@@ -105,14 +106,15 @@ def test_training_is_started_by_the_form(client, url, policy, label):
     response = client.post(url("train"), values | {"reference": policy.pk, "seed": 5})
     run = TrainingRun.objects.get()
     assert response.headers["Location"] == run.get_absolute_url()
-    assert (run.seed, run.recipe) == (5, Recipe().to_dict())
+    assert (run.seed, run.recipe) == (5, Recipe().settled(run.snapshot.train_triples).to_dict())
+    assert run.recipe["learning_rate"] == HIGHEST
 
 
 def test_full_fine_tuning_gets_its_own_learning_rate(client, url, policy, label):
     label(10)
     values = {name: value for name, value in Recipe().to_dict().items() if name != "learning_rate"}
     client.post(url("train"), values | {"reference": policy.pk, "method": "full"})
-    assert TrainingRun.objects.get().recipe["learning_rate"] == 1e-6
+    assert TrainingRun.objects.get().recipe["learning_rate"] == HIGHEST * OF_FULL
 
 
 def test_a_refused_run_says_why_and_keeps_the_form(client, url, policy):

@@ -10,8 +10,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from training.engine import loading, on_policy
+from training.engine import loading, on_policy, reference_logps
+from training.engine.cache import Cache, key_of
 from training.engine.chat import accepted_token_ids
+from training.engine.compute import VERSIONS
 from training.engine.jsonlines import read_lines
 from training.engine.on_policy import OnPolicyResponse, OnPolicySettings, Opened
 from training.engine.setting import Setting
@@ -19,23 +21,46 @@ from training.jobspec import PromptLine, write_atomically
 
 PHASE = "comparing responses"
 SETTINGS = OnPolicySettings()
+LAYOUT = "before 1"  # to be counted up when the same inputs give other figures
 RESPONSES = "responses"  # of before.json: what ``after`` is compared with, prompt by prompt
 
 
-def before(setting: Setting) -> dict[str, Any]:
-    """Figures of the reference, which the policy still is. A resumed run keeps those of its first start."""
-    kept = setting.run_dir / "trainer" / "before.json"
-    if kept.is_file():
-        figures: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+def before(setting: Setting, cache: Cache) -> dict[str, Any]:
+    """Figures of the reference, which the policy still is. A resumed run keeps those of its first start, and a later
+    run finds them in ``cache``, under a key of all that they follow from."""
+    path = setting.run_dir / "trainer" / "before.json"
+    if path.is_file():
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return figures
+    prompts = probes(setting)
+    key = name_of(setting, prompts)
+    kept = cache.get(key)
+    text = kept.decode() if kept else json.dumps(figures_before(setting, prompts))
+    if not kept:
+        cache.put([(key, text.encode())])
+    write_atomically(path, text)
+    return dict(json.loads(text))
+
+
+def name_of(setting: Setting, prompts: list[list[int]]) -> bytes:
+    job = setting.job
+    policies = (
+        reference_logps.content_hash(job.reference),
+        reference_logps.content_hash(job.first) if job.first else "",
+    )
+    as_which = "first" if reference_is_first(setting) else "other"
+    numbers = [SETTINGS.seed, SETTINGS.max_new_tokens, SETTINGS.rows]
+    return key_of(LAYOUT, *VERSIONS, setting.compute.name, *policies, as_which, numbers, *prompts)
+
+
+def figures_before(setting: Setting, prompts: list[list[int]]) -> dict[str, Any]:
     others = {"first": first_of(setting)} if setting.job.first else {}
-    figures, responses = measure(setting, on_policy.as_it_is(setting.start.model.eval()), others)
+    figures, responses = measure(setting, prompts, on_policy.as_it_is(setting.start.model.eval()), others)
     if responses:
         figures |= {"kl_reference": 0.0, "kl_reference_interval": [0.0, 0.0]}
         if reference_is_first(setting):
             figures["kl_first"] = 0.0
         figures[RESPONSES] = on_policy.outlines(responses)
-    write_atomically(kept, json.dumps(figures))
     return figures
 
 
@@ -47,7 +72,7 @@ def after(setting: Setting, policy: PreTrainedModel | PeftModel, earlier: dict[s
     others = {"reference": reference_of(setting, policy)}
     if setting.job.first:
         others["first"] = first_of(setting)
-    figures, responses = measure(setting, on_policy.as_it_is(policy.eval()), others)
+    figures, responses = measure(setting, probes(setting), on_policy.as_it_is(policy.eval()), others)
     if reference_is_first(setting):
         figures |= {name.replace("reference", "first"): figures[name] for name in list(figures) if "reference" in name}
     return {
@@ -64,9 +89,8 @@ def reference_is_first(setting: Setting) -> bool:
 
 
 def measure(
-    setting: Setting, policy: Opened, others: dict[str, Opened]
+    setting: Setting, prompts: list[list[int]], policy: Opened, others: dict[str, Opened]
 ) -> tuple[dict[str, Any], list[OnPolicyResponse]]:
-    prompts = probes(setting)
     if not prompts:
         return {"prompts": 0}, []
     setting.metrics.phase(PHASE)

@@ -76,7 +76,7 @@ def train_in(setting: Setting) -> dict[str, Any]:
             setting.run_dir / "trainer", resume.job_identity(setting.run_dir, setting.compute.name)
         )
     values, counts = read_reference(setting)
-    before = comparison.before(setting) if ranks.is_first() else {}
+    before = compare_before(setting) if ranks.is_first() else {}
     process.give_back_freed_memory()  # of the phases before, which the heap keeps otherwise
     trainer, recorder = build_trainer(setting, values[: len(data.train)])
     done = resume.step_of(state) if state else 0
@@ -189,6 +189,12 @@ def read_reference(setting: Setting) -> tuple[list[Pair], reference_logps.Counts
         values = source.of(ranks.share(triples), setting.metrics.tick("reading reference"))
         source.counts.damaged += cache.damaged
         return ranks.all_shares(values), over_all_processes(source.counts)
+
+
+def compare_before(setting: Setting) -> dict[str, Any]:
+    job = setting.job
+    with closing(reference_logps.open_cache(cache_dir(setting.run_dir, job), job.cache_mb)) as cache:
+        return comparison.before(setting, cache)
 
 
 def over_all_processes(counts: reference_logps.Counts) -> reference_logps.Counts:

@@ -12,7 +12,7 @@ from training.command_line import checkpoint_named, project_named, wait_for
 from training.exceptions import Rejected
 from training.frontier import read_frontier
 from training.models import Sweep, TrainingRun
-from training.recipe import LEARNING_RATES, Recipe
+from training.recipe import Recipe
 
 
 class Command(BaseCommand):
@@ -42,7 +42,6 @@ class Command(BaseCommand):
         target = project_named(project)
         names = [field.name for field in fields(Recipe) if field.name not in sweeps.SWEPT]
         values = {name: options[name] for name in names if options[name] is not None}
-        values["learning_rate"] = LEARNING_RATES[values.get("method", Recipe.method)]
         try:
             sweep = sweeps.request_sweep(
                 project=target,

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from training import services
 from training.command_line import checkpoint_named, project_named, wait_for
 from training.exceptions import Rejected
-from training.recipe import LEARNING_RATES, Recipe
+from training.recipe import Recipe
 
 
 class Command(BaseCommand):
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         parser.add_argument("--seed", type=int, help="Seed of the run (default: random, recorded).")
         for field in fields(Recipe):
             option = f"--{field.name.replace('_', '-')}"
-            default = "by method" if field.name == "learning_rate" else field.default
+            default = "by method and steps" if field.name == "learning_rate" else field.default
             parser.add_argument(
                 option, type=type(field.default), choices=Recipe.VALUES.get(field.name), help=f"Default: {default}."
             )
@@ -36,7 +36,6 @@ class Command(BaseCommand):
     def handle(self, *args: Any, project: str, wait: bool, reference: str | None, **options: Any) -> None:
         target = project_named(project)
         values = {field.name: options[field.name] for field in fields(Recipe) if options[field.name] is not None}
-        values.setdefault("learning_rate", LEARNING_RATES[values.get("method", Recipe.method)])
         try:
             run = services.request_run(
                 project=target,
