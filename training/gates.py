@@ -18,7 +18,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 from django.utils import timezone
 
 from labeling.models import Project, Prompt
@@ -104,10 +104,14 @@ def _create(gate: Gate) -> Gate:
     return gate
 
 
+def held_out_prompts(project: Project) -> QuerySet[Prompt]:
+    """What the two policies of a gate can be asked."""
+    return Prompt.objects.in_use().filter(project=project, is_held_out=True)
+
+
 def _frozen_prompts(gate: Gate) -> list[int]:
     """Held-out prompts by chance, the same for the same seed."""
-    held_out = Prompt.objects.in_use().filter(project=gate.project, is_held_out=True)
-    prompts = list(held_out.order_by("content_hash").values_list("pk", flat=True))
+    prompts = list(held_out_prompts(gate.project).order_by("content_hash").values_list("pk", flat=True))
     if len(prompts) < LEAST_PROMPTS:
         raise Rejected(
             f"The project has {len(prompts)} held-out prompts, and a comparison needs {LEAST_PROMPTS} at least. Import "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django import forms
 
+from training.gate import LEAST_PROMPTS
 from training.models import Gate, ReleaseRule
 
 
@@ -33,6 +36,23 @@ class ReleaseRuleForm(forms.ModelForm):  # type: ignore[type-arg]
             "watch_votes": "Labels that these pairs take are missing elsewhere.",
             "rolls_back": "When the watch shows that people prefer the policy before. Otherwise an admin is told.",
         }
+
+    def __init__(self, *args: Any, held_out_prompts: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["most_votes"].help_text += _of_few_prompts(held_out_prompts, self.instance.most_votes)
+
+
+def _of_few_prompts(prompts: int, wanted: int) -> str:
+    """Each prompt is asked about once in a gate, so that votes are independent of each other."""
+    if prompts >= wanted:
+        return ""
+    said = f" Each pair takes a held-out prompt of its own, and the project has {prompts}"
+    if prompts < LEAST_PROMPTS:
+        return (
+            f"{said}. Figures decide nothing on fewer than {LEAST_PROMPTS}, and so few votes seldom tell: import more "
+            "prompts."
+        )
+    return f"{said}: import more prompts for more pairs."
 
 
 class VerdictForm(forms.Form):

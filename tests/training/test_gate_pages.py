@@ -344,6 +344,21 @@ def test_the_release_rule_explains_itself_and_is_saved(client, url, project, pol
     assert (rule.watches, rule.watch_votes, rule.rolls_back) == (False, 60, True)
 
 
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [(2, "has 2. Figures decide nothing on fewer than 30"), (31, "has 31: import more prompts"), (150, "")],
+)
+def test_the_rule_says_when_there_are_too_few_prompts_for_its_pairs(
+    client, url, project, policy, make_prompt, held_out, said
+):
+    gates.change_release_rule(project=project, most_votes=150)
+    for _ in range(held_out):
+        make_prompt(held_out=True)
+    text = _text(client.get(url("gates")))
+    assert ("Each pair takes a held-out prompt of its own" in text) == bool(said)
+    assert said in text
+
+
 def test_a_rule_that_makes_no_sense_is_not_saved_and_says_where(client, url, project, policy):
     values = {"decides": "gate", "most_votes": 3, "watch_votes": 60}
     response = client.post(url("release-rule"), values)

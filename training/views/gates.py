@@ -40,9 +40,14 @@ def _list(request: SignedInRequest, project: Project, form: ReleaseRuleForm | No
     return frame(request, project) | {
         "page": Paginator(_gates(project), GATES_PER_PAGE).get_page(request.GET.get("page")),
         "rule": rule,
-        "form": form or ReleaseRuleForm(instance=rule),
+        "form": form or _rule_form(project),
         "before": services.policy_before(project),
     }
+
+
+def _rule_form(project: Project, data: Any = None) -> ReleaseRuleForm:
+    prompts = services_of_gates.held_out_prompts(project).count()
+    return ReleaseRuleForm(data, instance=services_of_gates.release_rule(project), held_out_prompts=prompts)
 
 
 def _gates(project: Project) -> QuerySet[Gate]:
@@ -53,7 +58,7 @@ def _gates(project: Project) -> QuerySet[Gate]:
 @login_required
 def save_release_rule(request: SignedInRequest, slug: str) -> HttpResponse:
     project = project_or_404(request.user, slug, ADMINS)
-    form = ReleaseRuleForm(request.POST, instance=services_of_gates.release_rule(project))
+    form = _rule_form(project, request.POST)
     if not form.is_valid():
         return render(request, "training/gates.html", _list(request, project, form), status=400)
     services_of_gates.change_release_rule(project=project, **form.cleaned_data)
