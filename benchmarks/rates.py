@@ -33,7 +33,7 @@ from training import jobspec  # noqa: E402
 from training.jobspec import Completion, ModelRef, PromptLine, SampledPair, TrainJob, TripleLine  # noqa: E402
 from training.learning_rate import steps_of, usual_learning_rate  # noqa: E402
 
-HELD_OUT_PROMPTS = 24  # whose answers the run compares with the reference's, for its KL
+HELD_OUT_PROMPTS = 12  # whose answers the run compares with the reference's, for its KL
 DOUBT = 0.22  # label noise of a pair with one vote, where nothing is known of who gave it
 
 
