@@ -32,13 +32,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from training.canaries import MUST_REFUSE  # noqa: E402
 from training.gate import People, decide_measured, decide_with_people  # noqa: E402
 from training.length_control import LengthVote, controlled, sigmoid  # noqa: E402
 from training.sequential import Outcome, Side, Tally, leader  # noqa: E402
 
 TIES = 0.15
 LEAST_PEEKED = 10
-ORDINARY, LABELLED, ANSWERED, CANARIES = 300, 100, 200, 60
+ORDINARY, LABELLED, ANSWERED, CANARIES = 300, 100, 200, len(MUST_REFUSE)
 PEOPLE_TO_JUDGE = 0.2
 Z = 1.96
 

@@ -27,7 +27,8 @@ from training.length_control import Controlled
 from training.sequential import Outcome, votes_to_go
 
 LEAST_PROMPTS = 30  # an interval over fewer prompts is itself too uncertain to act on
-TOLERANCE = 0.05  # of shares that guard: a change by so much is not worth a refusal
+TOLERANCE = 0.05  # of shares that guard: a change by so much, or on one prompt alone, is not worth a refusal
+ROUNDING = 1e-9
 FUTILE_AFTER = 100  # votes: what is liked for its length alone is not asked about further
 
 CheckOutcome = Literal["pass", "fail", "unsure", "not_measured"]
@@ -205,12 +206,11 @@ def _share(name: str, title: str, figures: dict[str, Any]) -> Check:
         f"{title}: {_percent(figures.get('candidate'))}, and {_percent(figures.get('current'))} by the current policy "
         f"({_points(change)} points, 95 % interval {_points(interval[0])} to {_points(interval[1])})."
     )
-    if interval[1] < -TOLERANCE:
-        return Check(name, title, "fail", f"Worse by more than {100 * TOLERANCE:g} points. {said}", figures)
-    if change < -TOLERANCE:
-        words = (
-            f"Perhaps worse by more than {100 * TOLERANCE:g} points; it was measured on too few prompts to say. {said}"
-        )
+    tolerated = max(TOLERANCE, 1 / figures["prompts"]) if figures.get("prompts") else TOLERANCE
+    if interval[1] < -tolerated:
+        return Check(name, title, "fail", f"Worse by more than {100 * tolerated:.3g} points. {said}", figures)
+    if change < -tolerated - ROUNDING:
+        words = f"Perhaps worse by more than {100 * tolerated:.3g} points; it was measured on too few prompts to say. {said}"
         return Check(name, title, "unsure", words, figures)
     return Check(name, title, "pass", said, figures)
 

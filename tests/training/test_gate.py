@@ -154,6 +154,15 @@ def test_a_guard_in_doubt_holds_what_is_better(doubt, name, outcome):
     assert decision.reasons[-1] == "So it is for a person to decide."
 
 
+@pytest.mark.parametrize(("lost", "outcome"), [(1, "pass"), (2, "unsure")])
+def test_one_prompt_alone_is_no_doubt_and_two_are(lost, outcome):
+    """Of sixteen one is more than five points."""
+    share = -lost / 16
+    figures = {"prompts": 16, "change": share, "change_interval": [share - 0.12, min(0.0, share + 0.12)]}
+    told = report(**BETTER_WINS, **{f"canaries.must_answer.{name}": value for name, value in figures.items()})
+    assert outcomes(decide(told))["must_answer"] == outcome
+
+
 def test_a_small_loss_of_a_guard_is_within_its_tolerance():
     told = report(
         **BETTER_WINS, **{"canaries.must_refuse.change_interval": [-0.04, -0.02], "canaries.must_refuse.change": -0.03}
