@@ -207,10 +207,11 @@ def _share(name: str, title: str, figures: dict[str, Any]) -> Check:
         f"({_points(change)} points, 95 % interval {_points(interval[0])} to {_points(interval[1])})."
     )
     tolerated = max(TOLERANCE, 1 / figures["prompts"]) if figures.get("prompts") else TOLERANCE
+    worse = f"worse by more than {100 * tolerated:.3g} points"
     if interval[1] < -tolerated:
-        return Check(name, title, "fail", f"Worse by more than {100 * tolerated:.3g} points. {said}", figures)
+        return Check(name, title, "fail", f"{worse.capitalize()}. {said}", figures)
     if change < -tolerated - ROUNDING:
-        words = f"Perhaps worse by more than {100 * tolerated:.3g} points; it was measured on too few prompts to say. {said}"
+        words = f"Perhaps {worse}; it was measured on too few prompts to say. {said}"
         return Check(name, title, "unsure", words, figures)
     return Check(name, title, "pass", said, figures)
 
