@@ -72,6 +72,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=4000)
     parser.add_argument("--gates", type=int, default=400)
+    parser.add_argument(
+        "--figures-gates", type=int, help="of the gate by figures alone, which costs little (as --gates)"
+    )
     parser.add_argument("--most-votes", type=int, default=300)
     parser.add_argument("--every", type=int, default=1, help="votes from one look at the whole gate to the next")
     parser.add_argument("--seed", type=int, default=0)
@@ -79,23 +82,33 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(arguments.runs, arguments.gates, arguments.every) < 1 or arguments.most_votes < LEAST_PEEKED:
         parser.error(f"At least one course a line, of {LEAST_PEEKED} votes.")
-    report = simulate(arguments.runs, arguments.gates, arguments.most_votes, arguments.seed, arguments.every)
+    report = simulate(
+        arguments.runs,
+        arguments.gates,
+        arguments.most_votes,
+        arguments.seed,
+        arguments.every,
+        figures_gates=arguments.figures_gates or arguments.gates,
+    )
     show(report)
     if arguments.json:
         print(json.dumps(report))
     return 0
 
 
-def simulate(runs: int, gates: int, most_votes: int, seed: int, every: int = 1) -> dict[str, Any]:
+def simulate(
+    runs: int, gates: int, most_votes: int, seed: int, every: int = 1, *, figures_gates: int
+) -> dict[str, Any]:
     rates = (0.5, 0.55, 0.6, 0.7)
     return {
         "runs": runs,
         "gates": gates,
+        "figures_gates": figures_gates,
         "most_votes": most_votes,
         "seed": seed,
         "every": every,
         "test": [the_test(win, runs, most_votes, random.Random(f"{seed} {win}")) for win in rates],
-        "figures": [whole(world, gates, 0, random.Random(f"{seed} {world.name} figures")) for world in WORLDS],
+        "figures": [whole(world, figures_gates, 0, random.Random(f"{seed} {world.name} figures")) for world in WORLDS],
         "people": [whole(world, gates, most_votes, random.Random(f"{seed} {world.name}"), every) for world in WORLDS],
     }
 
@@ -266,8 +279,11 @@ def show(report: dict[str, Any]) -> None:
         ours, theirs = share(row["promoted"], row["promoted_interval"]), share(row["peeking"], row["peeking_interval"])
         spent = f"{row['median_votes'] or 0:8.0f}{row['mean_votes'] or 0:12.0f}"
         print(f"{100 * row['win']:5.0f}%{ours:>22}{100 * row['rejected']:10.1f}{spent}{theirs:>26}")
-    for name, title in (("figures", "figures alone"), ("people", "figures, then people")):
-        print(f"\nthe whole gate, {title}, {report['gates']} gates")
+    for name, title, number in (
+        ("figures", "figures alone", "figures_gates"),
+        ("people", "figures, then people", "gates"),
+    ):
+        print(f"\nthe whole gate, {title}, {report[number]} gates")
         print(f"{'candidate':>12}{'promoted, %':>22}{'held':>8}{'rejected':>10}{'mean votes':>12}")
         for row in report[name]:
             ended = f"{100 * row['hold']:8.1f}{100 * row['reject']:10.1f}{row['mean_votes']:12.0f}"

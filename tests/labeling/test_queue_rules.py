@@ -381,4 +381,4 @@ def test_the_rules_hold_whatever_happens():
 @pytest.mark.django_db
 @pytest.mark.timeout(600)
 def test_the_rules_hold_in_long_stories():
-    _run(examples=60, steps=70)
+    _run(examples=30, steps=70)

@@ -45,4 +45,4 @@ def test_the_whole_gate_finds_a_better_candidate():
 
 
 def test_the_same_seed_gives_the_same_figures():
-    assert gate.simulate(20, 1, 40, seed=7) == gate.simulate(20, 1, 40, seed=7)
+    assert gate.simulate(20, 1, 40, 7, figures_gates=2) == gate.simulate(20, 1, 40, 7, figures_gates=2)
