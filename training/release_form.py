@@ -31,7 +31,8 @@ class ReleaseRuleForm(forms.ModelForm):  # type: ignore[type-arg]
             "asks_people": "Blind pairs on held-out prompts among the others, one answer by each of the two. Votes are "
             "tested after every one of them, so asking ends as soon as they tell.",
             "most_votes": "Where 60 of 100 decided votes are for the candidate, 300 show it in four of five "
-            "comparisons, and the gate as a whole promotes in more than half; where 55 are, 500 show it in fewer than half.",
+            "comparisons, and the gate as a whole promotes in more than half; where 55 are, 500 show it in "
+            "fewer than half.",
             "watches": "After a promotion, blind pairs of the new policy against the one before it.",
             "watch_votes": "Labels that these pairs take are missing elsewhere.",
             "rolls_back": "When the watch shows that people prefer the policy before. Otherwise an admin is told.",
