@@ -16,6 +16,7 @@ from training import footprint, registry, tallies
 from training.exceptions import Rejected
 from training.footprint import Footprint, Method, Mode
 from training.forecast import Forecast, expect
+from training.learning_rate import steps_of
 from training.models import Checkpoint, Job, PairOrigin, Promotion, TrainingRun
 from training.recipe import Recipe
 from training.services import MIN_TRAIN_PROMPTS, MIN_TRAIN_TRIPLES, continued, refuse_impossible
@@ -93,7 +94,10 @@ class NeededMemory:
 
 @dataclass(frozen=True)
 class Preflight:
-    """``refusal``: why a run would be refused, whatever is labelled. ``note``: what the recipe will not do."""
+    """``refusal``: why a run would be refused, whatever is labelled. ``note``: what the recipe will not do.
+
+    ``steps`` of the optimiser in one process, and the rate that they are taken at; none before there is a triple.
+    """
 
     triples: Triples
     longest: Longest | None
@@ -102,6 +106,8 @@ class Preflight:
     refusal: str = ""
     note: str = ""
     overruled: Sequence[Overruled] = ()
+    steps: int = 0
+    learning_rate: float = 0.0
 
 
 def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -> Preflight:
@@ -130,6 +136,8 @@ def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -
         refusal=_refusal(recipe, reference),
         note=_note(project, recipe),
         overruled=overruled,
+        steps=steps_of(triples.train, recipe.epochs, recipe.pairs_per_step) if triples.train else 0,
+        learning_rate=recipe.settled(triples.train).learning_rate,
     )
 
 

@@ -13,6 +13,7 @@ from django.urls import reverse
 from labeling.models import Pair
 from labeling.services import NewResponse, add_pair
 from training import footprint, preflight, services, snapshots, store
+from training.learning_rate import usual_learning_rate
 from training.models import Job, PairOrigin, TrainingRun
 from training.preflight import Longest, count_triples, longest_pair, look_ahead
 from training.recipe import Recipe
@@ -95,6 +96,15 @@ def test_the_longest_pair_counts_tokens_where_a_sampler_did_and_characters_elsew
     judge(sampled, annotator, "b")
     assert longest_pair(project, 1024) == Longest(470, 450)
     assert longest_pair(project, 200) == Longest(20 + 180 + 50, 230), "cut as training cuts it"
+
+
+def test_it_says_how_many_steps_at_which_learning_rate(project, sized, label):
+    empty = look_ahead(project, Recipe(), sized)
+    assert empty.steps == 0
+    label(9)
+    found = look_ahead(project, Recipe(epochs=2.0), sized)
+    assert (found.steps, found.learning_rate) == (4, usual_learning_rate("lora", 4))
+    assert look_ahead(project, Recipe(learning_rate=3e-6), sized).learning_rate == 3e-6
 
 
 def test_memory_is_that_of_the_micro_batch_that_this_machine_holds(project, sized, label, machine):
