@@ -77,14 +77,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--labels", type=int, default=80, help="cast in each round of each arm (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=104, help="written in each round (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=96, help="written in each round (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer at most (default: %(default)s)")
-    parser.add_argument("--judging", type=int, default=72, help="prompts that judge (default: %(default)s)")
+    parser.add_argument("--judging", type=int, default=64, help="prompts that judge (default: %(default)s)")
     parser.add_argument("--label-noise", type=float, default=0.25, help="(default: %(default)s)")
     parser.add_argument(
         "--recipe",
         type=json.loads,
-        default={"mode": "fast", "learning_rate": 1e-3, "epochs": 2},
+        default={"mode": "fast", "epochs": 2},
         help="what the recipes of both arms have in common, as JSON (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of votes and runs (default: %(default)s)")
