@@ -3,7 +3,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from labeling import api as labeling_api
 from training import api as training_api
-from training import retraining_api, sweep_api
+from training import gate_api, retraining_api, sweep_api
 from training.downloads import ROUTES as DOWNLOADS
 
 app_name = "api"
@@ -31,6 +31,17 @@ urlpatterns = [
     path("projects/<slug:slug>/sweeps/<int:number>/cancel/", sweep_api.SweepCancel.as_view(), name="cancel-sweep"),
     path("projects/<slug:slug>/sweeps/<int:number>/resume/", sweep_api.SweepResume.as_view(), name="resume-sweep"),
     path("projects/<slug:slug>/sweeps/<int:number>/pick/", sweep_api.SweepPick.as_view(), name="pick"),
+    path("projects/<slug:slug>/gates/", gate_api.GateList.as_view(), name="gates"),
+    path("projects/<slug:slug>/gates/watch/", gate_api.Watch.as_view(), name="watch"),
+    path("projects/<slug:slug>/gates/<int:number>/", gate_api.GateDetail.as_view(), name="gate"),
+    path("projects/<slug:slug>/gates/<int:number>/decide/", gate_api.GateDecide.as_view(), name="decide-gate"),
+    path("projects/<slug:slug>/gates/<int:number>/cancel/", gate_api.GateCancel.as_view(), name="cancel-gate"),
+    path(
+        "projects/<slug:slug>/gates/<int:number>/start-again/",
+        gate_api.GateStartAgain.as_view(),
+        name="start-gate-again",
+    ),
+    path("projects/<slug:slug>/release-rule/", gate_api.Release.as_view(), name="release-rule"),
     path("projects/<slug:slug>/retraining/", retraining_api.Retraining.as_view(), name="retraining"),
     path("projects/<slug:slug>/retraining/pause/", retraining_api.Pause.as_view(), name="pause-retraining"),
     path("projects/<slug:slug>/retraining/end-pause/", retraining_api.EndPause.as_view(), name="end-pause-retraining"),

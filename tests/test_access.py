@@ -145,6 +145,13 @@ API = {
     "api:cancel-sweep": ("post", ADMIN),
     "api:resume-sweep": ("post", ADMIN),
     "api:pick": ("post", ADMIN),
+    "api:gates": ("get", REVIEWER),
+    "api:watch": ("post", ADMIN),
+    "api:gate": ("get", REVIEWER),
+    "api:decide-gate": ("post", ADMIN),
+    "api:cancel-gate": ("post", ADMIN),
+    "api:start-gate-again": ("post", ADMIN),
+    "api:release-rule": ("get", REVIEWER),
     "api:retraining": ("get", REVIEWER),
     "api:pause-retraining": ("post", ADMIN),
     "api:end-pause-retraining": ("post", ADMIN),
@@ -175,6 +182,8 @@ WRITES = {
     "api:batches": ("post", ADMIN),
     "api:runs": ("post", ADMIN),
     "api:sweeps": ("post", ADMIN),
+    "api:gates": ("post", ADMIN),
+    "api:release-rule": ("patch", ADMIN),
     "api:retraining": ("patch", ADMIN),
     "api:promotions": ("post", ADMIN),
 }
@@ -370,7 +379,7 @@ LISTS += ["labeling:people", "labeling:dashboard", "labeling:review", "labeling:
 LISTS += ["labeling:qualification", "labeling:settings", "api:members", "api:judgements", "api:projects"]
 LISTS += ["api:prompts", "api:triples", "api:demonstrations", "api:batches", "api:runs", "api:checkpoints"]
 LISTS += ["api:promotions", "api:sweeps", "api:retraining", "training:compare", "training:retraining-status"]
-LISTS += ["api:promotions", "training:withdrawals"]
+LISTS += ["api:gates", "training:withdrawals"]
 
 
 @pytest.fixture
