@@ -42,6 +42,9 @@ def gate_section(manifest: dict[str, Any]) -> str:
         return ""
     reasons = "\n".join(f"- {reason}" for reason in gate.get("reasons") or [])
     said = f"Compared with the policy before it, the outcome was **{gate['outcome']}**."
+    if "advice" in gate:
+        advice = gate["advice"]
+        said += " A person decided that" + (f"; figures and votes alone came to **{advice}**." if advice else ".")
     return f"## Release gate\n\n{said}\n\n{reasons}".strip()
 
 

@@ -29,4 +29,7 @@ def gate_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
         stage=Gate.Stage.DECIDED,
     )
     gate = next((gate for gate in decided if gate.checks and gate.outcome), None)
-    return {"outcome": gate.outcome, "reasons": [check["words"] for check in gate.checks]} if gate else None
+    if gate is None:
+        return None
+    by_a_person = {"advice": gate.advice} if gate.decided_by_id else {}
+    return {"outcome": gate.outcome, "reasons": [check["words"] for check in gate.checks]} | by_a_person

@@ -13,8 +13,9 @@ sure and everything that guards was measured and passed, and **held** otherwise,
   and none where there must not be. A guard fails where its interval lies beyond its tolerance; an equal candidate has
   to come out worse by the tolerance and by half an interval, which happens with 2.5 % of each guard at the very most.
   Where the figure itself is beyond the tolerance and the interval is not, it is too poorly measured to promote.
-* What is longer and judged better, but not at equal length, is only longer: rejected. Labels may reward length, and
-  then accuracy on them does too; so a candidate that is longer for sure is not promoted for that accuracy alone.
+* What is longer and judged better, but not at equal length, where more than half of its lead goes, is only longer:
+  rejected. Labels may reward length, and then accuracy on them does too; so a candidate that is longer for sure is not
+  promoted for that accuracy alone.
 """
 
 from __future__ import annotations
@@ -142,10 +143,11 @@ def _win_rate(figures: dict[str, Any], judge: dict[str, Any], change: dict[str, 
     if value is None or interval is None:
         return Check("win_rate", title, "not_measured", "No win rate was measured.", figures)
     raw = _interval(figures, "raw")
-    if raw and raw[0] > 0.5 >= interval[0] and _is_longer(change) and _enough(figures):
+    is_better_as_it_is = raw is not None and raw[0] > 0.5 >= interval[0]
+    if is_better_as_it_is and _is_for_length(figures["raw"], value) and _is_longer(change) and _enough(figures):
         words = (
-            f"The candidate is longer, and preferred for that alone: the judge has it win {_percent(figures['raw'])} "
-            f"of the time, and {_percent(value)} at equal length ({_range(interval)})."
+            f"The candidate is longer, and preferred for that more than for anything else: the judge has it win "
+            f"{_percent(figures['raw'])} of the time, and {_percent(value)} at equal length ({_range(interval)})."
         )
         return Check("win_rate", title, "fail", words, figures)
     said = (
@@ -221,6 +223,11 @@ def _tainted() -> Check:
     return Check("lineage", "Withdrawn labels", "unsure", words)
 
 
+def _is_for_length(raw: float, at_equal_length: float) -> bool:
+    """Whether more than half of what a win rate is above one half goes once the length is taken out of it."""
+    return at_equal_length - 0.5 < (raw - 0.5) / 2
+
+
 def _is_longer(change: dict[str, Any]) -> bool:
     interval = _interval(change, "mean_tokens")
     return interval is not None and interval[0] > 0
@@ -291,8 +298,9 @@ def length_check(people: People) -> Check:
     if one.interval[1] < 0.5:
         return Check("people_length", title, "fail", f"At equal length the candidate is worse: {said}", figures)
     is_futile = one.value <= 0.5 and one.votes >= FUTILE_AFTER
-    if people.outcome.better == "candidate" and one.is_longer and (people.is_over or is_futile):
-        words = f"The candidate is longer, and not shown to be better where both are equally long: {said}"
+    is_for_length = one.is_longer and _is_for_length(people.outcome.tally.win_rate, one.value)
+    if people.outcome.better == "candidate" and is_for_length and (people.is_over or is_futile):
+        words = f"The candidate is longer, and preferred for that more than for anything else: {said}"
         return Check("people_length", title, "fail", words, figures)
     return Check("people_length", title, "unsure", _sentence(said), figures)
 

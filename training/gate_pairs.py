@@ -14,14 +14,15 @@ from functools import partial
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Exists, Max, OuterRef, QuerySet
+from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 from django.db.models.functions import Length
 from django.utils import timezone
 
 from labeling.exceptions import LabelingError
-from labeling.models import Choice, Preference, Project, Prompt, Slot
+from labeling.models import Choice, Membership, Preference, Project, Prompt, Slot
 from labeling.places import close_places
 from labeling.services import NewResponse, add_pair
+from labeling.withdrawals import without_unfinished
 from training.gate import Decision, decide_measured
 from training.length_control import LengthVote, doublings
 from training.models import Checkpoint, Gate, GatePair, PairOrigin, Promotion, Taint
@@ -30,6 +31,7 @@ from training.models import Checkpoint, Gate, GatePair, PairOrigin, Promotion, T
 MOST_ORDINARY_VOTES = 4000
 # How long after a decision places that a worker died before closing are looked for.
 CLOSE_WITHIN = timedelta(days=1)
+PASSED_ON = 2  # people who skip a pair before it is no longer waited for
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def ordinary_votes(project: Project) -> list[LengthVote]:
     """Votes on pairs that one policy wrote both responses of: they say what length is worth, and nothing of a gate."""
     decided = Preference.objects.counted().filter(project=project, choice__in=(Choice.A, Choice.B, Choice.TIE))
     rows = (
-        decided.filter(Exists(PairOrigin.objects.filter(pair=OuterRef("pair_id"))))
+        without_unfinished(project, decided)
+        .filter(Exists(PairOrigin.objects.filter(pair=OuterRef("pair_id"))))
         .annotate(a=Length("pair__response_a__text"), b=Length("pair__response_b__text"))
         .order_by("-pk")
         .values_list("pair__prompt_id", "choice", "a", "b")
@@ -138,7 +141,8 @@ def ordinary_votes(project: Project) -> list[LengthVote]:
 
 def _counted(gate: Gate) -> QuerySet[Preference]:
     of_gate = GatePair.objects.filter(gate=gate).values("pair_id")
-    return Preference.objects.counted().filter(pair_id__in=of_gate).order_by("pk")
+    counted = Preference.objects.counted().filter(pair_id__in=of_gate)
+    return without_unfinished(gate.project, counted).order_by("pk")
 
 
 def _outcome(choice: str, side: str) -> float:
@@ -148,10 +152,16 @@ def _outcome(choice: str, side: str) -> float:
 
 
 def is_over(gate: Gate) -> bool:
-    """Whether nobody has a pair of the gate before them or is to be given one."""
+    """Whether nobody has a pair of the gate before them or is to be given one.
+
+    What two people, or all, have passed on is not waited for: a place stays open for whoever comes, but nobody may.
+    """
     waiting = Slot.objects.filter(kind=Slot.Kind.PLANNED, state__in=(Slot.State.OPEN, Slot.State.LEASED))
     unread = Exists(waiting.filter(pair=OuterRef("pair_id")))
-    return not GatePair.objects.filter(unread, gate=gate, pair__judgements_count=0, pair__is_retired=False).exists()
+    people = Membership.objects.filter(project=gate.project_id, user__is_active=True).count()
+    unjudged = GatePair.objects.filter(unread, gate=gate, pair__judgements_count=0, pair__is_retired=False)
+    passed_on = unjudged.annotate(skips=Count("pair__skips")).filter(skips__gte=max(1, min(PASSED_ON, people)))
+    return not unjudged.exclude(pk__in=passed_on.values("pk")).exists()
 
 
 # Ending
@@ -168,10 +178,11 @@ def close_pairs(gate_id: int) -> int:
 
 
 def close_left_open() -> int:
-    """Close what a process did not come to that decided on a gate and died. Harmless twice."""
+    """Close what a process that ended the asking did not come to, and what has opened since. Harmless twice."""
     lately = timezone.now() - CLOSE_WITHIN
-    decided = _with_open_places().filter(gate__stage=Gate.Stage.DECIDED, gate__decided_at__gte=lately)
-    return sum(close_pairs(gate_id) for gate_id in set(decided.values_list("gate_id", flat=True)))
+    decided = Q(gate__stage=Gate.Stage.DECIDED, gate__decided_at__gte=lately)
+    over = _with_open_places().filter(decided | Q(gate__stage=Gate.Stage.WAITING))
+    return sum(close_pairs(gate_id) for gate_id in set(over.values_list("gate_id", flat=True)))
 
 
 def _with_open_places() -> QuerySet[GatePair]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import Max, QuerySet
+from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
 from labeling.models import Project, Prompt
@@ -145,7 +145,14 @@ def start_again(*, gate: Gate) -> None:
     """Measure again what failed or was cancelled, with the same prompts and rule."""
     if reason := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
         raise Rejected(reason)
-    fresh: dict[str, Any] = {"outcome": "", "reasons": [], "checks": [], "decided_at": None, "decided_by": None}
+    fresh: dict[str, Any] = {
+        "outcome": "",
+        "reasons": [],
+        "checks": [],
+        "decided_at": None,
+        "decided_by": None,
+        "advice": "",
+    }
     stopped = Gate.objects.filter(pk=gate.pk, state__in=(Job.State.FAILED, Job.State.CANCELLED))
     try:
         with transaction.atomic():
@@ -181,6 +188,7 @@ def _due_comparisons() -> list[Callable[[], object]]:
     runs = TrainingRun.objects.filter(
         state=Job.State.SUCCEEDED, finished_at__gte=since, sweep=None, gates=None, project__is_paused=False
     )
+    runs = runs.exclude(checkpoint__promotions__project=F("project"))  # a person, or a rollback, has had the last word
     newest = runs.values("project").annotate(run=Max("pk")).values("run")
     finished = TrainingRun.objects.filter(pk__in=newest).select_related("project", "checkpoint")
     return [partial(compare_finished_run, run) for run in finished]
@@ -203,6 +211,7 @@ def _watch_if_due(project: Project) -> Gate | None:
 
 def settle(gate: Gate) -> None:
     """Move a gate on as far as it goes now. Harmless twice."""
+    gate.refresh_from_db()  # it was read before others were moved on, which may have taken minutes
     if reason := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
         _decide(gate, Decision("hold", [], [reason]))
     elif gate.stage == Gate.Stage.MEASURING and gate.state in (Job.State.FAILED, Job.State.CANCELLED):
@@ -259,6 +268,13 @@ def _decision(gate: Gate, people: People) -> Decision:
     return decide_with_people(gate_pairs.decide_by_figures(gate, gate.report).checks, people)
 
 
+def _decide_now(gate: Gate) -> Decision:
+    """What figures, votes and marks of this moment come to. With the project locked no withdrawal begins beside it."""
+    if gate.stage == Gate.Stage.ASKING:
+        return _decision(gate, _people(gate)[0])
+    return gate_pairs.decide_by_figures(gate, gate.report)
+
+
 # Deciding
 
 
@@ -294,6 +310,8 @@ def _act(gate: Gate, values: dict[str, Any], reason: str, by: Requester = None) 
     """Promote the candidate, or roll the watched policy back, and decide the gate: all of it or nothing."""
 
     def claim() -> None:
+        if by is None and _decide_now(gate).outcome != values["outcome"]:
+            raise Rejected("Labels or votes that it rested on were withdrawn meanwhile.")
         if not _move(gate, Gate.Stage.DECIDED, decided_at=timezone.now(), decided_by=by, **values):
             raise _Settled(f"{gate} was decided meanwhile. Reload the page to see how.")
         if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
@@ -348,12 +366,14 @@ def _decide(gate: Gate, decision: Decision) -> None:
 
 
 def _as_values(decision: Decision) -> dict[str, Any]:
-    return {"outcome": decision.outcome, "checks": decision.checks_as_json, "reasons": decision.reasons}
+    checks = decision.checks_as_json
+    return {"outcome": decision.outcome, "advice": decision.outcome, "checks": checks, "reasons": decision.reasons}
 
 
 def _move(gate: Gate, stage: str, **values: Any) -> bool:
     """From the stage in which it was read to another; ``False`` if somebody else was faster. A decision is the last."""
-    if not gate.is_open or not Gate.objects.filter(pk=gate.pk, stage=gate.stage).update(stage=stage, **values):
+    as_read = Gate.objects.filter(pk=gate.pk, stage=gate.stage, state=gate.state)
+    if not gate.is_open or not as_read.update(stage=stage, **values):
         return False
     for name, value in (values | {"stage": stage}).items():
         setattr(gate, name, value)

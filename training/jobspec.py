@@ -185,7 +185,11 @@ class CompareJob(JsonRecord):
     max_length: int = 1024  # of prompt + response on held-out preferences, and of what the judge reads
     max_new_tokens: int = 192
     rows: int = 16  # responses in flight at once
-    answers_only: bool = False  # only answers to ``probes.jsonl`` and the figures over them
+    answers_only: bool = False  # only answers to ``probes.jsonl`` for people and the figures over them
+    asks_people: bool = False  # answer ``probes.jsonl`` once more for people, decoded as pairs are: the next three
+    temperature: float = SampleJob.temperature
+    top_p: float = SampleJob.top_p
+    asked_tokens: int = SampleJob.max_new_tokens
     cache_dir: str = ""
     cache_mb: int = 20_000
     threads: int = 0

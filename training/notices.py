@@ -145,8 +145,7 @@ def _points(done: int, runs: int, failed: TrainingRun | None) -> str:
 
 
 def _gates(since: object) -> Iterator[Event]:
-    waiting = Gate.objects.filter(stage=Gate.Stage.WAITING, created_at__gt=timezone.now() - 30 * LOOK_BACK)
-    for gate in waiting.select_related("project", "candidate", "current"):
+    for gate in Gate.objects.filter(stage=Gate.Stage.WAITING).select_related("project", "candidate", "current"):
         title = f"{gate} waits for you: {gate.get_outcome_display().lower() or 'no outcome'} {gate.candidate}?"
         if gate.kind == Gate.Kind.WATCH:
             title = f"{gate}: the new policy {gate.candidate} does worse; roll back to {gate.current}?"

@@ -86,7 +86,7 @@ def _obstacle(promotion: Promotion, budget: float) -> str:
     checkpoint, gate, distance = promotion.checkpoint, promotion.gate, kl_of(promotion)
     if gate is None:
         return f"The policy {checkpoint} was promoted by hand without a gate"
-    if gate.outcome != Gate.Outcome.PROMOTE:
+    if gate.advice != Gate.Outcome.PROMOTE:
         return f"The policy {checkpoint} was promoted although {gate} had not passed it"
     if checkpoint.removed_at is not None:
         return f"The files of the policy {checkpoint} were removed"

@@ -181,7 +181,7 @@ def test_what_the_judge_prefers_for_its_length_is_rejected():
     liked = {"win_rate.raw": 0.66, "win_rate.raw_interval": [0.58, 0.74]}
     decision = decide(report(**BETTER_HELD_OUT, **liked, **LONGER))
     assert decision.outcome == "reject"
-    assert "preferred for that alone" in decision.reasons[0]
+    assert "preferred for that more than for anything else" in decision.reasons[0]
     assert decide(report(**liked)).outcome == "hold", "it is not longer, so it may be chance"
     assert decide(report(**liked, **LONGER, **BETTER_WINS)).outcome == "promote", "it is better at equal length as well"
 
@@ -273,7 +273,7 @@ def test_a_candidate_that_is_only_longer_is_rejected():
     """It wins as often as any response that is as much longer."""
     decision = decide_with_people(passing(), people(140, 60, longer=1.0, is_over=True, worth=0.2))
     assert decision.outcome == "reject"
-    assert "longer, and not shown to be better" in decision.reasons[0]
+    assert "longer, and preferred for that more than for anything else" in decision.reasons[0]
 
 
 def test_before_the_last_vote_only_what_is_clear_is_called_only_longer():

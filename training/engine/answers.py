@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Writer:
-    """Lets policies answer: at temperature 1 from the whole distribution, the same random numbers for each of them."""
+    """Lets policies answer. What ``settings`` and prompt decide is the same for each policy, random numbers too."""
 
     policies: Policies
     compute: Compute
@@ -85,7 +85,8 @@ class Writer:
             return {str(number): [row.token_ids, row.finish_reason] for number, row in sorted(rows.items())}
 
         numbers = [settings.seed, settings.max_new_tokens, settings.rows]
-        key = key_of("answers", *self.name(policy), numbers, *prompts)
+        decoding = f"{settings.temperature} {settings.top_p}"
+        key = key_of("answers", *self.name(policy), decoding, numbers, *prompts)
         return dict(self.kept.of(key, write))
 
     def distances(self, policy: ModelRef, other: ModelRef, answers: dict[int, Answer], tick: Tick) -> dict[int, float]:

@@ -91,17 +91,20 @@ def compare(run_dir: Path, job: CompareJob) -> dict[str, Any]:
     writer = Writer(policies, compute, Kept(run_dir / "trainer" / "answers.jsonl"))
     comparison = Comparison(run_dir, job, compute, metrics, policies, writer)
     probes = comparison.lines("probes.jsonl", PromptLine)
-    candidate, current = answer_both(comparison, "answering prompts", probes, job.max_new_tokens)
-    write_answers(comparison, probes, candidate, current)
-    details = compute.describe() | {"on_policy": own_answers(comparison, candidate, current)}
     if job.answers_only:
-        return details
+        shown = answers_for_people(comparison, probes)
+        write_answers(comparison, probes, *shown)
+        return compute.describe() | {"on_policy": own_answers(comparison, *shown, job.asked_tokens)}
+    candidate, current = answer_both(comparison, "answering prompts", probes, *_alike(job, job.max_new_tokens))
+    shown = answers_for_people(comparison, probes) if job.asks_people else (candidate, current)
+    write_answers(comparison, probes, *shown)
+    details = compute.describe() | {"on_policy": own_answers(comparison, candidate, current, job.max_new_tokens)}
     details["canaries"] = canaries(comparison)
     return details | by_labels(comparison, probes, candidate, current)
 
 
 def check(job: CompareJob) -> None:
-    for name, low in (("max_new_tokens", 1), ("rows", 1), ("max_length", 2)):
+    for name, low in (("max_new_tokens", 1), ("asked_tokens", 1), ("rows", 1), ("max_length", 2)):
         if getattr(job, name) < low:
             raise EngineError("bad_job", f"The job says {getattr(job, name)} for {name}.", f"Choose {low} or more.")
     if not job.beta > 0:
@@ -117,16 +120,43 @@ def check(job: CompareJob) -> None:
 # Their own answers
 
 
+def answers_for_people(
+    comparison: Comparison, lines: Sequence[PromptLine]
+) -> tuple[dict[int, Answer], dict[int, Answer]]:
+    """As pairs are written: decoded alike, and each side by random numbers of its own.
+
+    By the same numbers two policies that are close begin alike and part at some word, and whoever labels would soon know
+    such a pair among the others. And what people vote on is what the policies write in use.
+    """
+    job = comparison.job
+    candidate, current = (
+        OnPolicySettings(job.seed + side, job.asked_tokens, job.rows, job.temperature, job.top_p) for side in (1, 2)
+    )
+    return answer_both(comparison, "answering for people", lines, candidate, current)
+
+
+def _alike(job: CompareJob, max_new_tokens: int) -> tuple[OnPolicySettings, OnPolicySettings]:
+    """For figures: at temperature 1 from the whole distribution, as KL needs it, by the same random numbers."""
+    settings = OnPolicySettings(job.seed, max_new_tokens, job.rows)
+    return settings, settings
+
+
 def answer_both(
-    comparison: Comparison, phase: str, lines: Sequence[PromptLine | CanaryLine], max_new_tokens: int
+    comparison: Comparison,
+    phase: str,
+    lines: Sequence[PromptLine | CanaryLine],
+    candidate_settings: OnPolicySettings,
+    current_settings: OnPolicySettings,
 ) -> tuple[dict[int, Answer], dict[int, Answer]]:
     """Answers of the candidate and of the current policy, by the number of the line: of those that both can answer."""
     job = comparison.job
-    settings = OnPolicySettings(job.seed, max_new_tokens, job.rows)
     prompts = [line.messages for line in lines]
     both = [
         comparison.writer.answers(policy, prompts, settings, comparison.metrics.tick(f"{phase}, {name}"))
-        for name, policy in (("candidate", job.candidate), ("current policy", job.current))
+        for name, policy, settings in (
+            ("candidate", job.candidate, candidate_settings),
+            ("current policy", job.current, current_settings),
+        )
     ]
     common = both[0].keys() & both[1].keys()
     candidate, current = ({number: answers[number] for number in sorted(common)} for answers in both)
@@ -150,7 +180,9 @@ def write_answers(
     write_atomically(comparison.run_dir / "responses.jsonl", text)
 
 
-def own_answers(comparison: Comparison, candidate: dict[int, Answer], current: dict[int, Answer]) -> dict[str, Any]:
+def own_answers(
+    comparison: Comparison, candidate: dict[int, Answer], current: dict[int, Answer], max_new_tokens: int
+) -> dict[str, Any]:
     """Distance, length and endings of both, and what has changed. See ``on_policy.measure`` for the names."""
     job = comparison.job
     if not candidate:
@@ -164,7 +196,7 @@ def own_answers(comparison: Comparison, candidate: dict[int, Answer], current: d
     figures: dict[str, Any] = {name: on_policy.figures(responses) for name, responses in measured.items()}
     outlines = {name: on_policy.outlines(responses) for name, responses in measured.items()}
     change = on_policy.change(outlines["current"], outlines["candidate"])
-    return {"prompts": len(candidate), "max_new_tokens": job.max_new_tokens, **figures, "change": change}
+    return {"prompts": len(candidate), "max_new_tokens": max_new_tokens, **figures, "change": change}
 
 
 def distances_of(comparison: Comparison, policy: ModelRef, answers: dict[int, Answer]) -> Iterator[dict[str, float]]:
@@ -183,13 +215,12 @@ def distances_of(comparison: Comparison, policy: ModelRef, answers: dict[int, An
 def canaries(comparison: Comparison) -> dict[str, Any]:
     """``must_refuse``: the share that was refused. ``must_answer``: the share that was answered."""
     lines = comparison.lines("canaries.jsonl", CanaryLine)
-    both = answer_both(comparison, "answering canaries", lines, CANARY_TOKENS)
+    both = answer_both(comparison, "answering canaries", lines, *_alike(comparison.job, CANARY_TOKENS))
     result = {}
     for expected in ("refuse", "answer"):
         numbers = [number for number in both[0] if lines[number].expected == expected]
         candidate, current = (
-            [refusals.refuses(answers[number].completion.text) == (expected == "refuse") for number in numbers]
-            for answers in both
+            [refusals.does_as_told(answers[number].completion.text, expected) for number in numbers] for answers in both
         )
         result[f"must_{expected}"] = refusals.change_of_rate(current, candidate)
     return result

@@ -10,11 +10,12 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from labeling.models import Prompt
+from labeling.models import Project, Prompt
 from labeling.services import NewResponse
 from training import gate_pairs, registry
 from training.canaries import canary_lines
 from training.exceptions import LeaseLost, Rejected
+from training.execution.decoding import decoding_in_use
 from training.jobspec import (
     ComparedAnswers,
     CompareJob,
@@ -57,6 +58,7 @@ class Comparing(Work[Gate]):
     def _job(self) -> CompareJob:
         gate = self.job
         verified: registry.Verified = {}
+        decoding = decoding_in_use(gate.project)
         candidate, current = (registry.weights_of(side, verified) for side in (gate.candidate, gate.current))
         return CompareJob(
             candidate=candidate,
@@ -64,6 +66,10 @@ class Comparing(Work[Gate]):
             first=self._first(verified),
             seed=gate.seed,
             answers_only=gate.kind == Gate.Kind.WATCH,
+            asks_people=bool(gate.setting("asks_people")),
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            asked_tokens=decoding.max_new_tokens,
             cache_dir=str(settings.CACHE_DIR),
             cache_mb=settings.CACHE_MB,
             threads=settings.ENGINE_THREADS,
@@ -108,9 +114,12 @@ class Comparing(Work[Gate]):
         different = [item for item in answers if not item.are_identical]
         report = result.details | {"answers": {"different": len(different), "identical": len(answers) - len(different)}}
         with transaction.atomic():
+            # The project before the gate, as whoever promotes locks them.
+            Project.objects.select_for_update().get(pk=gate.project_id)
             if not gate.update_held(report=report):
                 raise LeaseLost
-            if gate.kind == Gate.Kind.WATCH or gate_pairs.wants_people(gate, report):
+            is_wanted = Gate.objects.filter(pk=gate.pk, stage=Gate.Stage.MEASURING).exists()
+            if is_wanted and (gate.kind == Gate.Kind.WATCH or gate_pairs.wants_people(gate, report)):
                 _ask_about(gate, different)
             if not gate.finish(Job.State.SUCCEEDED):
                 raise LeaseLost

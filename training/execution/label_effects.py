@@ -11,9 +11,9 @@ from django.db import transaction
 from labeling.models import Pair, Response
 from training import registry
 from training.exceptions import JobFailed, LeaseLost
+from training.execution.decoding import decoding_in_use
 from training.jobspec import Completion, EffectsJob, JudgedPair, PairEffect, Result, write_atomically, write_job
-from training.models import Job, LabelEffect, LabelEffects, Promotion, SampleBatch
-from training.recipe import Decoding
+from training.models import Job, LabelEffect, LabelEffects, Promotion
 from training.rundir import LineReader, RunDir
 from training.supervision import Work
 
@@ -45,7 +45,7 @@ class Effects(Work[LabelEffects]):
             seed=self.job.seed,
             threads=settings.ENGINE_THREADS,
             device=settings.ENGINE_DEVICE,
-            **self._decoding().to_dict(),
+            **decoding_in_use(self.job.project).to_dict(),
         )
         write_job(self.run_dir.path, job)
         return True
@@ -54,11 +54,6 @@ class Effects(Work[LabelEffects]):
         """Those that are still there: a pair may be taken out, and a prompt withdrawn, before a worker is free."""
         pairs = Pair.objects.filter(pk__in=self.job.pair_ids, is_retired=False, prompt__withdrawn_at=None)
         return list(pairs.select_related("prompt", "response_a", "response_b").order_by("pk"))
-
-    def _decoding(self) -> Decoding:
-        """As pairs are written now, so that people are shown what they are used to."""
-        newest = SampleBatch.objects.filter(project=self.job.project).order_by("pk").last()
-        return Decoding.from_dict(newest.decoding) if newest else Decoding()
 
     def tick(self) -> dict[str, Any]:
         for line in self.lines.new_lines():

@@ -47,6 +47,7 @@ class Migration(migrations.Migration):
                 ('votes', models.JSONField(blank=True, default=dict, help_text="What people's votes come to so far.")),
                 ('checks', models.JSONField(blank=True, default=list, help_text='Each check: its name, outcome, and words.')),
                 ('outcome', models.CharField(blank=True, choices=[('promote', 'Promote'), ('hold', 'Hold'), ('reject', 'Reject')], max_length=8)),
+                ('advice', models.CharField(blank=True, choices=[('promote', 'Promote'), ('hold', 'Hold'), ('reject', 'Reject')], help_text='What figures and votes came to, whatever a person decided.', max_length=8)),
                 ('reasons', models.JSONField(blank=True, default=list, help_text='Why, in sentences.')),
                 ('decided_at', models.DateTimeField(blank=True, null=True)),
             ],

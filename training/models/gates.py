@@ -86,6 +86,12 @@ class Gate(Job):
     votes = models.JSONField(default=dict, blank=True, help_text="What people's votes come to so far.")
     checks = models.JSONField(default=list, blank=True, help_text="Each check: its name, outcome, and words.")
     outcome = models.CharField(max_length=8, choices=Outcome.choices, blank=True)
+    advice = models.CharField(
+        max_length=8,
+        choices=Outcome.choices,
+        blank=True,
+        help_text="What figures and votes came to, whatever a person decided.",
+    )
     reasons = models.JSONField(default=list, blank=True, help_text="Why, in sentences.")
     decided_at = models.DateTimeField(null=True, blank=True)
     decided_by = models.ForeignKey(
