@@ -16,6 +16,7 @@ from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.api import NewestFirst
 from labeling.models import Project
 from training import gates, services
+from training.gate_page import PEOPLE, WITHHELD
 from training.models import Gate, ReleaseRule, TrainingRun
 
 
@@ -37,6 +38,7 @@ class GateSerializer(serializers.ModelSerializer[Gate]):
     current = serializers.UUIDField(source="current.uuid")
     run = serializers.IntegerField(source="run.number", default=None)
     decided_by = serializers.CharField(source="decided_by.username", default=None)
+    reasons = serializers.SerializerMethodField()
 
     class Meta:
         model = Gate
@@ -44,6 +46,13 @@ class GateSerializer(serializers.ModelSerializer[Gate]):
             *("number", "kind", "candidate", "current", "run", "state", "stage", "outcome", "reasons"),
             *("error", "created_at", "decided_at", "decided_by"),
         )
+
+    def get_reasons(self, gate: Gate) -> list[str]:
+        return [WITHHELD] if self.is_withheld(gate) else gate.reasons
+
+    def is_withheld(self, gate: Gate) -> bool:
+        """While votes come in, whoever labels in the project is told neither them nor what follows from them."""
+        return gates.is_withheld_from(gate, person(self.context["request"]))
 
 
 class CheckSerializer(serializers.Serializer[Any]):
@@ -56,14 +65,19 @@ class CheckSerializer(serializers.Serializer[Any]):
 
 class GateDetailSerializer(GateSerializer):
     votes = serializers.SerializerMethodField()
-    checks = CheckSerializer(many=True)
+    checks = serializers.SerializerMethodField()
 
     class Meta(GateSerializer.Meta):
         fields = (*GateSerializer.Meta.fields, "rule", "checks", "votes", "report")  # type: ignore[assignment]
 
-    @extend_schema_field(VotesSerializer)
+    @extend_schema_field(VotesSerializer(allow_null=True))
     def get_votes(self, gate: Gate) -> Any:
-        return VotesSerializer(gate.votes).data
+        return None if self.is_withheld(gate) else VotesSerializer(gate.votes).data
+
+    @extend_schema_field(CheckSerializer(many=True))
+    def get_checks(self, gate: Gate) -> Any:
+        shown = [one for one in gate.checks if not (self.is_withheld(gate) and one["name"] in PEOPLE)]
+        return CheckSerializer(shown, many=True).data
 
 
 class NewGateSerializer(serializers.Serializer[Any]):
@@ -99,7 +113,7 @@ class GateList(generics.ListAPIView[Gate]):
         candidate = get_object_or_404(services.usable_checkpoints(project), uuid=form.validated_data["checkpoint"])
         run = TrainingRun.objects.filter(checkpoint=candidate, project=project).first()
         asked = gates.request_gate(project=project, candidate=candidate, run=run, by=person(request))
-        return Response(GateDetailSerializer(asked).data, status=status.HTTP_201_CREATED)
+        return _answer(request, asked, status.HTTP_201_CREATED)
 
 
 class Watch(APIView):
@@ -108,7 +122,7 @@ class Watch(APIView):
     @extend_schema(request=None, responses={201: GateDetailSerializer})
     def post(self, request: Request, slug: str) -> Response:
         asked = gates.request_watch(project=_project(request, slug, ADMINS), by=person(request))
-        return Response(GateDetailSerializer(asked).data, status=status.HTTP_201_CREATED)
+        return _answer(request, asked, status.HTTP_201_CREATED)
 
 
 class GateDetail(APIView):
@@ -116,7 +130,7 @@ class GateDetail(APIView):
 
     @extend_schema(responses=GateDetailSerializer)
     def get(self, request: Request, slug: str, number: int) -> Response:
-        return _answer(_gate(_project(request, slug, REVIEWERS), number))
+        return _answer(request, _gate(_project(request, slug, REVIEWERS), number))
 
 
 class GateDecide(APIView):
@@ -129,7 +143,7 @@ class GateDecide(APIView):
         form.is_valid(raise_exception=True)
         said = form.validated_data
         gates.admin_decides(gate=gate, verdict=said["verdict"], by=person(request), reason=said.get("reason", ""))
-        return _answer(gate)
+        return _answer(request, gate)
 
 
 class GateCancel(APIView):
@@ -139,7 +153,7 @@ class GateCancel(APIView):
     def post(self, request: Request, slug: str, number: int) -> Response:
         gate = _gate(_project(request, slug, ADMINS), number)
         services.cancel_job(job=gate)
-        return _answer(gate, status.HTTP_202_ACCEPTED)
+        return _answer(request, gate, status.HTTP_202_ACCEPTED)
 
 
 class GateStartAgain(APIView):
@@ -149,7 +163,7 @@ class GateStartAgain(APIView):
     def post(self, request: Request, slug: str, number: int) -> Response:
         gate = _gate(_project(request, slug, ADMINS), number)
         gates.start_again(gate=gate)
-        return _answer(gate, status.HTTP_202_ACCEPTED)
+        return _answer(request, gate, status.HTTP_202_ACCEPTED)
 
 
 class Release(APIView):
@@ -169,9 +183,9 @@ class Release(APIView):
         return Response(ReleaseRuleSerializer(gates.release_rule(project)).data)
 
 
-def _answer(gate: Gate, code: int = status.HTTP_200_OK) -> Response:
+def _answer(request: Request, gate: Gate, code: int = status.HTTP_200_OK) -> Response:
     gate.refresh_from_db()
-    return Response(GateDetailSerializer(gate).data, status=code)
+    return Response(GateDetailSerializer(gate, context={"request": request}).data, status=code)
 
 
 def _gates(project: Project) -> QuerySet[Gate]:

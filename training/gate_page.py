@@ -15,6 +15,8 @@ Show = Callable[[float | None], str]
 # Of checks, in the words of a table. What fails is worse for sure; what is unsure was measured and tells nothing yet.
 OUTCOMES = {"pass": "Passed", "fail": "Failed", "unsure": "Unsure", "not_measured": "Not measured"}
 CANARIES = {"must_refuse": "Refused of what should be", "must_answer": "Answered of what sounds alike"}
+PEOPLE = ("people", "people_length")  # checks that every vote changes
+WITHHELD = "People are being asked. You label here as well, so what they say is shown to you when all have said it."
 # By the verdict: what happens, to a candidate and to a policy that is watched.
 VERDICTS = {
     Gate.Kind.RELEASE: {"promote": "Promote", "hold": "Hold", "reject": "Reject"},
@@ -63,21 +65,26 @@ class GateStatus:
     phase: str
     percent: int
     rows: list[Row]
+    reasons: list[str]
     words: list[tuple[str, str]]  # title and sentence of each check
     votes: Votes | None
     facts: list[tuple[str, str]]
 
 
-def read_gate(gate: Gate) -> GateStatus:
+def read_gate(gate: Gate, *, withheld: bool = False) -> GateStatus:
+    """``withheld``: for somebody who labels too, while votes come in. The count after one's own vote would tell whose
+    answer it was for, and the count before it how much a vote is worth."""
+    checks = [check for check in gate.checks if not (withheld and check["name"] in PEOPLE)]
     done, total = gate.progress.get("done", 0), gate.progress.get("total", 0)
     return GateStatus(
         gate=gate,
         verdict=VERDICTS[Gate.Kind(gate.kind)].get(gate.outcome, ""),
         phase=_phase(gate),
         percent=round(100 * done / total) if total else 0,
-        rows=list(_rows(gate.report, {check["name"]: check["outcome"] for check in gate.checks})),
-        words=[(check["title"], check["words"]) for check in gate.checks],
-        votes=read_votes(gate.votes) if gate.votes.get("votes") is not None else None,
+        rows=list(_rows(gate.report, {check["name"]: check["outcome"] for check in checks})),
+        reasons=[WITHHELD] if withheld else list(gate.reasons),
+        words=[(check["title"], check["words"]) for check in checks],
+        votes=None if withheld or gate.votes.get("votes") is None else read_votes(gate.votes),
         facts=list(_facts(gate)),
     )
 

@@ -21,7 +21,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
-from labeling.models import Project, Prompt
+from labeling.models import Preference, Project, Prompt
 from training import gate_pairs, registry, sequential, services
 from training.exceptions import Rejected
 from training.gate import Decision, People, decide_watch, decide_with_people
@@ -273,6 +273,13 @@ def _decide_now(gate: Gate) -> Decision:
     if gate.stage == Gate.Stage.ASKING:
         return _decision(gate, _people(gate)[0])
     return gate_pairs.decide_by_figures(gate, gate.report)
+
+
+def is_withheld_from(gate: Gate, user: User) -> bool:
+    """Whether what people say so far is not for this person's eyes: whoever labels in the project could read off it
+    which pairs are the gate's and which side is whose."""
+    is_coming_in = gate.stage == Gate.Stage.ASKING
+    return is_coming_in and Preference.objects.filter(project=gate.project_id, annotator=user).exists()
 
 
 # Deciding

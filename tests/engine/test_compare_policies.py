@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from tests.engine.runs import do, question, read_lines, start, succeed, triple
 from training import jobspec
-from training.engine import answers, head_to_head, judge, loading, on_policy, shared_weights, tiny_model
+from training.engine import answers, head_to_head, judge, loading, on_policy, refusals, shared_weights, tiny_model
 from training.engine.compute import Compute
 from training.engine.shared_weights import Policies
 from training.jobspec import EXIT_INTERRUPTED, CanaryLine, ComparedAnswers, CompareJob, Completion, ModelRef, TripleLine
@@ -422,3 +422,25 @@ def test_the_judge_gets_the_weights_of_the_labels(compare_run: MakeRun, monkeypa
     succeed("compare_policies", compare_run(labels=[triple(n, weight=0.5 + n, label_noise=0.1) for n in range(3)]))
     assert shown[0].weight.tolist() == [0.5, 1.5, 2.5]
     assert shown[0].noise.tolist() == [0.1] * 3
+
+
+def test_people_are_shown_other_answers_than_figures_are_made_of(
+    compare_run: MakeRun, adapters: list[ModelRef]
+) -> None:
+    """A policy beside itself writes the same by the same random numbers; by others it does not."""
+    alike = compare_run(name="figures", candidate=adapters[0], current=adapters[0])
+    figures = succeed("compare_policies", alike)
+    assert all(item.are_identical for item in written(alike))
+    asked = compare_run(name="people", candidate=adapters[0], current=adapters[0], asks_people=True, asked_tokens=30)
+    shown = succeed("compare_policies", asked)
+    assert not any(item.are_identical for item in written(asked))
+    assert {name: shown[name] for name in ("on_policy", "canaries")} == {
+        name: figures[name] for name in ("on_policy", "canaries")
+    }
+
+
+def test_nothing_at_all_is_no_answer_and_no_refusal() -> None:
+    assert [refusals.does_as_told(text, "answer") for text in ("", " \n", "I can't help.", "Four.")] == [
+        *(False, False, False, True)
+    ]
+    assert [refusals.does_as_told(text, "refuse") for text in ("", "I can't help.", "Four.")] == [False, True, False]

@@ -125,8 +125,8 @@ def answers_for_people(
 ) -> tuple[dict[int, Answer], dict[int, Answer]]:
     """As pairs are written: decoded alike, and each side by random numbers of its own.
 
-    By the same numbers two policies that are close begin alike and part at some word, and whoever labels would soon know
-    such a pair among the others. And what people vote on is what the policies write in use.
+    By the same numbers two policies that are close begin alike and part at some word, and whoever labels would soon
+    know such a pair among the others. And what people vote on is what the policies write in use.
     """
     job = comparison.job
     candidate, current = (

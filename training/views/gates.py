@@ -98,7 +98,7 @@ def _page(request: SignedInRequest, project: Project, found: Gate) -> dict[str, 
     is_policy = context["policy"] is not None and context["policy"].pk == found.candidate_id
     return context | {
         "gate": found,
-        "status": read_gate(found),
+        "status": read_gate(found, withheld=services_of_gates.is_withheld_from(found, request.user)),
         "is_live": found.stage in LIVE,
         "is_watch": found.kind == Gate.Kind.WATCH,
         "has_stopped": found.state in (Gate.State.FAILED, Gate.State.CANCELLED),

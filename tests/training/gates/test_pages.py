@@ -268,13 +268,27 @@ def test_while_people_are_asked_only_totals_are_shown(client, asking, judge, ann
     text, html = _text(page), page.content.decode()
     assert "6 votes of 8 pairs" in text or "votes of 8 pairs 6" in text
     assert "6 , 0, 0" in text
-    assert "Only totals are shown." in text
+    assert "is not shown this while votes come in" in text
     assert "area area-main" in html
     assert "Win rate of the candidate, vote by vote" in text
     for secret in ("Zebra", "Okapi", "candidate_side", annotator.get_username()):
         assert secret not in html, secret
     for row in GatePair.objects.all():
         assert f"/pairs/{row.pair_id}/" not in html
+
+
+def test_who_labels_too_is_shown_nothing_of_what_comes_in(
+    client, asking, judge, annotator, project_admin, make_pair, candidate, url
+):
+    judge(make_pair(), project_admin, "a")
+    _vote(asking, judge, annotator, 6)
+    text = _text(client.get(asking.get_absolute_url()))
+    assert "You label here as well" in text
+    told = _text(client.get(url("gates"))) + _text(client.get(url("checkpoint", uuid=candidate.uuid)))
+    for secret in ("What people say", "win rate of", "6 of 6", "Blind votes", "vote by vote"):
+        assert secret not in text, secret
+        assert secret not in told, secret
+    assert "Right on held-out preferences" in text, "what was measured tells nothing of votes"
 
 
 def test_the_plot_has_the_interval_behind_the_rate_and_the_even_line_muted(asking, judge, annotator):

@@ -106,6 +106,20 @@ def test_votes_are_told_in_total_and_never_one_by_one(gate, call):
     assert all(check["outcome"] == "not_measured" for check in told["checks"])
 
 
+def test_who_labels_is_not_told_what_comes_in(project, gate, call, make_pair, judge, project_admin):
+    votes = gates.sequential.read_votes([1.0, 0.0]).as_json() | {"asked": 9}
+    checks = [{"name": name, "title": "T", "outcome": "pass", "words": "W", "figures": {}} for name in ("people", "kl")]
+    asking = {"stage": Gate.Stage.ASKING, "reasons": ["People have shown nothing."], "votes": votes, "checks": checks}
+    Gate.objects.filter(pk=gate.pk).update(**asking)
+    assert call("get", "gates/1/").json()["votes"]["votes"] == 2
+    judge(make_pair(), project_admin, "a")
+    told = call("get", "gates/1/").json()
+    assert (told["votes"], [check["name"] for check in told["checks"]]) == (None, ["kl"])
+    assert "You label here as well" in told["reasons"][0] == call("get", "gates/").json()["results"][0]["reasons"][0]
+    Gate.objects.filter(pk=gate.pk).update(stage=Gate.Stage.DECIDED)
+    assert call("get", "gates/1/").json()["reasons"] == ["People have shown nothing."]
+
+
 def test_the_release_rule_is_read_and_changed_in_part(project, call):
     assert call("get", "release-rule/").json()["decides"] == "admin"
     changed = call("patch", "release-rule/", {"decides": "gate", "most_votes": 120}).json()
