@@ -76,10 +76,10 @@ def parse() -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--labels", type=int, default=80, help="cast in each round of each arm (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=96, help="written in each round (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=72, help="cast in each round of each arm (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=88, help="written in each round (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer at most (default: %(default)s)")
-    parser.add_argument("--judging", type=int, default=64, help="prompts that judge (default: %(default)s)")
+    parser.add_argument("--judging", type=int, default=56, help="prompts that judge (default: %(default)s)")
     parser.add_argument("--label-noise", type=float, default=0.25, help="(default: %(default)s)")
     parser.add_argument(
         "--recipe",

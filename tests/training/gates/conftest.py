@@ -25,7 +25,7 @@ from training.models import (
 from training.recipe import Recipe
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nobody_measures(monkeypatch) -> None:
     class Message:
         def apply_async(self, **values: Any) -> None: ...

@@ -25,6 +25,8 @@ from training.models import (
 )
 from training.rundir import RunDir
 
+pytestmark = pytest.mark.usefixtures("nobody_measures")
+
 
 def test_a_gate_freezes_the_rule_the_budget_and_held_out_prompts(project, ask, prompts, make_prompt):
     for prompt in prompts[:3]:

@@ -27,6 +27,8 @@ from training.models import (
 )
 from training.rundir import RunDir
 
+pytestmark = pytest.mark.usefixtures("nobody_measures")
+
 
 def test_a_promotion_during_the_measurement_ends_the_gate_and_its_job(project, candidate, prompts, make_checkpoint):
     gate = gates.request_gate(project=project, candidate=candidate)

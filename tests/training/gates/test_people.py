@@ -20,6 +20,8 @@ from training.models import (
     SampleBatch,
 )
 
+pytestmark = pytest.mark.usefixtures("nobody_measures")
+
 
 def test_people_promote_by_their_votes_and_are_asked_no_more(project, ask, vote, candidate):
     gate = turned(ask(asks_people=True, decides="gate"))

@@ -15,6 +15,8 @@ from training.models import (
     Promotion,
 )
 
+pytestmark = pytest.mark.usefixtures("nobody_measures")
+
 
 @pytest.fixture
 def watch(project, candidate, policy, prompts) -> Callable[..., Gate]:
