@@ -19,7 +19,7 @@ from training.models import Checkpoint
 POLL_SECONDS = 1.0
 JOB_SECONDS = 3600
 MEASURE_SECONDS = 300
-ACTIVE = ("queued", "running")
+ACTIVE = ("queued", "running", "publishing")
 
 
 @dataclass(frozen=True)
