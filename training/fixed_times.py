@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 from training.exceptions import Rejected
 
 MOST_TIMES = 24
-_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+# ASCII: in other scripts there are digits that ``time.fromisoformat`` does not read.
+_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
 
 
 def parse_times(words: Sequence[str]) -> list[str]:

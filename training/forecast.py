@@ -189,11 +189,12 @@ def _takes_samples(recipe: Recipe, earlier: Sequence[Earlier]) -> bool:
 
 
 def _seconds_by_phase(run: TrainingRun) -> dict[str, float]:
+    """From the engine's first mark on: ``started_at`` is older where a run failed before it, and was resumed later."""
     marks = [line for line in LineReader(RunDir.of(run.uuid).metrics).new_lines() if "phase" in line and "at" in line]
     begun = [mark for mark in marks if mark["phase"] == LOADING]
-    if len(begun) != 1 or run.started_at is None or run.finished_at is None:
+    if len(begun) != 1 or run.finished_at is None:
         return {}
-    starts = [run.started_at.timestamp(), *(mark["at"] for mark in marks[1:]), run.finished_at.timestamp()]
+    starts = [*(mark["at"] for mark in marks), run.finished_at.timestamp()]
     seconds: dict[str, float] = {}
     for mark, (start, end) in zip(marks, pairwise(starts), strict=True):
         seconds[mark["phase"]] = seconds.get(mark["phase"], 0.0) + max(0.0, end - start)

@@ -167,16 +167,21 @@ def _promotions(since: object) -> Iterator[Event]:
         if not Promotion.objects.filter(project=promotion.project_id, pk__lt=promotion.pk).exists():
             continue  # the first policy, which somebody has just set up
         did = "was rolled back to" if promotion.is_rollback else "is the policy now"
-        by = f" by {promotion.promoted_by.get_username()}" if promotion.promoted_by else " by itself"
         yield Event(
             project=promotion.project,
             kind=Notice.Kind.POLICY_CHANGED,
             key=f"promotion:{promotion.pk}",
             title=f"{promotion.checkpoint} {did}",
-            body=f"Promoted{by}. {promotion.reason}".strip(),
+            body=f"Promoted {_by(promotion)}. {promotion.reason}".strip(),
             url=reverse("training:checkpoints", args=[promotion.project.slug]),
             actor_id=promotion.promoted_by_id,
         )
+
+
+def _by(promotion: Promotion) -> str:
+    if promotion.promoted_by:
+        return f"by {promotion.promoted_by.get_username()}"
+    return "by itself" if promotion.gate_id else "on the command line"
 
 
 def _empty_queues() -> Iterator[Event]:

@@ -24,7 +24,8 @@ from training import store
 from training.exceptions import Rejected
 from training.jobspec import TripleLine
 from training.models import DatasetSnapshot, TrainingRun
-from training.snapshots import freeze_lines, judgements
+from training.recipe import MEANT_EARLIER
+from training.snapshots import count_withdrawals, freeze_lines, judgements
 from training.triples import TIE_NOISE, Judgement, LabelRule, Noise, Ties, TripleCounts, Weight, as_line, derive_triples
 
 CHUNK = 500  # pairs whose judgements are read together
@@ -51,12 +52,17 @@ def rebuild_snapshot(run: TrainingRun, reference_hash: str) -> tuple[DatasetSnap
             f"The snapshot {run.snapshot.short_hash} is missing or was changed on disk, so nothing can be made from it "
             "again. Restore the file from a backup, or train on the labels of now."
         )
+    known = count_withdrawals(run.project)
     remaining = set(_remaining(run.snapshot).values_list("pk", flat=True))
     again = _derived_again(run, _parts(path, remaining), reference_hash)
     rebuilt = Rebuilt()
     lines = _lines(path, remaining, again, rebuilt)
     snapshot = freeze_lines(
-        project=run.project, lines=lines, counts=rebuilt.counts, newest=run.snapshot.last_preference_id
+        project=run.project,
+        lines=lines,
+        counts=rebuilt.counts,
+        newest=run.snapshot.last_preference_id,
+        known_withdrawals=known,
     )
     return snapshot, rebuilt
 
@@ -125,6 +131,5 @@ def _believed(judgement: Judgement, is_alone: bool) -> Judgement:
 
 
 def _rule_of(run: TrainingRun) -> LabelRule:
-    """The rule of its recipe. Runs of before there were rules took every majority for certain."""
-    said = {"ties": "drop", "label_noise": "none", "pair_weight": "equal"} | run.recipe
+    said = MEANT_EARLIER | run.recipe
     return LabelRule(cast(Ties, said["ties"]), cast(Noise, said["label_noise"]), cast(Weight, said["pair_weight"]))

@@ -64,6 +64,8 @@ CHOICES: dict[str, dict[str, str]] = {
     "sharding": {"ddp": "DDP: the whole model on each", "fsdp": "FSDP: the model shared out"},
 }
 
+# What is meant by a recipe without these fields: before there were rules for labels every majority was certain.
+MEANT_EARLIER: dict[str, Any] = {"ties": "drop", "label_noise": "none", "pair_weight": "equal"}
 
 # Losses that a tie, with label noise 1/2, does not fit.
 WITHOUT_TIES = {
@@ -206,14 +208,8 @@ class Recipe(_Bounded):
         """As a run on so many triples is computed: with a learning rate."""
         if self.learning_rate:
             return self
-        return replace(self, learning_rate=self._usual_rate(train_triples))
-
-    def unsettled(self, train_triples: int) -> Recipe:
-        """For runs on other triples than these: a learning rate that was the usual one follows their number again."""
-        return replace(self, learning_rate=0.0) if self.learning_rate == self._usual_rate(train_triples) else self
-
-    def _usual_rate(self, train_triples: int) -> float:
-        return usual_learning_rate(self.method, steps_of(train_triples, self.epochs, self.pairs_per_step))
+        steps = steps_of(train_triples, self.epochs, self.pairs_per_step)
+        return replace(self, learning_rate=usual_learning_rate(self.method, steps))
 
     @property
     def label_rule(self) -> LabelRule:

@@ -198,6 +198,11 @@ def _not_of_the_job(engine: dict[str, Any]) -> Iterator[str]:
         yield "Memory ran out in a step of the run, which went on with smaller micro-batches. That step is not known."
     if engine["job"].get("processes", 1) != 1:
         yield "It was trained by several processes, whose sums may be added up in another order."
+    if (first := engine["job"].get("first")) and _found(first, "The first policy", []) is None:
+        yield (
+            "The first policy is not on this machine. It only measures, but it takes memory, so that micro-batches may "
+            "be larger without it."
+        )
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

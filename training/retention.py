@@ -94,11 +94,11 @@ def apply_rules() -> None:
         clear(rule.project, rule)
     recently = timezone.now() - FINISH_WITHIN
     for checkpoint in Checkpoint.objects.filter(removed_at__gte=recently).select_related("project"):
-        delete_files(checkpoint)
+        _could_delete(checkpoint)
 
 
 def clear(project: Project, rule: RetentionRule) -> list[Checkpoint]:
-    """Mark what the rule lets go, then delete its files. Returns the checkpoints."""
+    """Mark what the rule lets go, then delete its files. Returns the checkpoints whose files are gone."""
     with transaction.atomic():
         services.lock(project)
         mine = _with_weights(project)  # first: one that a worker publishes meanwhile is in neither
@@ -107,8 +107,17 @@ def clear(project: Project, rule: RetentionRule) -> list[Checkpoint]:
         Checkpoint.objects.filter(pk__in=[each.pk for each in old]).update(removed_at=timezone.now())
     for checkpoint in old:
         log.info("%s: the retention rule of %s deletes its weights", checkpoint, project)
+    return [checkpoint for checkpoint in old if _could_delete(checkpoint)]
+
+
+def _could_delete(checkpoint: Checkpoint) -> bool:
+    """A file that cannot be deleted must not keep all others; it is tried again every day for a while."""
+    try:
         delete_files(checkpoint)
-    return old
+    except OSError:
+        log.exception("%s: its weights could not be deleted", checkpoint)
+        return False
+    return True
 
 
 def _with_weights(project: Project) -> list[Checkpoint]:

@@ -26,7 +26,12 @@ SILENT = {
     "precision": "auto",  # what it came to is among the facts
     "processes": 1,
 }
-ZERO = {"micro_batch": "as many as fit", "fast_layers": "a third", "processes": "all there are"}
+ZERO = {
+    "learning_rate": "the usual one for the number of steps",
+    "micro_batch": "as many as fit",
+    "fast_layers": "a third",
+    "processes": "all there are",
+}
 
 
 @dataclass(frozen=True)

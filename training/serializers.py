@@ -158,6 +158,8 @@ class ExpectedSerializer(serializers.Serializer[Any]):
 
     train_triples = serializers.IntegerField(source="triples.train")
     held_out_triples = serializers.IntegerField(source="triples.held_out")
+    steps = serializers.IntegerField(help_text="Of the optimiser, in one process; 0 while there is no triple.")
+    learning_rate = serializers.FloatField(help_text="The one of the recipe, or the usual one for so many steps.")
     reference_forwards = serializers.IntegerField(source="forecast.reference.forwards", default=None)
     reference_cached = serializers.IntegerField(source="forecast.reference.cached", default=None)
     reference_sampled = serializers.IntegerField(source="forecast.reference.sampled", default=None)

@@ -263,6 +263,9 @@ def _reference_for(project: Project, chosen: Checkpoint | None, by: Requester) -
 
 
 def freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:
+    """The triples of now, for runs against ``reference``. Whether its weights are there is asked first, and by whoever
+    queues the runs once more under the lock: labels are not frozen for what is refused."""
+    registry.refuse_removed(reference)
     try:
         snapshot, _ = freeze_snapshot(
             project=project,
@@ -308,7 +311,9 @@ def refuse_impossible(recipe: Recipe, reference: Checkpoint) -> None:
 
 def _refuse_stale(rule: LoopRule) -> None:
     """Whatever a decision follows from, and another scheduler or a person may have changed since, is on the row."""
-    now = LoopRule.objects.get(pk=rule.pk)
+    now = LoopRule.objects.select_related("project").get(pk=rule.pk)
+    if now.project.is_paused:
+        raise Rejected("The project is paused: an admin ends that in its settings.")
     if not now.retrains or any(getattr(now, name) != getattr(rule, name) for name in LoopRule.DECISIVE):
         raise Rejected("The rule was changed, or has just been acted on.")
 

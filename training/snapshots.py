@@ -150,10 +150,18 @@ def freeze_snapshot(
     which they are recorded, the preferences are frozen: their authors change them no more. What ``check`` raises comes
     before that, so that a run that is refused takes nobody's second thoughts away.
     """
+    known, counts = count_withdrawals(project), TripleCounts()
     newest = Preference.objects.filter(project=project).aggregate(newest=Max("pk"))["newest"] or 0
-    counts = TripleCounts()
     triples = derive_triples(judgements(project, reference_hash=reference_hash), counts, rule)
-    return freeze_lines(project=project, lines=map(as_line, triples), counts=counts, newest=newest, check=check), counts
+    snapshot = freeze_lines(
+        project=project, lines=map(as_line, triples), counts=counts, newest=newest, known_withdrawals=known, check=check
+    )
+    return snapshot, counts
+
+
+def count_withdrawals(project: Project) -> int:
+    """Taken before labels are read, and again before they are recorded: a greater one says that some were withdrawn."""
+    return Withdrawal.objects.filter(project=project).count()
 
 
 def freeze_lines(
@@ -162,29 +170,35 @@ def freeze_lines(
     lines: Iterable[str],
     counts: TripleCounts,
     newest: int,
+    known_withdrawals: int,
     check: Callable[[TripleCounts], None] | None = None,
 ) -> DatasetSnapshot:
     """Freeze triples as they are written, one a line. ``counts`` are complete when the last of ``lines`` is read.
 
-    ``newest``: the newest preference that was looked at. ``Rejected`` where labels were withdrawn meanwhile.
+    ``newest``: the newest preference that was looked at. ``known_withdrawals``: as many as there were before any label
+    was read; ``Rejected`` where there are more by now.
     """
-    withdrawals = Withdrawal.objects.filter(project=project)
-    known = withdrawals.count()
     draft = Path(settings.DATA_DIR) / "snapshots" / f"draft-{uuid.uuid4().hex}.jsonl"
     write_lines(draft, lines)
     try:
         if check:
             check(counts)
-        if withdrawals.count() != known:
-            raise Rejected("Labels were withdrawn while the snapshot was written. Ask for the run again.")
         sha256 = store.hash_file(draft)
-        draft.replace(store.snapshot_path(sha256))
+        with transaction.atomic():
+            _refuse_withdrawn(project, known_withdrawals)
+            draft.replace(store.snapshot_path(sha256))
+            return _record(project, sha256, counts, newest)
     finally:
         draft.unlink(missing_ok=True)
-    return _record(project, sha256, counts, newest)
 
 
-@transaction.atomic
+def _refuse_withdrawn(project: Project, known_withdrawals: int) -> None:
+    """Whoever withdraws locks the project as well: one of the two comes second, and sees what the other has written."""
+    Project.objects.select_for_update(no_key=True).get(pk=project.pk)
+    if count_withdrawals(project) != known_withdrawals:
+        raise Rejected("Labels were withdrawn while the snapshot was written. Ask for the run again.")
+
+
 def _record(project: Project, sha256: str, counts: TripleCounts, newest: int) -> DatasetSnapshot:
     without_triple = {"ties": counts.ties, "both_bad": counts.both_bad, "split_votes": counts.split_votes}
     snapshot, created = DatasetSnapshot.objects.get_or_create(

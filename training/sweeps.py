@@ -50,6 +50,7 @@ def request_sweep(
     recipes = [services.continued(one, reference) for one in recipes]
     services.refuse_impossible(recipes[0], reference)
     snapshot = services.freeze(project, recipes[0], reference)
+    common = in_common(recipes[0])
     recipes = [one.settled(snapshot.train_triples) for one in recipes]
     with transaction.atomic():
         services.lock(project)
@@ -60,7 +61,7 @@ def request_sweep(
             number=_next_number(project),
             snapshot=snapshot,
             reference=reference,
-            recipe=in_common(recipes[0]),
+            recipe=common,
             requested_by=by,
         )
         _queue(sweep, recipes, new_seed() if seed is None else seed, by)
@@ -90,7 +91,10 @@ def grid(recipe: Recipe, betas: Sequence[float], learning_rates: Sequence[float]
 
 
 def in_common(recipe: Recipe) -> dict[str, Any]:
-    return {name: value for name, value in recipe.to_dict().items() if name not in SWEPT}
+    """What of a point's recipe holds for all of them. A learning rate is among it only as 0: nobody has named any, and
+    all have the usual one for their steps."""
+    own = [name for name in SWEPT if name != "learning_rate" or recipe.learning_rate]
+    return {name: value for name, value in recipe.to_dict().items() if name not in own}
 
 
 def _next_number(project: Project) -> int:
@@ -148,8 +152,9 @@ def pick(*, sweep: Sweep, run: TrainingRun, by: Requester = None) -> Sweep:
     with transaction.atomic():
         services.lock(sweep.project)
         Sweep.objects.filter(pk=sweep.pk).update(picked=run, picked_by=by, picked_at=timezone.now())
-        recipe = Recipe.from_dict(run.recipe).unsettled(sweep.snapshot.train_triples)
-        services.use_recipe(project=sweep.project, recipe=recipe.to_dict(), by=by)
+        # A rate that nobody has named goes by the steps of each later run again; one that was named stays, though it be
+        # the usual one of these steps.
+        services.use_recipe(project=sweep.project, recipe=run.recipe | sweep.recipe, by=by)
     try:
         gates.compare_picked(run, by)
     except Rejected as refusal:

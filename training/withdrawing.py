@@ -14,7 +14,7 @@ from labeling.models import Preference, Project, Prompt, Withdrawal
 from training import rebuilding, registry, services, taints
 from training.exceptions import Rejected
 from training.models import Checkpoint, Job, Promotion, Taint, TrainingRun
-from training.recipe import Recipe
+from training.recipe import MEANT_EARLIER, Recipe
 from training.tasks import hint_on_commit
 
 # Pairs that the request itself puts right; what is left goes on in the background, within half a minute.
@@ -182,6 +182,7 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
     try:
         with transaction.atomic():
             services.lock(run.project)
+            services.refuse_second_run(run.project)  # no constraint keeps a sweep out that was asked for meanwhile
             registry.refuse_removed(reference)
             last = TrainingRun.objects.filter(project=run.project).aggregate(last=Max("number"))["last"] or 0
             again = TrainingRun.objects.create(
@@ -206,7 +207,7 @@ def _recipe(run: TrainingRun, reference: Checkpoint) -> dict[str, object]:
     """The run's own, but for what another reference decides: the shape of an adapter that is trained on."""
     if reference.pk == run.reference_id:
         return dict(run.recipe)
-    recipe = services.continued(Recipe.from_dict(run.recipe), reference)
+    recipe = services.continued(Recipe.from_dict(MEANT_EARLIER | run.recipe), reference)
     services.refuse_impossible(recipe, reference)
     return recipe.to_dict()
 

@@ -394,3 +394,6 @@ def test_the_reference_reads_more_than_training_where_it_costs_little(
     monkeypatch.setattr(memory, "memory_of", lambda compute: limit)
     scorer = dataclasses.replace(setting.scorer, packed=packed, lower=object() if lower else None)  # type: ignore[arg-type]
     assert memory.read_length(setting.job, setting.start.plain.config, setting.compute, scorer) == expected
+    monkeypatch.setattr(memory, "memory_of", lambda compute: 2**40)
+    elsewhere = dataclasses.replace(setting.job, memory_bytes=limit)  # a job that is reproduced on another machine
+    assert memory.read_length(elsewhere, setting.start.plain.config, setting.compute, scorer) == expected

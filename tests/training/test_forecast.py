@@ -26,7 +26,7 @@ def finish(project, policy, make_checkpoint):
     def finish(run: TrainingRun, *, starts: int = 1, **values) -> TrainingRun:
         checkpoint = make_checkpoint(f"c{run.number}", project=project, kind="dpo", base=policy, details=DETAILS)
         at = START.timestamp()
-        phases = [("loading model", 5), ("reading reference", 30), ("training", 40), ("comparing responses", 100)]
+        phases = [("loading model", 0), ("reading reference", 30), ("training", 40), ("comparing responses", 100)]
         lines = [{"phase": phase, "at": at + seconds} for phase, seconds in phases]
         run_dir = RunDir.of(run.uuid)
         run_dir.make()
@@ -106,6 +106,13 @@ def test_time_is_training_by_triples_reading_by_forwards_and_the_rest_as_it_was(
     expected = forecast.expect(project, Recipe(epochs=2), policy, 12)
     assert (expected.training, expected.reading, expected.others) == (12 * 2 / 0.5, 4 * 10 / 20, 50)
     assert (expected.seconds, expected.run) == (48 + 2 + 50, first.number)
+
+
+def test_the_day_that_a_run_waited_to_be_resumed_is_no_loading(project, policy, label, finish):
+    """It had failed before its engine began, so that there is one beginning to be read, and an old ``started_at``."""
+    label(8)
+    finish(_request(project), started_at=START - timedelta(days=1))
+    assert forecast.expect(project, Recipe(), policy, 8).others == 50
 
 
 @pytest.mark.parametrize("interrupted", [{"attempt": 2}, {"starts": 2}])

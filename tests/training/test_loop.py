@@ -321,6 +321,15 @@ def test_a_rule_that_was_changed_while_it_was_looked_at_starts_nothing(rule, lab
     assert not TrainingRun.objects.exists()
 
 
+def test_a_project_that_is_paused_while_its_run_is_asked_for_starts_nothing(rule, project, label):
+    label(12)
+    stale = LoopRule.objects.select_related("project").get()
+    type(project).objects.update(is_paused=True)
+    assert loop.retrain(stale) is None
+    assert not TrainingRun.objects.exists()
+    assert LoopRule.objects.get().verdict == "The project is paused: an admin ends that in its settings."
+
+
 @pytest.mark.django_db(transaction=True)
 def test_schedulers_at_the_same_moment_start_one_run_at_a_fixed_time(rule, project, label, settings):
     settings.CELERY_TASK_ALWAYS_EAGER = False

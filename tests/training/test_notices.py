@@ -139,6 +139,18 @@ def test_a_promotion_is_told_to_the_other_admins_and_the_first_to_nobody(
     assert notice.body == f"Promoted by {project_admin.username}. Good."
 
 
+@pytest.mark.parametrize(("by_gate", "how"), [(True, "by itself"), (False, "on the command line")])
+def test_a_promotion_by_nobody_is_of_a_gate_or_of_the_command_line(
+    project, policy, make_checkpoint, project_admin, by_gate, how
+):
+    second = make_checkpoint("second")
+    decided = {"stage": "decided", "state": Job.State.SUCCEEDED}
+    gate = Gate.objects.create(project=project, number=1, candidate=second, current=policy, rule={}, **decided)
+    services.promote_checkpoint(project=project, checkpoint=second, gate=gate if by_gate else None)
+    notices.notice_what_happened()
+    assert Notice.objects.get(kind=Notice.Kind.POLICY_CHANGED).body == f"Promoted {how}."
+
+
 def _a_while_ago() -> None:
     Preference.objects.update(created_at=timezone.now() - notices.EMPTY_FOR - timedelta(seconds=1))
 

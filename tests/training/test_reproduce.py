@@ -216,6 +216,16 @@ def test_differences_are_told_in_sentences(published, monkeypatch):
     assert "on a GPU (H200), where the same bytes are not promised" in "\n".join(reproducing.differences(manifest))
 
 
+def test_a_first_policy_that_is_not_here_is_told_for_it_has_a_part_in_the_memory_plan(published, policy):
+    manifest = registry.manifest_of(published)
+    said = "The first policy is not on this machine."
+    manifest["engine"]["job"]["first"] = {"base": policy.content_hash, "adapter": None}
+    assert said not in "\n".join(reproducing.differences(manifest))
+    manifest["engine"]["job"]["first"] = {"base": "0" * 64, "adapter": None}
+    assert said in "\n".join(reproducing.differences(manifest))
+    assert reproducing.find_inputs(manifest).job.first is None
+
+
 def test_flags_are_those_of_the_kernel(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor : 0\nflags\t\t: fpu sse2 avx2\n\nprocessor : 1\nflags : fpu\n")

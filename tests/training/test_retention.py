@@ -13,6 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from config.tasks import clear_old_checkpoints
+from labeling.services import create_project
 from training import exports, gates, label_effects, registry, retention, services, side_by_side, store, sweeps
 from training.exceptions import CheckpointDamaged, CheckpointRemoved, Rejected
 from training.models import (
@@ -327,6 +328,33 @@ def test_a_deletion_that_broke_off_is_gone_on_with(project, rule, old, newest, m
     assert not _has_weights(checkpoint)
 
 
+def test_a_file_that_cannot_be_deleted_does_not_keep_those_of_other_projects(
+    project, rule, old, newest, make_checkpoint, monkeypatch, caplog
+):
+    stuck, broken_off = old("stuck"), old("broken off")
+    Checkpoint.objects.filter(pk=broken_off.pk).update(removed_at=timezone.now())
+    newest()
+    other = create_project(name="Other", slug="other")
+    RetentionRule.objects.create(project=other, is_on=True, keep_last=1, keep_days=7)
+    theirs = make_checkpoint("theirs", project=other)
+    make_checkpoint("their newest", project=other)
+    Checkpoint.objects.filter(project=other).update(created_at=timezone.now() - timedelta(days=100))
+    real = retention._weight_files
+
+    def read_only(checkpoint: Checkpoint):
+        if checkpoint.pk == stuck.pk:
+            raise PermissionError(13, "Permission denied")
+        return real(checkpoint)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "_weight_files", read_only)
+        retention.apply_rules()
+        assert "stuck: its weights could not be deleted" in caplog.text
+        assert (_has_weights(stuck), _has_weights(theirs), _has_weights(broken_off)) == (True, False, False)
+    retention.apply_rules()
+    assert not _has_weights(stuck)
+
+
 def test_weights_that_were_made_again_come_back_only_if_they_are_the_same(project, rule, old, newest, tmp_path):
     checkpoint = old("old")
     newest()
@@ -412,8 +440,9 @@ def test_a_wish_that_is_being_written_down_is_waited_for(project, rule, old, new
 
     def slowly(*checkpoints: Checkpoint) -> None:
         wanted(*checkpoints)
-        held.set()
-        threading.Event().wait(0.3)
+        if connection.in_atomic_block:  # before that it is asked without the lock
+            held.set()
+            threading.Event().wait(0.3)
 
     monkeypatch.setattr(registry, "refuse_removed", slowly)
     got = _both(lambda: wishes[wish](checkpoint), lambda: held.wait() and retention.clear(project, rule))

@@ -47,7 +47,7 @@ def _words(decision: Decision, name: str) -> str:
 
 def test_times_are_put_in_order_and_what_is_none_is_named():
     assert fixed_times.parse_times(["15:00", " 3:00", "03:00"]) == ["03:00", "15:00"]
-    for wrong in ("24:00", "3", "03:60", "noon", "", 300, "03:00:10"):
+    for wrong in ("24:00", "3", "03:60", "noon", "", 300, "03:00:10", "3:0٣"):
         with pytest.raises(Rejected, match="no time of day"):
             fixed_times.parse_times(["03:00", wrong])
     with pytest.raises(Rejected, match="too many"):

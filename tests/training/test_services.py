@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.utils import timezone
 
+from labeling.models import Preference
 from tests.training.test_preflight import CONFIG
-from training import services, snapshots, store
-from training.exceptions import CheckpointDamaged, Rejected
-from training.models import Job, LoopRule, Promotion, SampleBatch, SampleRefusal, TrainingRun
+from training import services, snapshots, store, sweeps
+from training.exceptions import CheckpointDamaged, CheckpointRemoved, Rejected
+from training.models import (
+    Checkpoint,
+    DatasetSnapshot,
+    Job,
+    LoopRule,
+    Promotion,
+    SampleBatch,
+    SampleRefusal,
+    TrainingRun,
+)
 from training.recipe import Decoding, Recipe
 
 
@@ -23,7 +34,7 @@ def test_a_run_freezes_its_inputs(project, policy, label, django_capture_on_comm
         run = _request(project, seed=7)
     assert (run.number, run.state, run.seed, run.reference) == (1, "queued", 7, policy)
     assert run.snapshot.train_triples == 10
-    assert run.recipe == Recipe().to_dict()
+    assert run.recipe == Recipe().settled(10).to_dict()
     assert len(callbacks) == 1, "the worker hears of it once the row is there"
 
 
@@ -40,6 +51,20 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_queues_nothing(project, p
     assert not TrainingRun.objects.exists()
     assert not list((data_dir / "snapshots").glob("*draft*"))
     assert _request(project).snapshot.train_triples == 10
+
+
+def test_labels_are_not_frozen_for_a_run_against_a_model_whose_weights_were_deleted(
+    project, policy, label, make_checkpoint
+):
+    label(10)
+    removed = make_checkpoint("removed", project=project)
+    Checkpoint.objects.filter(pk=removed.pk).update(removed_at=timezone.now())
+    with pytest.raises(CheckpointRemoved):
+        _request(project, reference=removed)
+    with pytest.raises(CheckpointRemoved):
+        sweeps.request_sweep(project=project, recipe=Recipe(), reference=removed)
+    assert not DatasetSnapshot.objects.exists()
+    assert not Preference.objects.filter(frozen_at__isnull=False).exists()
 
 
 @pytest.mark.parametrize(

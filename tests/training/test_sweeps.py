@@ -204,6 +204,33 @@ def test_what_is_picked_becomes_the_recipe_of_automatic_runs_and_no_policy(
     assert (run.beta, run.recipe["epochs"], run.sweep) == (0.5, 2.0, None)
 
 
+@pytest.mark.parametrize("named_in", ["rates", "recipe"])
+def test_a_picked_rate_that_somebody_named_stays_though_it_is_the_usual_one_now(request_sweep, finish, named_in):
+    usual = Recipe().settled(10).learning_rate
+    if named_in == "rates":
+        sweep = request_sweep((0.1,), learning_rates=(usual, usual / 2))
+    else:
+        sweep = request_sweep((0.1, 0.5), recipe=Recipe(learning_rate=usual))
+    chosen = _runs(sweep)[0]
+    finish(chosen)
+    assert "learning_rate" not in sweep.recipe
+    sweeps.pick(sweep=sweep, run=chosen)
+    assert LoopRule.objects.get().recipe == {"learning_rate": usual}
+
+
+def test_a_picked_rate_that_nobody_named_goes_by_the_steps_again_and_the_page_says_so(
+    request_sweep, finish, sign_in, project_admin
+):
+    sweep = request_sweep((0.1, 0.5))
+    chosen = _runs(sweep)[0]
+    finish(chosen)
+    assert sweep.recipe["learning_rate"] == 0.0
+    page = sign_in(project_admin).get(sweep.get_absolute_url()).content.decode()
+    assert "the usual one for the number of steps" in page
+    sweeps.pick(sweep=sweep, run=chosen)
+    assert LoopRule.objects.get().recipe == {}
+
+
 def test_the_gate_looks_at_the_point_that_was_picked_once_and_at_no_other(
     request_sweep, finish, project, project_admin, make_prompt
 ):

@@ -11,7 +11,7 @@ from django.utils import timezone
 from labeling import withdrawals
 from labeling.models import Pair, Preference, Withdrawal
 from tests.training.tiny_runs import RECIPE, begin, carry_out, end, tiny_policy
-from training import demonstrations, lineage, rebuilding, services, snapshots, store, taints, withdrawing
+from training import demonstrations, lineage, rebuilding, services, snapshots, store, sweeps, taints, withdrawing
 from training.exceptions import CheckpointRemoved, LeaseLost, Rejected
 from training.execution import Sampling
 from training.jobspec import Result
@@ -19,6 +19,7 @@ from training.models import Checkpoint, DatasetSnapshot, Job, Taint, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
 from training.snapshots import judgements
+from training.views import withdrawals as withdrawal_pages
 from training.withdrawing import can_rebuild, preview, request_rebuild, withdraw
 
 RULE_BY_VOTES = Recipe(label_noise="votes")
@@ -312,6 +313,76 @@ def test_a_rebuild_against_a_reference_that_was_deleted_meanwhile_is_refused(pro
     assert not TrainingRun.objects.filter(rebuild_of=run).exists()
 
 
+def test_of_a_rebuild_and_a_sweep_that_were_asked_for_at_the_same_moment_one_is_refused(
+    project, run, annotator, monkeypatch
+):
+    """Both have looked before either was there; the rebuild looks once more under the lock."""
+    end(begin(run))
+    withdraw(project=project, target=annotator)
+    real = rebuilding.rebuild_snapshot
+
+    def slow(*values):
+        rebuilt = real(*values)
+        sweeps.request_sweep(project=project, recipe=RULE_BY_VOTES, betas=(0.1, 0.5))
+        return rebuilt
+
+    monkeypatch.setattr(rebuilding, "rebuild_snapshot", slow)
+    with pytest.raises(Rejected, match="Sweep 1 is still going on"):
+        request_rebuild(run=run)
+    assert not TrainingRun.objects.filter(rebuild_of=run).exists()
+
+
+def test_a_rebuild_of_a_run_of_before_there_were_rules_for_labels_takes_majorities_for_certain(project, run, annotator):
+    first = end(begin(run))
+    second_run = _next_run(project, first)
+    end(begin(second_run))
+    said = {name: value for name, value in second_run.recipe.items() if name not in Recipe.ABOUT_DATA}
+    TrainingRun.objects.filter(pk=second_run.pk).update(recipe=said)
+    second_run.refresh_from_db()
+    withdraw(project=project, target=annotator)
+    again = request_rebuild(run=second_run)
+    assert again.reference != first
+    assert {name: again.recipe[name] for name in Recipe.ABOUT_DATA} == {
+        "ties": "drop", "label_noise": "none", "pair_weight": "equal",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["run", "rebuild"])
+def test_labels_withdrawn_in_the_last_moment_before_a_snapshot_is_recorded_are_in_none(
+    project, run, annotator, other_annotator, asked, monkeypatch
+):
+    end(begin(run))
+    withdraw(project=project, target=annotator.preferences.first())
+    real = store.hash_file
+
+    def hash_file(path):
+        if path.name.startswith("draft-"):
+            withdraw(project=project, target=other_annotator.preferences.first())
+        return real(path)
+
+    monkeypatch.setattr(store, "hash_file", hash_file)
+    with pytest.raises(Rejected, match="withdrawn while the snapshot was written"):
+        request_rebuild(run=run) if asked == "rebuild" else _next_run(project, run.reference)
+    assert TrainingRun.objects.get() == run
+    assert [path.name for path in store.snapshot_path("x").parent.iterdir()] == [f"{run.snapshot.sha256}.jsonl"]
+
+
+def test_labels_withdrawn_after_a_rebuild_has_looked_at_what_remains_are_in_none(
+    project, run, annotator, other_annotator, monkeypatch
+):
+    end(begin(run))
+    withdraw(project=project, target=annotator.preferences.first())
+    real = rebuilding._parts
+
+    def parts(*values):
+        withdraw(project=project, target=other_annotator.preferences.first())
+        return real(*values)
+
+    monkeypatch.setattr(rebuilding, "_parts", parts)
+    with pytest.raises(Rejected, match="withdrawn while the snapshot was written"):
+        request_rebuild(run=run)
+
+
 def test_a_rebuild_that_failed_may_be_asked_for_again(project, run, annotator):
     end(begin(run))
     withdraw(project=project, target=annotator)
@@ -382,6 +453,30 @@ def test_the_button_makes_the_run_again(project, run, annotator, admin):
     assert "without what was withdrawn" in page
     refused = admin.post(_url("rebuild-run", project, run.number), follow=True).content.decode()
     assert "Run 2 is still going on" in refused
+
+
+def test_runs_are_made_again_from_the_oldest_on_and_none_is_hidden_by_those_that_were(
+    project, run, annotator, admin, monkeypatch
+):
+    """Each is trained on from the one before, whose rebuild must be there to stand in for it."""
+    monkeypatch.setattr(withdrawal_pages, "RUNS_LISTED", 2)
+    second = _next_run(project, end(begin(run)))
+    third = _next_run(project, end(begin(second)))
+    end(begin(third))
+    withdraw(project=project, target=annotator)
+
+    def listed() -> list[int]:
+        page = admin.get(_url("withdrawals", project)).content.decode()
+        return [number for number in range(1, 9) if 'action="' + _url("rebuild-run", project, number) in page]
+
+    assert listed() == [1, 2]
+    assert "1 more, once these are made again." in admin.get(_url("withdrawals", project)).content.decode()
+    rebuilt = end(begin(request_rebuild(run=run)))
+    assert listed() == [2, 3]
+    again = request_rebuild(run=second)
+    assert again.reference == rebuilt
+    end(begin(again))
+    assert listed() == [3]
 
 
 @pytest.mark.parametrize("kind", ["prompt", "judgement"])

@@ -129,7 +129,7 @@ def read_length(job: TrainJob, config: PretrainedConfig, compute: Compute, score
         bytes_per_weight=compute.dtype.itemsize,
         trained_layers=0,  # nothing is kept for a backward pass: one block at a time
     )
-    if reading.training > footprint.SHARE * memory_of(compute):
+    if reading.training > footprint.SHARE * (job.memory_bytes or memory_of(compute)):
         return min(job.max_length, context)
     return min(max(job.max_length, READ_LENGTH), context)
 

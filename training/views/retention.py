@@ -48,7 +48,11 @@ def delete_now(request: SignedInRequest, slug: str) -> HttpResponse:
     expected = rules.preview(project, rule)
     gone = rules.clear(project, rule)
     if not gone:
-        messages.error(request, "Nothing was deleted: all checkpoints are needed, new, or without weights already.")
+        messages.error(
+            request,
+            "Nothing was deleted: all checkpoints are needed, new, or without weights already, or the files cannot be "
+            "deleted; then the log says why.",
+        )
     else:
         freed = sum(expected.sizes.get(checkpoint.pk, 0) for checkpoint in gone)
         names = ", ".join(checkpoint.name for checkpoint in gone)

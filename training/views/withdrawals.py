@@ -22,6 +22,7 @@ from training.views.frame import frame, run_or_404, tell_if_unheard
 from training.withdrawing import Target
 
 WITHDRAWALS_PER_PAGE = 20
+RUNS_LISTED = 20
 
 
 @require_GET
@@ -36,10 +37,12 @@ def withdrawn(request: SignedInRequest, slug: str) -> HttpResponse:
     by_withdrawal: dict[int, list[Taint]] = {}
     for taint in taints.order_by("checkpoint"):
         by_withdrawal.setdefault(taint.withdrawal_id, []).append(taint)
+    runs = _runs_to_rebuild(project)
     context = frame(request, project) | {
         "page": page,
         "rows": [(withdrawal, by_withdrawal.get(withdrawal.pk, [])) for withdrawal in page],
-        "runs": _runs_to_rebuild(project),
+        "runs": runs[:RUNS_LISTED],
+        "more_runs": max(0, len(runs) - RUNS_LISTED),
     }
     return render(request, "training/withdrawals.html", context)
 
@@ -55,10 +58,11 @@ def withdrawn_from(run: TrainingRun) -> dict[str, Any]:
 
 
 def _runs_to_rebuild(project: Project) -> list[TrainingRun]:
-    """The newest runs whose checkpoints are marked and that were not made again since."""
+    """Runs whose checkpoints are marked and that were not made again since, in the order in which to do so: what the
+    first of them makes stands in where a later one was trained against the marked checkpoint."""
     marked = TrainingRun.objects.filter(project=project, checkpoint__taints__isnull=False).distinct()
-    runs = marked.select_related("project", "snapshot", "reference", "checkpoint").order_by("-number")
-    return [run for run in runs[:WITHDRAWALS_PER_PAGE] if withdrawing.can_rebuild(run)]
+    runs = marked.select_related("project", "snapshot", "reference", "checkpoint").order_by("number")
+    return [run for run in runs if withdrawing.can_rebuild(run)]
 
 
 @require_http_methods(["GET", "POST"])

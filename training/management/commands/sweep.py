@@ -25,7 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("project", help="The project's slug.")
         usual = " ".join(f"{beta:g}" for beta in sweeps.USUAL_BETAS)
         parser.add_argument("--beta", type=float, nargs="+", default=sweeps.USUAL_BETAS, help=f"Default: {usual}.")
-        parser.add_argument("--learning-rate", type=float, nargs="+", default=(), help="Default: by method.")
+        parser.add_argument("--learning-rate", type=float, nargs="+", default=(), help="Default: by method and steps.")
         parser.add_argument("--wait", action="store_true", help="Report progress and return when all runs have ended.")
         parser.add_argument(
             "--reference", help="Name, uuid or hash of the frozen reference (default: the first policy)."
