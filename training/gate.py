@@ -298,7 +298,7 @@ def length_check(people: People) -> Check:
     if one.interval[1] < 0.5:
         return Check("people_length", title, "fail", f"At equal length the candidate is worse: {said}", figures)
     is_futile = one.value <= 0.5 and one.votes >= FUTILE_AFTER
-    is_for_length = one.is_longer and _is_for_length(people.outcome.tally.win_rate, one.value)
+    is_for_length = one.is_longer and _is_for_length(people.outcome.tally.win_rate or 0.5, one.value)
     if people.outcome.better == "candidate" and is_for_length and (people.is_over or is_futile):
         words = f"The candidate is longer, and preferred for that more than for anything else: {said}"
         return Check("people_length", title, "fail", words, figures)

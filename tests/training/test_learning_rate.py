@@ -21,11 +21,11 @@ def test_the_steps_are_those_that_the_engine_plans():
 
 
 def test_it_falls_as_steps_grow_and_stays_between_its_bounds():
-    rates = [usual_learning_rate("lora", steps) for steps in range(2000)]
+    rates = [usual_learning_rate("lora", steps) for steps in range(12_000)]
     assert rates == sorted(rates, reverse=True)
     assert (rates[0], rates[1], rates[-1]) == (HIGHEST, HIGHEST, LOWEST)
-    for steps in range(round(REACH / HIGHEST), round(REACH / LOWEST)):
-        assert steps * rates[steps] == pytest.approx(REACH, rel=0.06), "a rate of two digits"
+    for steps in range(round((REACH / HIGHEST) ** 2), round((REACH / LOWEST) ** 2)):
+        assert steps**0.5 * rates[steps] == pytest.approx(REACH, rel=0.06), "a rate of two digits"
         assert usual_learning_rate("full", steps) == pytest.approx(rates[steps] * OF_FULL, rel=0.06)
 
 
@@ -49,7 +49,7 @@ def test_runs_of_the_rule_follow_the_labels_that_have_come(project, policy, labe
     assert rule.recipe == {"epochs": 5.0}
     label(10)
     run = services.request_run(project=project, recipe=Recipe.from_dict(rule.recipe))
-    assert Recipe.from_dict(rule.recipe).settled(6000).learning_rate == LOWEST < run.recipe["learning_rate"]
+    assert Recipe.from_dict(rule.recipe).settled(60_000).learning_rate == LOWEST < run.recipe["learning_rate"]
 
 
 def test_the_points_of_a_sweep_share_one_unless_several_are_named(project, policy, label):

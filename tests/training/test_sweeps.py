@@ -213,6 +213,7 @@ def test_a_picked_rate_that_somebody_named_stays_though_it_is_the_usual_one_now(
         sweep = request_sweep((0.1, 0.5), recipe=Recipe(learning_rate=usual))
     chosen = _runs(sweep)[0]
     finish(chosen)
+    chosen.refresh_from_db()
     assert "learning_rate" not in sweep.recipe
     sweeps.pick(sweep=sweep, run=chosen)
     assert LoopRule.objects.get().recipe == {"learning_rate": usual}
@@ -224,6 +225,7 @@ def test_a_picked_rate_that_nobody_named_goes_by_the_steps_again_and_the_page_sa
     sweep = request_sweep((0.1, 0.5))
     chosen = _runs(sweep)[0]
     finish(chosen)
+    chosen.refresh_from_db()
     assert sweep.recipe["learning_rate"] == 0.0
     page = sign_in(project_admin).get(sweep.get_absolute_url()).content.decode()
     assert "the usual one for the number of steps" in page
