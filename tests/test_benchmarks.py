@@ -65,6 +65,18 @@ def test_sampling_is_measured_against_generate(tiny_model: Path) -> None:
     assert report["ratio"] > 0
 
 
+def test_learning_rates_are_compared_on_a_known_taste(tiny_model: Path) -> None:
+    report = run(
+        *("rates", "--model", str(tiny_model), "--labels", "8", "--rates", "usual,1e-5", "--recipe", "epochs=2"),
+        *("--tokens", "8", "--judging", "4"),
+    )
+    usual, small = report["rows"]
+    assert (usual["labels"], usual["steps"], usual["learning_rate"], usual["is_usual"]) == (8, 2, 1e-3, True)
+    assert (small["learning_rate"], small["is_usual"]) == (1e-5, False)
+    assert usual["kl"] > small["kl"] >= 0
+    assert all(row["ci"][0] <= row["true_win_rate"] <= row["ci"][1] for row in report["rows"])
+
+
 def test_the_label_model_is_measured_against_majority() -> None:
     report = run("label_model", "--pairs", "300", "--annotators", "10", "--seeds", "3", "--votes", "2000")
     rows = {(row["crowd"], row["judgements"]): row for row in report["rows"]}
