@@ -198,6 +198,10 @@ REST_FRAMEWORK = {
 }
 REST_KNOX = {"TOKEN_TTL": None, "TOKEN_PREFIX": "tb_"}
 SPECTACULAR_SETTINGS = {
+    "ENUM_NAME_OVERRIDES": {
+        "GateKindEnum": "training.models.Gate.Kind",
+        "GateOutcomeEnum": "training.models.Gate.Outcome",
+    },
     "TITLE": "Tiebreak",
     "VERSION": "1",
     "DESCRIPTION": "Blind A/B labels in, better checkpoints out.",

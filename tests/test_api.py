@@ -141,7 +141,7 @@ def test_a_run_and_a_promotion(project, policy, project_admin, label, make_check
     created = call("post", f"{project.slug}/runs/", {"recipe": {"beta": 0.2, "method": "full"}, "seed": 3})
     assert created.status_code == 201
     run = TrainingRun.objects.get()
-    assert (run.recipe["beta"], run.recipe["learning_rate"], run.seed) == (0.2, 2e-5, 3)
+    assert (run.recipe["beta"], run.recipe["learning_rate"], run.seed) == (0.2, 1e-5, 3)
     assert (run.recipe["mode"], run.recipe["ties"], run.recipe["micro_batch"]) == ("exact", "drop", 0)
     assert call("get", f"{project.slug}/runs/1/").json()["snapshot"] == run.snapshot.sha256
     assert call("post", f"{project.slug}/runs/1/cancel/").json()["state"] == "cancelled"

@@ -71,7 +71,7 @@ def test_learning_rates_are_compared_on_a_known_taste(tiny_model: Path) -> None:
         *("--tokens", "8", "--judging", "4"),
     )
     usual, small = report["rows"]
-    assert (usual["labels"], usual["steps"], usual["learning_rate"], usual["is_usual"]) == (8, 2, 1e-3, True)
+    assert (usual["labels"], usual["steps"], usual["learning_rate"], usual["is_usual"]) == (8, 2, 5e-4, True)
     assert (small["learning_rate"], small["is_usual"]) == (1e-5, False)
     assert usual["kl"] > small["kl"] >= 0
     assert all(row["ci"][0] <= row["true_win_rate"] <= row["ci"][1] for row in report["rows"])

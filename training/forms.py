@@ -111,8 +111,8 @@ class TrainForm(forms.Form):
         required=False,
         help_text="Leave empty and it goes by the number of steps, for few steps must be longer to get anywhere: with "
         f"LoRA {HIGHEST:g} up to {(REACH / HIGHEST) ** 2:.0f} steps, then less the more there are, and {LOWEST:g} from "
-        f"{(REACH / LOWEST) ** 2:,.0f} on; a fiftieth of it with full fine-tuning. The loss of DPO starts at 0.69: if "
-        "it stays there, raise the rate, and if it becomes unsteady, lower it.",
+        f"{(REACH / LOWEST) ** 2:,.0f} on; twice that in the fast mode, and a fiftieth with full fine-tuning. The loss "
+        "of DPO starts at 0.69: if it stays there, raise the rate, and if it becomes unsteady, lower it.",
     )
     warmup_ratio = forms.FloatField(
         initial=Recipe.warmup_ratio,

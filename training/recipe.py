@@ -209,7 +209,7 @@ class Recipe(_Bounded):
         if self.learning_rate:
             return self
         steps = steps_of(train_triples, self.epochs, self.pairs_per_step)
-        return replace(self, learning_rate=usual_learning_rate(self.method, steps))
+        return replace(self, learning_rate=usual_learning_rate(self.method, self.mode, steps))
 
     @property
     def label_rule(self) -> LabelRule:

@@ -10,7 +10,7 @@ from training import services, sweeps
 from training.engine.step_plan import plan_steps
 from training.exceptions import Rejected
 from training.jobspec import TrainJob
-from training.learning_rate import HIGHEST, LOWEST, OF_FULL, REACH, steps_of, usual_learning_rate
+from training.learning_rate import HIGHEST, LOWEST, OF_FAST, OF_FULL, REACH, steps_of, usual_learning_rate
 from training.models import TrainingRun
 from training.recipe import Recipe, for_engine
 
@@ -21,12 +21,13 @@ def test_the_steps_are_those_that_the_engine_plans():
 
 
 def test_it_falls_as_steps_grow_and_stays_between_its_bounds():
-    rates = [usual_learning_rate("lora", steps) for steps in range(12_000)]
+    rates = [usual_learning_rate("lora", "exact", steps) for steps in range(12_000)]
     assert rates == sorted(rates, reverse=True)
     assert (rates[0], rates[1], rates[-1]) == (HIGHEST, HIGHEST, LOWEST)
     for steps in range(round((REACH / HIGHEST) ** 2), round((REACH / LOWEST) ** 2)):
         assert steps**0.5 * rates[steps] == pytest.approx(REACH, rel=0.06), "a rate of two digits"
-        assert usual_learning_rate("full", steps) == pytest.approx(rates[steps] * OF_FULL, rel=0.06)
+        assert usual_learning_rate("full", "exact", steps) == pytest.approx(rates[steps] * OF_FULL, rel=0.06)
+        assert usual_learning_rate("lora", "fast", steps) == pytest.approx(rates[steps] * OF_FAST, rel=0.06)
 
 
 def test_one_that_was_named_stays():
@@ -38,7 +39,7 @@ def test_the_recipe_of_a_run_says_which_it_was(project, policy, label, method):
     label(10)
     run = services.request_run(project=project, recipe=Recipe(method=method))
     steps = steps_of(run.snapshot.train_triples, Recipe.epochs, Recipe.pairs_per_step)
-    assert run.recipe["learning_rate"] == usual_learning_rate(method, steps) > 0
+    assert run.recipe["learning_rate"] == usual_learning_rate(method, "exact", steps) > 0
     assert TrainJob(reference=None, seed=0, **for_engine(run.recipe)).learning_rate == run.recipe["learning_rate"]
 
 

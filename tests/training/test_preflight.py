@@ -103,7 +103,7 @@ def test_it_says_how_many_steps_at_which_learning_rate(project, sized, label):
     assert empty.steps == 0
     label(9)
     found = look_ahead(project, Recipe(epochs=2.0), sized)
-    assert (found.steps, found.learning_rate) == (4, usual_learning_rate("lora", 4))
+    assert (found.steps, found.learning_rate) == (4, usual_learning_rate("lora", "exact", 4))
     assert look_ahead(project, Recipe(learning_rate=3e-6), sized).learning_rate == 3e-6
 
 

@@ -59,7 +59,7 @@ def test_the_page_says_what_would_happen_now_why_and_what_it_would_cost(rule, bo
     assert [met for words, met in conditions.items() if words.startswith("9 of 10")] == [False]
     assert sum(conditions.values()) == 7
     assert "9 to train on, 2 held out" in page
-    assert '<dt>Steps</dt> <dd> 6 <span class="muted">· at the learning rate 0.001</span>' in page
+    assert '<dt>Steps</dt> <dd> 6 <span class="muted">· at the learning rate 0.0005</span>' in page
     assert "11 pairs to compute" in page
     assert "The project’s first policy, as its rule says" in page
     assert "as soon as what does not hold above does" in page
@@ -154,7 +154,7 @@ def test_the_api_says_the_same_and_changes_what_it_names(rule, api, label, polic
     assert (now["reference"], now["reference_hash"]) == (str(policy.uuid), policy.content_hash)
     assert found["expected"]["reference_forwards"] == 12
     assert found["expected"]["seconds"] is None
-    assert (found["expected"]["steps"], found["expected"]["learning_rate"]) == (6, 0.001)
+    assert (found["expected"]["steps"], found["expected"]["learning_rate"]) == (6, 0.0005)
     changed = api("patch", body={"fixed_times": ["3:00"], "most_runs_a_day": 2, "recipe": {"beta": 0.3}}).json()["rule"]
     assert (changed["fixed_times"], changed["most_runs_a_day"], changed["recipe"]) == (["03:00"], 2, {"beta": 0.3})
     assert changed["min_new_triples"] == 10

@@ -103,7 +103,7 @@ def test_what_it_takes_is_that_of_every_point(client, url, policy, label, projec
 
 def test_steps_and_the_rate_are_said_where_no_rates_are_typed(client, url, policy, label):
     label(10)
-    steps = '<dt>Steps</dt> <dd> 6 <span class="muted">· at the learning rate 0.001</span>'
+    steps = '<dt>Steps</dt> <dd> 6 <span class="muted">· at the learning rate 0.0005</span>'
     assert steps in _text(client.get(url("new-sweep")))
     typed = client.get(url("new-sweep"), _form(policy, learning_rates="1e-5 1e-4"), headers=HTMX)
     assert "<dt>Triples</dt>" in _text(typed)

@@ -336,7 +336,7 @@ def test_the_command_waits_for_all_and_prints_the_frontier(request_sweep, finish
         finish(run, kl=kl)
     call_command("sweep", sweep.project.slug, "--wait")
     said = capsys.readouterr().out
-    assert "Run 1, beta 0.05, rate 0.001: KL 9.00 nats, accuracy 70.0" in said
+    assert "Run 1, beta 0.05, rate 0.0005: KL 9.00 nats, accuracy 70.0" in said
     assert said.rstrip().endswith("margin +0.60 nats *")
 
 
