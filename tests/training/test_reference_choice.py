@@ -39,6 +39,7 @@ def make_policy(project, policy, make_checkpoint):
                 current=current,
                 rule={},
                 outcome=outcome,
+                advice=outcome,
                 stage="decided",
                 report=report or {},
             )
