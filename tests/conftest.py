@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import translation
+from knox.models import AuthToken
 
 from config.catalogue import compile_newer
 from labeling.models import Membership, Pair, Project, Prompt
@@ -165,3 +167,22 @@ def make_pair(make_prompt: Callable[..., Prompt]) -> MakePair:
         )
 
     return make
+
+
+@pytest.fixture
+def api(project: Project) -> Callable[[User], Callable[..., Any]]:
+    """A client with a token: ``api(user)(method, path, body)``."""
+
+    def of(user: User) -> Callable[..., Any]:
+        _, token = AuthToken.objects.create(user)
+        client = Client(headers={"Authorization": f"Token {token}"})
+
+        def call(method: str, path: str, body: object = None) -> Any:
+            data: dict[str, Any] = (
+                {} if body is None else {"data": json.dumps(body), "content_type": "application/json"}
+            )
+            return getattr(client, method)(f"/api/v1/projects/{path}", **data)
+
+        return call
+
+    return of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from urllib.parse import quote
 
@@ -20,23 +19,6 @@ TRIPLE_FIELDS = {
     *("pair_id", "prompt_id", "split", "messages", "chosen", "rejected", "preference_ids", "weight", "label_noise"),
     "source",
 }
-
-
-@pytest.fixture
-def api(project):
-    """A client with a token: ``api(user)(method, path, body)``."""
-
-    def of(user):
-        _, token = AuthToken.objects.create(user)
-        client = Client(headers={"Authorization": f"Token {token}"})
-
-        def call(method: str, path: str, body: object = None):
-            data = {} if body is None else {"data": json.dumps(body), "content_type": "application/json"}
-            return getattr(client, method)(f"/api/v1/projects/{path}", **data)
-
-        return call
-
-    return of
 
 
 def test_prompts_are_added_all_or_none(project, project_admin, api):

@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from django.test import Client
-from knox.models import AuthToken
 
 from training import gate_pairs, gates, services
 from training.models import Gate, Job, ReleaseRule
 
 
 @pytest.fixture
-def call(project, project_admin):
-    _, token = AuthToken.objects.create(project_admin)
-    client = Client(headers={"Authorization": f"Token {token}"})
-
-    def call(method: str, path: str, body: object = None):
-        data = {} if body is None else {"data": json.dumps(body), "content_type": "application/json"}
-        return getattr(client, method)(f"/api/v1/projects/{project.slug}/{path}", **data)
-
-    return call
+def call(project, project_admin, api):
+    asked = api(project_admin)
+    return lambda method, path, body=None: asked(method, f"{project.slug}/{path}", body)
 
 
 @pytest.fixture
