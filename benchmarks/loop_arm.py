@@ -61,8 +61,9 @@ class Arm:
         if self.plan.settings:
             self.admin.api("PATCH", f"{slug}/", self.plan.settings)
         self.admin.api("POST", f"{slug}/prompts/", {"prompts": prompts})
-        # Pairs are asked for by the round here, so that both arms have as many to choose from.
-        self.admin.api("PATCH", f"{slug}/retraining/", {"open_pairs_wanted": 0})
+        # Pairs are asked for by the round here, so that both arms have as many to choose from; and nobody is there to
+        # read what became of their judgements, which would be measured beside the next pairs.
+        self.admin.api("PATCH", f"{slug}/retraining/", {"open_pairs_wanted": 0, "effects_per_person": 0})
         # Each checkpoint is promoted, whatever a gate would say, so that none measures in vain.
         self.admin.post(f"/p/{slug}/gates/rule/", {"decides": "admin", "most_votes": "300", "watch_votes": "200"})
         self.promote(str(base.uuid))

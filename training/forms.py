@@ -277,8 +277,8 @@ class LoopRuleForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = LoopRule
         fields = (
-            *("open_pairs_wanted", "retrains", "min_new_triples", "min_minutes_between", "fixed_times"),
-            *("most_runs_a_day", "reference", "kl_first_budget"),
+            *("open_pairs_wanted", "effects_per_person", "retrains", "min_new_triples", "min_minutes_between"),
+            *("fixed_times", "most_runs_a_day", "reference", "kl_first_budget"),
         )
         help_texts = {
             "retrains": "",
@@ -292,6 +292,7 @@ class LoopRuleForm(forms.ModelForm):  # type: ignore[type-arg]
         }
         labels = {
             "open_pairs_wanted": "Keep this many pairs open",
+            "effects_per_person": "After a promotion, show each person what became of this many judgements",
             "retrains": "Train by itself",
             "min_new_triples": "when this many triples are new",
             "min_minutes_between": "at most once in minutes",

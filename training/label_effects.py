@@ -12,12 +12,14 @@ from labeling.models import Choice, Preference, Project, Slot
 from training.models import Checkpoint, GatePair, Job, LabelEffects, Promotion
 from training.tasks import hint_on_commit
 
-EACH, MOST = 6, 60  # pairs of one person, and of all people together
+MOST = 60  # pairs of all people together
 LOOKED_AT = 5000  # of the newest judgements: a promotion does not wait for all that were ever made
 
 
-def request(promotion: Promotion, before: Checkpoint | None) -> LabelEffects | None:
-    """Ask for what the promotion has moved; ``None`` if nothing was before it, nothing can be measured or was judged.
+def request(promotion: Promotion, before: Checkpoint | None, each: int) -> LabelEffects | None:
+    """Ask for what the promotion has moved, on up to ``each`` pairs of each person.
+
+    ``None`` if none are wanted, nothing was before the promotion, nothing can be measured or nothing was judged.
 
     Only the newest promotion is of interest, so what still waits for an earlier one is dropped. The caller has the
     project locked and has read ``before`` under that lock, so the retention rule does not come between.
@@ -27,7 +29,7 @@ def request(promotion: Promotion, before: Checkpoint | None) -> LabelEffects | N
         return None
     waiting = LabelEffects.objects.filter(project=project, state=Job.State.QUEUED)
     waiting.update(state=Job.State.CANCELLED, finished_at=timezone.now(), cancel_requested_at=timezone.now())
-    pair_ids = choose_pairs(project)
+    pair_ids = choose_pairs(project, each)
     if not pair_ids:
         return None
     effects = LabelEffects.objects.create(project=project, promotion=promotion, before=before, pair_ids=pair_ids)
@@ -64,12 +66,12 @@ def own_judgements(project: Project) -> QuerySet[Preference]:
     return counted.exclude(slot__kind=Slot.Kind.GOLD).filter(~Exists(held), ~Exists(promised), ~Exists(asked_about))
 
 
-def choose_pairs(project: Project) -> list[int]:
+def choose_pairs(project: Project, each: int) -> list[int]:
     newest = own_judgements(project).order_by("-created_at", "-pk").values_list("annotator_id", "pair_id")
-    return fair_choice(newest[:LOOKED_AT])
+    return fair_choice(newest[:LOOKED_AT], each)
 
 
-def fair_choice(judged: Iterable[tuple[int, int]], each: int = EACH, most: int = MOST) -> list[int]:
+def fair_choice(judged: Iterable[tuple[int, int]], each: int, most: int = MOST) -> list[int]:
     """Pairs of (person, pair), the newest first: everybody's newest, then everybody's second, and so on."""
     turns: list[list[int]] = [[] for _ in range(each)]
     had: Counter[int] = Counter()

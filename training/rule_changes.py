@@ -22,8 +22,8 @@ from training.models import LoopRule
 from training.recipe import Recipe
 
 CHANGED_BY_PEOPLE = (
-    *("open_pairs_wanted", "retrains", "min_new_triples", "min_minutes_between", "fixed_times", "most_runs_a_day"),
-    *("reference", "kl_first_budget"),
+    *("open_pairs_wanted", "effects_per_person", "retrains", "min_new_triples", "min_minutes_between", "fixed_times"),
+    *("most_runs_a_day", "reference", "kl_first_budget"),
 )
 PAUSES = {"hour": "for an hour", "midnight": "until tomorrow", "open": "until I end it"}
 

@@ -181,9 +181,9 @@ class LoopRuleSerializer(serializers.ModelSerializer[LoopRule]):
     class Meta:
         model = LoopRule
         fields = (
-            *("open_pairs_wanted", "retrains", "min_new_triples", "min_minutes_between", "fixed_times"),
-            *("most_runs_a_day", "recipe", "reference", "kl_first_budget", "paused_at", "paused_until", "paused_by"),
-            *("passed_by", "new_triples", "verdict", "evaluated_at"),
+            *("open_pairs_wanted", "effects_per_person", "retrains", "min_new_triples", "min_minutes_between"),
+            *("fixed_times", "most_runs_a_day", "recipe", "reference", "kl_first_budget", "paused_at", "paused_until"),
+            *("paused_by", "passed_by", "new_triples", "verdict", "evaluated_at"),
         )
         read_only_fields = ("paused_at", "paused_until", "passed_by", "new_triples", "verdict", "evaluated_at")
 

@@ -115,10 +115,11 @@ def _promote(promotion: Promotion) -> Promotion:
     for gate in gate_pairs.settle_stale(project, promotion.checkpoint):
         with contextlib.suppress(Rejected):  # measured already
             cancel_job(job=gate)
-    if wanted := loop_rule(project).open_pairs_wanted:
+    rule = loop_rule(project)
+    if wanted := rule.open_pairs_wanted:
         with contextlib.suppress(Rejected):  # no prompts yet, or it is writing pairs already
             request_samples(project=project, pairs=min(wanted, MAX_PAIRS_PER_BATCH), by=by)
-    label_effects.request(promotion, before)  # behind the pairs, which people wait for
+    label_effects.request(promotion, before, rule.effects_per_person)  # behind the pairs, which people wait for
     return promotion
 
 

@@ -80,15 +80,24 @@ def test_without_judgements_there_is_no_job(promote, make_pair):
     assert promote() is None
 
 
+def test_a_project_says_how_many_judgements_are_looked_at(project, policy, better, label, promote):
+    label(3)
+    services.change_rule(project=project, effects_per_person=0)
+    assert promote() is None
+    services.change_rule(project=project, effects_per_person=2)
+    assert len(services.roll_back(project=project).label_effects.pair_ids) == 2
+
+
 def test_a_policy_of_another_family_is_not_compared(promote, label, make_checkpoint):
     label(3)
     assert promote(make_checkpoint("another family")) is None
 
 
-def test_everybody_has_some_of_their_newest(monkeypatch):
+def test_everybody_has_some_of_their_newest():
     judged = [(1, pair) for pair in range(100, 90, -1)] + [(2, 100), (2, 5), (3, 4)]
     assert label_effects.fair_choice(judged, each=2, most=60) == [100, 4, 99, 5]
     assert label_effects.fair_choice(judged, each=6, most=3) == [100, 4, 99]
+    assert label_effects.fair_choice(judged, each=0) == []
 
 
 def test_what_must_not_be_shown_is_not_looked_at(project, policy, label, make_pair, judge, annotator, other_annotator):
@@ -106,8 +115,8 @@ def test_what_must_not_be_shown_is_not_looked_at(project, policy, label, make_pa
     Slot.objects.create(
         project=project, pair=promised, place=9, kind=Slot.Kind.REPEAT, state=Slot.State.DONE, annotator=annotator
     )
-    assert {pair.pk for pair in (held_out, tie, bad)}.isdisjoint(label_effects.choose_pairs(project))
-    assert label_effects.choose_pairs(project) == [fine.pk]
+    assert {pair.pk for pair in (held_out, tie, bad)}.isdisjoint(label_effects.choose_pairs(project, 6))
+    assert label_effects.choose_pairs(project, 6) == [fine.pk]
 
 
 def test_a_prompt_of_an_open_gate_is_not_looked_at(project, policy, better, label, make_pair):
@@ -115,9 +124,9 @@ def test_a_prompt_of_an_open_gate_is_not_looked_at(project, policy, better, labe
     gate = Gate.objects.create(project=project, number=1, candidate=better, current=policy, rule={})
     asked = make_pair("One more", "And another", prompt=judged.prompt)
     GatePair.objects.create(pair=asked, gate=gate, prompt=judged.prompt, candidate_side="a")
-    assert label_effects.choose_pairs(project) == []
+    assert label_effects.choose_pairs(project, 6) == []
     Gate.objects.update(stage=Gate.Stage.DECIDED)
-    assert label_effects.choose_pairs(project) == [judged.pk]
+    assert label_effects.choose_pairs(project, 6) == [judged.pk]
 
 
 # The job
@@ -256,6 +265,9 @@ def test_it_says_that_a_rollback_is_a_step_back_and_when_it_is_still_being_found
 ):
     (pair,) = label(1)
     assert "Nothing to see yet" in page(annotator)
+    services.change_rule(project=project, effects_per_person=0)
+    assert "Turned off in this project" in page(annotator)
+    services.change_rule(project=project, effects_per_person=6)
     measured({pair: (0.0, 4.0)})
     assert "put back" not in page(annotator)
     back = services.roll_back(project=project)

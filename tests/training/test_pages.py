@@ -422,10 +422,12 @@ def test_merged_weights_are_asked_for_once(client, url, project, policy, make_ch
 
 def test_the_rule_is_saved_and_bad_values_are_named(client, url, project, policy):
     values = {"open_pairs_wanted": 10, "retrains": "on", "min_new_triples": 20, "min_minutes_between": 5}
+    values |= {"effects_per_person": 3}
     values |= {"fixed_times": "15:30, 3:00", "most_runs_a_day": 3, "reference": "promoted", "kl_first_budget": 12.5}
     client.post(url("rule"), values)
     rule = LoopRule.objects.get()
-    assert (rule.open_pairs_wanted, rule.retrains, rule.min_new_triples) == (10, True, 20)
+    assert (rule.open_pairs_wanted, rule.effects_per_person) == (10, 3)
+    assert (rule.retrains, rule.min_new_triples) == (True, 20)
     assert (rule.fixed_times, rule.most_runs_a_day) == (["03:00", "15:30"], 3)
     assert (rule.reference, rule.kl_first_budget) == ("promoted", 12.5)
     assert 'value="03:00, 15:30"' in client.get(url("overview")).content.decode()

@@ -306,10 +306,10 @@ def test_a_promotion_after_a_removed_policy_goes_through_without_its_effects(pro
     label(3)
     before = old("before")
     promotion = Promotion.objects.create(project=project, checkpoint=old("after"))
-    assert label_effects.request(promotion, before) is not None
+    assert label_effects.request(promotion, before, 6) is not None
     LabelEffects.objects.all().delete()
     before.removed_at = timezone.now()
-    assert label_effects.request(promotion, before) is None
+    assert label_effects.request(promotion, before, 6) is None
 
 
 def test_a_deletion_that_broke_off_is_gone_on_with(project, rule, old, newest, monkeypatch):

@@ -252,6 +252,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='looprule',
+            name='effects_per_person',
+            field=models.PositiveSmallIntegerField(default=6, help_text='Judged pairs of each person that are looked at again after a promotion. 0 turns it off.', validators=[django.core.validators.MaxValueValidator(50)]),
+        ),
+        migrations.AddField(
+            model_name='looprule',
             name='fixed_time_seen_at',
             field=models.DateTimeField(blank=True, help_text='The newest of the fixed times that was acted on, or let pass.', null=True),
         ),

@@ -25,6 +25,11 @@ class LoopRule(models.Model):
         validators=[MaxValueValidator(2000)],
         help_text="Sample more when fewer pairs are open. 0 turns it off.",
     )
+    effects_per_person = models.PositiveSmallIntegerField(
+        default=6,
+        validators=[MaxValueValidator(50)],
+        help_text="Judged pairs of each person that are looked at again after a promotion. 0 turns it off.",
+    )
     retrains = models.BooleanField(default=False, help_text="Train by itself.")
     min_new_triples = models.PositiveIntegerField(
         default=50, validators=[MaxValueValidator(10**6)], help_text="… when at least this many triples are new"
