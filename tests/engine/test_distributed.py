@@ -94,7 +94,13 @@ def wait_for_step(run_dir: Path, step: int, child: subprocess.Popen[bytes]) -> N
 
 
 def finish(child: subprocess.Popen[bytes], run_dir: Path, expected: int = 0) -> None:
-    code = child.wait(timeout=120)
+    try:
+        code = child.wait(timeout=120)
+    except subprocess.TimeoutExpired:
+        for pid in (child.pid, *ranks_of(child.pid).values()):
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(0.5)  # one after another, so that their lines do not mix
+        pytest.fail(f"The run stands still.\n{(run_dir / 'train.log').read_text()}", pytrace=False)
     assert code == expected, (run_dir / "train.log").read_text()
 
 

@@ -36,7 +36,7 @@ def launched() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     children: list[subprocess.Popen[bytes]] = []
 
     def launch(name: str, run_dir: Path, **options: Any) -> subprocess.Popen[bytes]:
-        children.append(start(name, run_dir, stderr=subprocess.DEVNULL, **options))
+        children.append(start(name, run_dir, **{"stderr": subprocess.DEVNULL} | options))
         return children[-1]
 
     yield launch
@@ -214,12 +214,16 @@ def test_a_process_ends_when_its_supervisor_is_gone(train_run: MakeRun, launched
     run_dir = train_run(6, epochs=1000.0)
     reader, writer = os.pipe()
     environment = os.environ | {jobspec.PARENT_FD_VARIABLE: str(reader)}
-    child = launched("train_dpo", run_dir, pass_fds=[reader], env=environment)
+    with (run_dir / "asked.log").open("wb") as log:
+        child = launched("train_dpo", run_dir, pass_fds=[reader], env=environment, stderr=log)
     os.close(reader)
     wait_for_step(run_dir, 1, child)
     adjustment = Path(f"/proc/{child.pid}/oom_score_adj").read_text().strip()
     assert adjustment == str(process.OOM_SCORE)
     assert os.getpriority(os.PRIO_PROCESS, child.pid) >= process.NICENESS
+    child.send_signal(signal.SIGUSR1)  # asked what it is at, it says so and goes on
+    wait_for_step(run_dir, len(steps(run_dir)) + 1, child)
+    assert "Current thread" in (run_dir / "asked.log").read_text()
     os.close(writer)
     assert child.wait(timeout=30) == EXIT_ORPHANED
 

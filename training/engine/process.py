@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import os
 import shutil
 import signal
@@ -139,6 +140,8 @@ def set_up_process(*, one_gpu: bool = True) -> None:
     if one_gpu:
         keep_to_one_gpu()
     keep_freed_memory()
+    # Asked by ``kill -USR1``, a process that seems to stand still writes to its log what each thread is at.
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     signal.signal(signal.SIGTERM, stop.handle)
     signal.signal(signal.SIGINT, stop.handle)
     if (launcher := os.environ.get(LAUNCHER_VARIABLE)) is not None:  # it is nice already, and so are its children
