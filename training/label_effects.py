@@ -12,7 +12,7 @@ from labeling.models import Choice, Preference, Project, Slot
 from training.models import Checkpoint, GatePair, Job, LabelEffects, Promotion
 from training.tasks import hint_on_commit
 
-MOST = 60  # pairs of all people together
+MOST = 60  # pairs of all people together, unless there are more people than that: everybody has one
 LOOKED_AT = 5000  # of the newest judgements: a promotion does not wait for all that were ever made
 
 
@@ -72,11 +72,12 @@ def choose_pairs(project: Project, each: int) -> list[int]:
 
 
 def fair_choice(judged: Iterable[tuple[int, int]], each: int, most: int = MOST) -> list[int]:
-    """Pairs of (person, pair), the newest first: everybody's newest, then everybody's second, and so on."""
+    """Of ``judged``, (person, pair) from new to old: everybody's newest, and up to ``most`` with everybody's next."""
     turns: list[list[int]] = [[] for _ in range(each)]
     had: Counter[int] = Counter()
     for person, pair_id in judged:
         if had[person] < each:
             turns[had[person]].append(pair_id)
             had[person] += 1
-    return list(dict.fromkeys(pair_id for turn in turns for pair_id in turn))[:most]
+    chosen = dict.fromkeys(pair_id for turn in turns for pair_id in turn)
+    return list(chosen)[: max(most, len(set(turns[0])) if turns else 0)]

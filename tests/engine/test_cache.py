@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -355,6 +356,27 @@ def test_a_database_that_stays_locked_is_done_without(
     holder.execute("ROLLBACK")
     holder.close()
     assert opened().get(keys(1)[0]) == value_of(0)
+
+
+def test_many_that_make_the_file_at_once_all_have_it(tmp_path: Path) -> None:
+    """The ranks of a run do; SQLite does not wait by itself where two switch on the log."""
+    for number in range(20):
+        path, start = tmp_path / f"{number}.sqlite3", threading.Barrier(4)
+        errors: list[Exception] = []
+
+        def make(path: Path = path, start: threading.Barrier = start, errors: list[Exception] = errors) -> None:
+            start.wait()
+            try:
+                cache_module.connect(path).close()
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
 
 
 def test_two_processes_at_once_lose_nothing(path: Path, opened: Callable[..., Cache]) -> None:

@@ -210,6 +210,27 @@ def test_what_the_sampler_kept_is_stored_with_the_pair(batch):
     assert origin.pair.response_a.token_ids == [1, 2]
 
 
+def test_a_promotion_while_pairs_are_written_stops_the_batch_and_the_new_policys_come_first(
+    batch, project, make_checkpoint
+):
+    work = Sampling(batch, _sampled(batch))
+    work.prepare()
+    services.promote_checkpoint(project=project, checkpoint=make_checkpoint("better", project=project, kind="dpo"))
+    batch.refresh_from_db()
+    assert batch.state == Job.State.RUNNING
+    assert batch.cancel_requested_at, "its worker is told"
+    work.tick()  # what was written before the engine has ended is kept
+    newer = SampleBatch.objects.exclude(pk=batch.pk).get()
+    assert newer.claim("worker")
+    RunDir.of(newer.uuid).make()
+    after = Sampling(newer, _sampled(newer))
+    after.prepare()
+    after.tick()
+    old, new = PairOrigin.objects.select_related("pair").order_by("pk")
+    assert (old.policy.name, new.policy.name) == ("base", "better")
+    assert new.pair.priority > old.pair.priority
+
+
 @pytest.mark.parametrize("logps", [[], [-0.25], [-0.25, float("nan")], [-0.25, float("-inf")]])
 def test_log_probabilities_that_do_not_fit_the_tokens_are_not_kept(batch, logps):
     work = Sampling(batch, _sampled(batch, logps_a=logps, logps_b=[-1.0, -1.0, -1.0]))

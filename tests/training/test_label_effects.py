@@ -97,6 +97,7 @@ def test_everybody_has_some_of_their_newest():
     judged = [(1, pair) for pair in range(100, 90, -1)] + [(2, 100), (2, 5), (3, 4)]
     assert label_effects.fair_choice(judged, each=2, most=60) == [100, 4, 99, 5]
     assert label_effects.fair_choice(judged, each=6, most=3) == [100, 4, 99]
+    assert label_effects.fair_choice(judged, each=6, most=1) == [100, 4], "nobody is left without one"
     assert label_effects.fair_choice(judged, each=0) == []
 
 

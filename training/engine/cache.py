@@ -37,6 +37,7 @@ FAILURES = (sqlite3.Error, ValueError, TypeError)
 OUTSIDE = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_PROTOCOL,
 }  # fmt: skip
 FIND = "SELECT entry.id, checksum, value FROM entry JOIN content USING (id) WHERE key = ?"
 
@@ -217,6 +218,20 @@ class Cache:
             self.connection = None
 
 
+def keep_a_log(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging. Two processes that make the file at once meet here, and SQLite does not wait."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
     try:
@@ -224,7 +239,7 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         elif connection.execute("PRAGMA auto_vacuum").fetchone() == (0,):
             raise sqlite3.DatabaseError("it is of an earlier version")
-        connection.execute("PRAGMA journal_mode=WAL")
+        keep_a_log(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
         for statement in TABLES:
             connection.execute(statement)

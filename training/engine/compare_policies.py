@@ -16,4 +16,4 @@ def main(run_dir: Path, job: CompareJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, CompareJob, "Measure a candidate against the current policy."))
+    process.run(main, CompareJob, "Measure a candidate against the current policy.")

@@ -16,4 +16,4 @@ def main(run_dir: Path, job: GgufJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, GgufJob, "Convert the weights of a run directory's job to GGUF."))
+    process.run(main, GgufJob, "Convert the weights of a run directory's job to GGUF.")

@@ -19,4 +19,4 @@ def main(run_dir: Path, job: ImportJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, ImportJob, "Import a model from GGUF, a directory or the Hugging Face Hub."))
+    process.run(main, ImportJob, "Import a model from GGUF, a directory or the Hugging Face Hub.")

@@ -16,4 +16,4 @@ def main(run_dir: Path, job: EffectsJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, EffectsJob, "Compare two policies on the judged pairs of a run directory."))
+    process.run(main, EffectsJob, "Compare two policies on the judged pairs of a run directory.")

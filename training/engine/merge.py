@@ -16,4 +16,4 @@ def main(run_dir: Path, job: MergeJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, MergeJob, "Fold the adapter of a run directory's job into its base weights."))
+    process.run(main, MergeJob, "Fold the adapter of a run directory's job into its base weights.")

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from training import jobspec
 from training.engine.errors import EngineError, Interrupted
@@ -108,15 +108,28 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     may_launch: bool = False,
-) -> int:
+) -> NoReturn:
     """Be an engine process: read ``RUN_DIR/job.json``, do ``work``, write ``RUN_DIR/result.json``.
 
     ``may_launch``: the work may be that of several processes, so it sees to its GPU itself.
-    Returns the exit code: 0, ``EXIT_FAILED`` with the reason in ``result.json``, or ``EXIT_INTERRUPTED``.
+    Ends with the exit code 0, ``EXIT_FAILED`` with the reason in ``result.json``, or ``EXIT_INTERRUPTED``.
     """
     run_dir = parse_run_dir(description, argv)
     set_up_process(one_gpu=not may_launch)
-    return execute(work, job_type, run_dir)
+    end_at_once(execute(work, job_type, run_dir))
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End without the interpreter's tidying up, when all is written.
+
+    Torch's threads of autograd and gloo race with it and may never let it end (pytorch issues 56297 and 190489), and
+    whoever waits for this process would wait for ever. One of several that has failed in the middle of an exchange
+    would wait for the others there, and they for it; its closed sockets tell them at once.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+            stream.flush()
+    os._exit(code)
 
 
 def parse_run_dir(description: str, argv: Sequence[str] | None) -> Path:

@@ -18,4 +18,4 @@ def main(run_dir: Path, job: PushJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, PushJob, "Copy the folder of a run directory's job to the Hugging Face Hub."))
+    process.run(main, PushJob, "Copy the folder of a run directory's job to the Hugging Face Hub.")

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 from torch import distributed
+from torch.distributed import distributed_c10d
 
 from training.engine import process
 from training.engine.compute import Compute, processes
 from training.engine.journal import MetricsJournal
 from training.jobspec import StepMetrics
 
+MEETING = timedelta(minutes=10)  # before anything is computed; whoever is not there by then will not come
 # The first process may write responses for hours while the others wait. That one has died, the launcher notices.
 PATIENCE = timedelta(days=7)
 
@@ -31,9 +33,11 @@ def is_first() -> bool:
 
 
 def join(compute: Compute) -> None:
-    """Meet the other processes: by NCCL on GPUs, by gloo on CPUs."""
+    """Meet the other processes: by NCCL on GPUs, by gloo on CPUs. Raises what torch raises if one does not come."""
     if processes() > 1:
-        PartialState(cpu=not compute.on_cuda, timeout=PATIENCE)
+        PartialState(cpu=not compute.on_cuda, timeout=MEETING)
+        distributed.barrier()
+        distributed_c10d._set_pg_timeout(PATIENCE)
 
 
 def leave() -> None:

@@ -16,4 +16,4 @@ def main(run_dir: Path, job: SampleJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, SampleJob, "Write two responses to each prompt of a run directory."))
+    process.run(main, SampleJob, "Write two responses to each prompt of a run directory.")

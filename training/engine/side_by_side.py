@@ -16,6 +16,4 @@ def main(run_dir: Path, job: SideBySideJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        process.run(main, SideBySideJob, "Let two policies answer each prompt of a run directory at once.")
-    )
+    process.run(main, SideBySideJob, "Let two policies answer each prompt of a run directory at once.")

@@ -20,4 +20,4 @@ def main(run_dir: Path, job: TrainJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(process.run(main, TrainJob, "Train on the preferences of a run directory.", may_launch=True))
+    process.run(main, TrainJob, "Train on the preferences of a run directory.", may_launch=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.utils import timezone
 
 from labeling.models import Withdrawal
 from tests.threads import at_once
 from tests.training.gates.steps import open_places, turned
 from tests.training.gates.test_decision import BETTER_WINS, report
+from tests.training.tiny_runs import begin, end
 from training import gates, services
 from training.exceptions import Rejected
 from training.execution import Comparing
@@ -23,8 +23,8 @@ from training.models import (
     Promotion,
     SampleBatch,
     Taint,
-    TrainingRun,
 )
+from training.recipe import Recipe
 from training.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("nobody_measures")
@@ -53,17 +53,21 @@ def test_a_promotion_while_people_are_asked_closes_the_pairs(
 
 
 def test_a_rollback_during_a_run_leaves_the_run_and_its_gate_compares_with_what_is_the_policy_then(
-    project, policy, finished_run, make_checkpoint, candidate
+    project, policy, label, prompts, make_checkpoint
 ):
-    another = make_checkpoint("another", project=project)
-    services.promote_checkpoint(project=project, checkpoint=another)
-    TrainingRun.objects.update(state=Job.State.RUNNING, checkpoint=None, finished_at=None)
+    label(10)
+    services.change_rule(project=project, open_pairs_wanted=0)
+    services.promote_checkpoint(project=project, checkpoint=make_checkpoint("another", project=project))
+    run = services.request_run(project=project, recipe=Recipe())
+    work = begin(run)
     services.roll_back(project=project)
-    finished_run.refresh_from_db()
-    assert (finished_run.state, finished_run.cancel_requested_at) == (Job.State.RUNNING, None)
-    TrainingRun.objects.update(state=Job.State.SUCCEEDED, checkpoint=candidate, finished_at=timezone.now())
+    run.refresh_from_db()
+    assert (run.state, run.cancel_requested_at) == (Job.State.RUNNING, None)
+    made = end(work)
+    assert made.run == run
     gates.turn_gates()
-    assert Gate.objects.get().current == policy
+    gate = Gate.objects.get()
+    assert (gate.candidate, gate.current) == (made, policy)
 
 
 def test_a_promotion_during_sampling_ends_the_old_batch_and_asks_the_new_policy(project, ask, candidate, policy):
