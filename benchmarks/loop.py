@@ -13,6 +13,7 @@ bootstrap over prompts.
 
     python benchmarks/loop.py --json
     python benchmarks/loop.py --rounds 1 --labels 40 --judging 24
+    python benchmarks/loop.py --arms random-posterior active-majority
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ from benchmarks.taste import annotators  # noqa: E402
 from benchmarks.timing import read_cores  # noqa: E402
 
 if TYPE_CHECKING:
-    from benchmarks.loop_arm import Arm
+    from collections.abc import Sequence
+
+    from benchmarks.loop_arm import Arm, Plan
     from training.models import Checkpoint
 
 TITLE = "How often the known taste prefers a policy’s answer to the SFT model’s"
+SLUGS = ("random-majority", "active-posterior", "random-posterior", "active-majority")
 STARTED = time.monotonic()
 
 
@@ -87,6 +91,14 @@ def parse() -> argparse.Namespace:
         default={"mode": "fast", "epochs": 2},
         help="what the recipes of both arms have in common, as JSON (default: %(default)s)",
     )
+    parser.add_argument(
+        "--arms",
+        nargs=2,
+        choices=SLUGS,
+        default=SLUGS[:2],
+        metavar="ARM",
+        help=f"two of {', '.join(SLUGS)} (default: the first two)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of votes and runs (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="a model directory (default: SmolLM2-135M-Instruct, from the index)")
     parser.add_argument("--plot", type=Path, help="write the plot, an SVG, to this file")
@@ -99,9 +111,10 @@ def go_round(folder: Path, model: Path, options: argparse.Namespace) -> dict[str
 
     subprocess.run([sys.executable, "manage.py", "collectstatic", "--noinput", "-v0"], cwd=ROOT, check=True)
     base = add_model(model)
-    passwords = make_people(annotators(options.label_noise))
+    plans = plans_of(options.arms)
+    passwords = make_people(annotators(options.label_noise), plans)
     with serving(folder, dict(os.environ)) as installation:
-        arms = enter(installation.url, passwords, options)
+        arms = enter(installation.url, passwords, plans, options)
         for arm in arms:
             arm.begin(asked_about(LABELLED_SUBJECTS), base)
         return Loop(arms, base, options).run()
@@ -122,27 +135,33 @@ def add_model(model: Path) -> Checkpoint:
     return Checkpoint.objects.get()
 
 
-def make_people(crowd: Any) -> dict[str, str]:
+def make_people(crowd: Any, plans: Sequence[Plan]) -> dict[str, str]:
     """Everybody's password, by name; the projects and who is what in them."""
     from django.contrib.auth.models import User
 
-    from benchmarks.loop_arm import PLANS
     from labeling.models import Membership
     from labeling.services import add_member, create_project
 
     roles = {"admin": Membership.Role.ADMIN} | {each.name: Membership.Role.ANNOTATOR for each in crowd}
     passwords = {name: secrets.token_urlsafe(12) for name in roles}
     users = {name: User.objects.create_user(name, password=password) for name, password in passwords.items()}
-    for plan in PLANS:
+    for plan in plans:
         project = create_project(name=plan.name.capitalize(), slug=plan.slug)
         for name, user in users.items():
             add_member(project=project, user=user, role=roles[name])
     return passwords
 
 
-def enter(url: str, passwords: dict[str, str], options: argparse.Namespace) -> list[Arm]:
+def plans_of(slugs: Sequence[str]) -> list[Plan]:
+    """Django must be set up."""
+    from benchmarks.loop_arm import PLANS
+
+    return [plan for slug in slugs for plan in PLANS if plan.slug == slug]
+
+
+def enter(url: str, passwords: dict[str, str], plans: Sequence[Plan], options: argparse.Namespace) -> list[Arm]:
     """Sign everybody in; the arms with their people at the door."""
-    from benchmarks.loop_arm import PLANS, Arm, Sizes
+    from benchmarks.loop_arm import Arm, Sizes
     from benchmarks.visitors import Visitor
 
     visitors = {name: Visitor(url) for name in passwords}
@@ -150,7 +169,7 @@ def enter(url: str, passwords: dict[str, str], options: argparse.Namespace) -> l
         visitor.sign_in(name, passwords[name])
     people = [(each, visitors[each.name]) for each in annotators(options.label_noise)]
     sizes = Sizes(options.labels, options.pairs, options.tokens)
-    return [Arm(plan, visitors["admin"], people, sizes, options.recipe) for plan in PLANS]
+    return [Arm(plan, visitors["admin"], people, sizes, options.recipe) for plan in plans]
 
 
 class Loop:
@@ -173,7 +192,7 @@ class Loop:
             for arm in self.arms:
                 self.train(arm, number)
         self.judge()
-        kept = ("rounds", "labels", "pairs", "tokens", "judging", "label_noise", "recipe", "seed")
+        kept = ("arms", "rounds", "labels", "pairs", "tokens", "judging", "label_noise", "recipe", "seed")
         return {
             "arms": self.rows,
             "sft": {"true_reward": round(reward(self.sft), 4), "mean_length": round(mean_length(self.sft), 1)},

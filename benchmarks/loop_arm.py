@@ -33,8 +33,11 @@ class Plan:
 
 
 PLANS = (
-    Plan("random order, majority", "majority", {"control_percent": 100}, {"label_noise": "none"}),
-    Plan("active order, posterior", "posterior", {}, {}),
+    Plan("random order, majority", "random-majority", {"control_percent": 100}, {"label_noise": "none"}),
+    Plan("active order, posterior", "active-posterior", {}, {}),
+    # What of a difference between these two is the order's, and what the weights'.
+    Plan("random order, posterior", "random-posterior", {"control_percent": 100}, {}),
+    Plan("active order, majority", "active-majority", {}, {"label_noise": "none"}),
 )
 
 

@@ -106,7 +106,11 @@ def measured(
 ) -> dict[str, Any]:
     usual = TrainJob(model, seed=options.seed, **options.recipe)
     steps = steps_of(len(triples), usual.epochs, usual.pairs_per_step)
-    job = replace(usual, learning_rate=usual_learning_rate(usual.method, usual.mode, steps) if rate is None else rate)
+    job = replace(
+        usual,
+        probe_tokens=options.tokens,
+        learning_rate=usual_learning_rate(usual.method, usual.mode, steps) if rate is None else rate,
+    )
     run_dir = Path(tempfile.mkdtemp(prefix="tiebreak-rates-"))
     (run_dir / "dataset.jsonl").write_text("".join(each.to_json() + "\n" for each in triples), encoding="utf-8")
     probes = [PromptLine(text, [{"role": "user", "content": text}]) for text in list(sft)[:HELD_OUT_PROMPTS]]

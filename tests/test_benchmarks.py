@@ -77,6 +77,22 @@ def test_learning_rates_are_compared_on_a_known_taste(tiny_model: Path) -> None:
     assert all(row["ci"][0] <= row["true_win_rate"] <= row["ci"][1] for row in report["rows"])
 
 
+def test_the_whole_loop_goes_round_in_both_arms(tiny_model: Path) -> None:
+    report = run(
+        *("loop", "--model", str(tiny_model), "--rounds", "1", "--labels", "12", "--pairs", "16", "--judging", "4"),
+        *("--tokens", "6"),
+    )
+    assert set(report["arms"]) == {"random order, majority", "active order, posterior"}
+    for rows in report["arms"].values():
+        (row,) = rows
+        assert (row["round"], row["labels"]) == (1, 12)
+        assert row["ci"][0] <= row["true_win_rate"] <= row["ci"][1]
+        assert row["kl"] >= 0
+        assert 0 < row["mean_length"] <= 6
+        assert 0.5 <= row["label_accuracy"] <= 1
+    assert [row["round"] for row in report["difference"]] == [1]
+
+
 def test_the_label_model_is_measured_against_majority() -> None:
     report = run("label_model", "--pairs", "300", "--annotators", "10", "--seeds", "3", "--votes", "2000")
     rows = {(row["crowd"], row["judgements"]): row for row in report["rows"]}

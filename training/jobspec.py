@@ -159,6 +159,7 @@ class TrainJob(JsonRecord):
     first: ModelRef | None = None  # the first SFT snapshot, to measure the drift from, where the reference is another
     first_is_reference: bool = True  # without ``first``; False: there is one, and nothing can be measured from it
     kl_first_budget: float = 40.0  # nats a response; a policy further away from the first one is flagged
+    probe_tokens: int = 128  # of a response to ``probes.jsonl`` at most
     cache_dir: str = ""  # what earlier runs on this machine have computed; empty: nothing is kept
     cache_mb: int = 20_000  # bound of that directory
     processes: int = 1  # accelerate processes, one a GPU; 0: one for every GPU

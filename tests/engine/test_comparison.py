@@ -25,12 +25,11 @@ def first(tmp_path: Path) -> ModelRef:
 
 
 @pytest.fixture
-def compared_run(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+def compared_run(train_run: MakeRun) -> MakeRun:
     """A training job with held-out pairs and prompts to compare policies on."""
-    monkeypatch.setattr(comparison, "SETTINGS", comparison.OnPolicySettings(max_new_tokens=12))
 
     def make(**fields: Any) -> Path:
-        run_dir = train_run([*map(triple, range(6)), triple(6, "held_out")], **fields)
+        run_dir = train_run([*map(triple, range(6)), triple(6, "held_out")], **{"probe_tokens": 12} | fields)
         lines = [question(number, f"Probe {number}?").to_json() + "\n" for number in range(PROMPTS)]
         (run_dir / "probes.jsonl").write_text("".join(lines))
         return run_dir

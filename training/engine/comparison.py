@@ -20,7 +20,6 @@ from training.engine.setting import Setting
 from training.jobspec import PromptLine, write_atomically
 
 PHASE = "comparing responses"
-SETTINGS = OnPolicySettings()
 LAYOUT = "before 1"  # to be counted up when the same inputs give other figures
 RESPONSES = "responses"  # of before.json: what ``after`` is compared with, prompt by prompt
 
@@ -49,7 +48,8 @@ def name_of(setting: Setting, prompts: list[list[int]]) -> bytes:
         reference_logps.content_hash(job.first) if job.first else "",
     )
     as_which = "first" if reference_is_first(setting) else "other"
-    numbers = [SETTINGS.seed, SETTINGS.max_new_tokens, SETTINGS.rows]
+    settings = settings_of(setting)
+    numbers = [settings.seed, settings.max_new_tokens, settings.rows]
     return key_of(LAYOUT, *VERSIONS, setting.compute.name, *policies, as_which, numbers, *prompts)
 
 
@@ -77,7 +77,7 @@ def after(setting: Setting, policy: PreTrainedModel | PeftModel, earlier: dict[s
         figures |= {name.replace("reference", "first"): figures[name] for name in list(figures) if "reference" in name}
     return {
         "prompts": figures["prompts"],
-        "max_new_tokens": SETTINGS.max_new_tokens,
+        "max_new_tokens": setting.job.probe_tokens,
         "before": earlier,
         "after": figures,
         "change": on_policy.change(outlines, on_policy.outlines(responses)),
@@ -95,7 +95,11 @@ def measure(
         return {"prompts": 0}, []
     setting.metrics.phase(PHASE)
     tick = setting.metrics.tick(PHASE)
-    return on_policy.measure(policy, others, setting.tokenizer, prompts, SETTINGS, setting.compute, tick)
+    return on_policy.measure(policy, others, setting.tokenizer, prompts, settings_of(setting), setting.compute, tick)
+
+
+def settings_of(setting: Setting) -> OnPolicySettings:
+    return OnPolicySettings(max_new_tokens=setting.job.probe_tokens)
 
 
 def probes(setting: Setting) -> list[list[int]]:

@@ -65,6 +65,12 @@ def step_of(state_dir: Path) -> int:
     return int(state_dir.name.removeprefix(PREFIX))
 
 
+MEASURED_OR_PRIVATE = (
+    *("threads", "cache_dir", "cache_mb", "base_name", "first", "first_is_reference", "kl_first_budget"),
+    "probe_tokens",
+)
+
+
 def job_identity(run_dir: Path, arithmetic: str) -> str:
     """sha256 over the job, its data and ``arithmetic`` (``Compute.name``): a state is good for nothing else.
 
@@ -72,7 +78,7 @@ def job_identity(run_dir: Path, arithmetic: str) -> str:
     run goes on after its data directory has moved.
     """
     job = json.loads((run_dir / "job.json").read_text(encoding="utf-8"))
-    for private in ("threads", "cache_dir", "cache_mb", "base_name", "first", "first_is_reference", "kl_first_budget"):
+    for private in MEASURED_OR_PRIVATE:
         job.pop(private, None)
     if not job.get("memory_bytes"):  # jobs of earlier versions do not have it
         job.pop("memory_bytes", None)

@@ -66,6 +66,7 @@ class Comparing(Work[Gate]):
             first=self._first(verified),
             seed=gate.seed,
             answers_only=gate.kind == Gate.Kind.WATCH,
+            max_new_tokens=min(CompareJob.max_new_tokens, decoding.max_new_tokens),
             asks_people=bool(gate.setting("asks_people")),
             temperature=decoding.temperature,
             top_p=decoding.top_p,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -14,10 +15,12 @@ from django.utils import timezone
 from labeling.models import Prompt
 from training import provenance, reference_choice, registry, store, taints
 from training.exceptions import JobFailed, LeaseLost, Rejected
+from training.execution.decoding import decoding_in_use
 from training.jobspec import (
     PromptLine,
     Result,
     TrainJob,
+    read_job,
     write_atomically,
     write_job,
 )
@@ -72,6 +75,7 @@ class Training(Work[TrainingRun]):
             reference=registry.weights_of(reference, verified),
             **self._first(verified),
             kl_first_budget=reference_choice.budget_of(self.job.project),
+            probe_tokens=self._probe_tokens(),
             seed=self.job.seed,
             base_name=root.public_name or root.name,
             cache_dir=str(settings.CACHE_DIR),
@@ -80,6 +84,12 @@ class Training(Work[TrainingRun]):
             device=settings.ENGINE_DEVICE,
             **for_engine(self.job.recipe),
         )
+
+    def _probe_tokens(self) -> int:
+        """As long as the project's pairs may be, and no longer than is worth the time; kept by a run that goes on."""
+        with suppress(FileNotFoundError):
+            return read_job(self.run_dir.path, TrainJob).probe_tokens
+        return min(TrainJob.probe_tokens, decoding_in_use(self.job.project).max_new_tokens)
 
     def _first(self, verified: registry.Verified) -> dict[str, Any]:
         """The first policy, to measure the drift from. It only measures, so a run does without a damaged one."""
