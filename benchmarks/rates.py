@@ -34,7 +34,7 @@ from training.jobspec import Completion, ModelRef, PromptLine, SampledPair, Trai
 from training.learning_rate import steps_of, usual_learning_rate  # noqa: E402
 
 HELD_OUT_PROMPTS = 12  # whose answers the run compares with the reference's, for its KL
-DOUBT = 0.22  # label noise of a pair with one vote, where nothing is known of who gave it
+DOUBT = 0.22  # of a pair with one vote, where nothing is known of who gave it
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
             rows.append(measured(model, votes[:labels], rate, sft, options))
             print(line(rows[-1]), flush=True)
     if options.json:
-        kept = ("tokens", "judging", "label_noise", "recipe", "seed")
+        kept = ("tokens", "judging", "label_noise", "doubt", "recipe", "seed")
         print(json.dumps({"rows": rows, "settings": {name: getattr(options, name) for name in kept}}))
 
 
@@ -67,6 +67,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="of an answer at most (default: %(default)s)")
     parser.add_argument("--judging", type=int, default=96, help="prompts that judge (default: %(default)s)")
     parser.add_argument("--label-noise", type=float, default=0.25, help="(default: %(default)s)")
+    parser.add_argument(
+        "--doubt", type=float, default=DOUBT, help="label noise that the triples carry; 0: none (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--model", type=Path, help="a model directory (default: SmolLM2-135M-Instruct, from the index)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
@@ -82,10 +85,14 @@ def voted(model: ModelRef, count: int, options: argparse.Namespace) -> list[Trip
     person = Annotator("one", options.label_noise)
     pairs = sampled(model, ids, options.tokens, options.seed)
     chance.shuffle(pairs)
-    return [triple(number, pair, ids[pair.prompt_id], person, chance) for number, pair in enumerate(pairs)][:count]
+    return [
+        triple(number, pair, ids[pair.prompt_id], person, options.doubt, chance) for number, pair in enumerate(pairs)
+    ][:count]
 
 
-def triple(number: int, pair: SampledPair, prompt: str, person: Annotator, chance: random.Random) -> TripleLine:
+def triple(
+    number: int, pair: SampledPair, prompt: str, person: Annotator, doubt: float, chance: random.Random
+) -> TripleLine:
     left, right = pair.responses
     chosen, rejected = (left, right) if person.vote(left.text, right.text, chance) == "left" else (right, left)
     return TripleLine(
@@ -96,7 +103,7 @@ def triple(number: int, pair: SampledPair, prompt: str, person: Annotator, chanc
         chosen=Completion(chosen.text, chosen.token_ids, chosen.finish_reason),
         rejected=Completion(rejected.text, rejected.token_ids, rejected.finish_reason),
         preference_ids=[number],
-        label_noise=min(DOUBT, person.label_noise),
+        label_noise=doubt,
         prompt_token_ids=pair.prompt_token_ids,
     )
 
@@ -106,11 +113,8 @@ def measured(
 ) -> dict[str, Any]:
     usual = TrainJob(model, seed=options.seed, **options.recipe)
     steps = steps_of(len(triples), usual.epochs, usual.pairs_per_step)
-    job = replace(
-        usual,
-        probe_tokens=options.tokens,
-        learning_rate=usual_learning_rate(usual.method, usual.mode, steps) if rate is None else rate,
-    )
+    known_rate = usual_learning_rate(usual.method, usual.mode, steps) if rate is None else rate
+    job = replace(usual, learning_rate=known_rate, probe_tokens=options.tokens)
     run_dir = Path(tempfile.mkdtemp(prefix="tiebreak-rates-"))
     (run_dir / "dataset.jsonl").write_text("".join(each.to_json() + "\n" for each in triples), encoding="utf-8")
     probes = [PromptLine(text, [{"role": "user", "content": text}]) for text in list(sft)[:HELD_OUT_PROMPTS]]

@@ -228,7 +228,7 @@ def test_a_promotion_while_pairs_are_written_stops_the_batch_and_the_new_policys
     after.tick()
     old, new = PairOrigin.objects.select_related("pair").order_by("pk")
     assert (old.policy.name, new.policy.name) == ("base", "better")
-    assert new.pair.priority > old.pair.priority
+    assert new.pair.slots.get().priority > old.pair.slots.get().priority
 
 
 @pytest.mark.parametrize("logps", [[], [-0.25], [-0.25, float("nan")], [-0.25, float("-inf")]])
