@@ -6,11 +6,12 @@
 the tenth decided vote on, and promises nothing of the kind. ``--runs`` courses a line, 15 % of the votes ties.
 
 *The whole gate*, by the very functions that the product decides with; ``--gates`` a line. Figures alone: 100 prompts
-with held-out labels and 200 answered ones, in which labels and judge see a fifth of the difference that people see.
-Figures, then people: there is no judge, so that people alone say what is better; the length is learnt from 300 ordinary
-votes, and once the test has spoken all is looked at after every vote, or every ``--every``. *Only longer*: equal at
-equal length, answers 1.6 times as long, and voters who take one of two equal responses in 69 % of the cases if it is
-twice as long.
+with held-out labels and 200 answered ones, in which labels and judge see a fifth of the difference that people see. The
+judge has learnt from the labels that the candidate was trained on, chance errors and all, and has an equal one win 56 %
+of the time; nobody learns from held-out labels. Figures, then people: there is no judge, so that people alone say what
+is better; the length is learnt from 300 ordinary votes, and once the test has spoken all is looked at after every vote,
+or every ``--every``. *Only longer*: equal at equal length, answers 1.6 times as long, and voters who take one of two
+equal responses in 69 % of the cases if it is twice as long.
 
 Intervals: Wilson at 95 % over courses.
 """
@@ -41,6 +42,7 @@ TIES = 0.15
 LEAST_PEEKED = 10
 ORDINARY, LABELLED, ANSWERED, CANARIES = 300, 100, 200, len(MUST_REFUSE)
 PEOPLE_TO_JUDGE = 0.2
+SHARED_ERRORS = 0.25  # logits that the judge gives a candidate for mistakes that both have learnt from the same labels
 Z = 1.96
 
 
@@ -229,10 +231,11 @@ def vote(world: World, number: int, rng: random.Random, *, compared: bool = True
 def measured(world: World, rng: random.Random, *, has_judge: bool) -> dict[str, Any]:
     """A report as the engine writes it, of a candidate that is as the world has it and nothing else."""
     seen = sigmoid(PEOPLE_TO_JUDGE * world.identity)
-    liked = sigmoid(PEOPLE_TO_JUDGE * world.identity + world.length * world.longer)
+    judged = PEOPLE_TO_JUDGE * world.identity + SHARED_ERRORS
+    liked = sigmoid(judged + world.length * world.longer)
     raw = [float(rng.random() < liked) for _ in range(ANSWERED)]
     mean, half = normal(raw)
-    for_length = liked - seen
+    for_length = liked - sigmoid(judged)
     right = [(rng.random() < seen + 0.05) - (rng.random() < 0.55) for _ in range(LABELLED)]
     difference, wide = normal([float(one) for one in right])
     grown, by = 100 * (2**world.longer - 1), rng.gauss(0, 2)

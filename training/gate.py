@@ -3,9 +3,14 @@
 Rules. A candidate is **rejected** where something is worse for sure, **promoted** only where something is better for
 sure and everything that guards was measured and passed, and **held** otherwise, with what would decide it.
 
-* *Evidence* without people: accuracy on held-out preferences, and the judge's win rate at equal length. Each counts
-  where its 95 % interval lies on one side of "no difference", so an equal candidate is promoted by the first with 2.5 %
-  and by the second with 2.5 %: at most 5 % together, and rejected by them with at most 5 % as well.
+* *Evidence* without people: accuracy on held-out preferences, which nobody learns from. It counts where its 95 %
+  interval lies on one side of "no difference", so an equal candidate is promoted with 2.5 %, and rejected by it with
+  2.5 %.
+* *The judge's* win rate at equal length is no evidence for a candidate: the judge is fitted to the labels that the
+  candidate was trained on. Chance errors of these move both the same way, the more the more directions there are to
+  err in, so that an equal candidate has it above one half for sure; the interval covers the choice of prompts and of
+  labels, and not what the two share. Below one half for sure it rejects. That is 2.5 % of equal candidates where the
+  current policy has learnt none of these labels, and more where it has learnt more of their errors than the candidate.
 * Where people are asked they alone are the evidence: the sequential test, at 5 % however often it is looked at, **and**
   the interval at equal length must both say that the candidate is better. An equal candidate is promoted with at most
   5 %, by the test alone. The figures can still reject before anybody is asked.
@@ -15,7 +20,8 @@ sure and everything that guards was measured and passed, and **held** otherwise,
   Where the figure itself is beyond the tolerance and the interval is not, it is too poorly measured to promote.
 * What is longer and judged better, but not at equal length, where more than half of its lead goes, is only longer:
   rejected. Labels may reward length, and then accuracy on them does too; so a candidate that is longer for sure is not
-  promoted for that accuracy alone.
+  promoted for that accuracy alone: the judge has to prefer it at equal length as well. What is said of the judge above
+  makes that the weaker condition; it can only take promotions away.
 """
 
 from __future__ import annotations
@@ -33,7 +39,11 @@ ROUNDING = 1e-9
 FUTILE_AFTER = 100  # votes: what is liked for its length alone is not asked about further
 
 CheckOutcome = Literal["pass", "fail", "unsure", "not_measured"]
-EVIDENCE = ("held_out", "win_rate")
+EVIDENCE, JUDGE = "held_out", "win_rate"
+JUDGE_ALONE = (
+    "Only the judge prefers the candidate, and that is not enough: it has learnt from the labels that the candidate "
+    "was trained on, so it may prefer what both have learnt from the same mistakes."
+)
 LONGER_TOO = (
     "Its answers have become longer as well, and the labels may reward that. Its win rate at equal length would "
     "tell, or people."
@@ -97,13 +107,18 @@ def decide_measured(
         return Decision("reject", checks, failed)
     if asks_people:
         return Decision("", checks, ["Nothing is worse for sure, so people are asked."])
-    better = {check.name: check.words for check in checks if check.better}
-    if not better:
-        return Decision("hold", checks, [_nothing_better(checks), *_doubts(checks)])
+    by_name = {check.name: check for check in checks}
+    evidence, judge = by_name[EVIDENCE], by_name[JUDGE]
     doubts = _doubts(checks)
-    if "win_rate" not in better and _is_longer(_part(_part(report, "on_policy"), "change")):
-        doubts.append(LONGER_TOO)
-    return _promoted_unless(doubts, checks, list(better.values()))
+    if not evidence.better:
+        return Decision("hold", checks, [_nothing_better(evidence, judge), *doubts])
+    better = [evidence.words]
+    if _is_longer(_part(_part(report, "on_policy"), "change")):
+        if judge.outcome == "pass":
+            better.append(judge.words)
+        else:
+            doubts.append(LONGER_TOO)
+    return _promoted_unless(doubts, checks, better)
 
 
 def measured_checks(report: dict[str, Any], *, kl_first_budget: float, is_tainted: bool = False) -> list[Check]:
@@ -123,13 +138,13 @@ def _held_out(figures: dict[str, Any]) -> Check:
     title, value, interval = "Held-out preferences", figures.get("difference"), _interval(figures, "difference")
     if value is None or interval is None:
         words = "There are no preferences on held-out prompts to compare the two policies by."
-        return Check("held_out", title, "not_measured", words, figures)
+        return Check(EVIDENCE, title, "not_measured", words, figures)
     said = (
         f"it is right on {_percent(figures.get('candidate_accuracy'))} of the held-out preferences and the current "
         f"policy on {_percent(figures.get('current_accuracy'))}: {_points(value)} points (95 % interval "
         f"{_points(interval[0])} to {_points(interval[1])}, {figures.get('prompts', 0)} prompts)."
     )
-    return _evidence("held_out", title, interval, 0.0, figures, said)
+    return _evidence(EVIDENCE, title, interval, 0.0, figures, said)
 
 
 def _win_rate(figures: dict[str, Any], judge: dict[str, Any], change: dict[str, Any]) -> Check:
@@ -139,9 +154,9 @@ def _win_rate(figures: dict[str, Any], judge: dict[str, Any], change: dict[str, 
         words = (
             "The judge made of the project's labels is not right more often than chance, so its verdict is left out."
         )
-        return Check("win_rate", title, "not_measured", words, figures | {"judge": judge})
+        return Check(JUDGE, title, "not_measured", words, figures | {"judge": judge})
     if value is None or interval is None:
-        return Check("win_rate", title, "not_measured", "No win rate was measured.", figures)
+        return Check(JUDGE, title, "not_measured", "No win rate was measured.", figures)
     raw = _interval(figures, "raw")
     is_better_as_it_is = raw is not None and raw[0] > 0.5 >= interval[0]
     if is_better_as_it_is and _is_for_length(figures["raw"], value) and _is_longer(change) and _enough(figures):
@@ -149,25 +164,29 @@ def _win_rate(figures: dict[str, Any], judge: dict[str, Any], change: dict[str, 
             f"The candidate is longer, and preferred for that more than for anything else: the judge has it win "
             f"{_percent(figures['raw'])} of the time, and {_percent(value)} at equal length ({_range(interval)})."
         )
-        return Check("win_rate", title, "fail", words, figures)
+        return Check(JUDGE, title, "fail", words, figures)
     said = (
         f"at equal length the judge has it win {_percent(value)} of the time (95 % interval {_range(interval)}, "
         f"{figures.get('prompts', 0)} prompts)."
     )
-    return _evidence("win_rate", title, interval, 0.5, figures, said)
+    return _evidence(JUDGE, title, interval, 0.5, figures, said)
 
 
 def _evidence(
     name: str, title: str, interval: tuple[float, float], even: float, figures: dict[str, Any], said: str
 ) -> Check:
-    """A figure that can say which policy is better. ``said`` is the end of a sentence."""
+    """A figure that can say that the candidate is worse and, if it is the evidence, that it is better.
+
+    ``said`` is the end of a sentence.
+    """
     if not _enough(figures):
         words = f"Fewer than {LEAST_PROMPTS} prompts, which is too few to go by: {said}"
         return Check(name, title, "unsure", words, figures)
     if interval[1] < even:
         return Check(name, title, "fail", f"The candidate is worse: {said}", figures)
     if interval[0] > even:
-        return Check(name, title, "pass", f"The candidate is better: {said}", figures, better=True)
+        shown = "The candidate is better" if name == EVIDENCE else "The candidate is preferred"
+        return Check(name, title, "pass", f"{shown}: {said}", figures, better=name == EVIDENCE)
     return Check(name, title, "unsure", f"No difference was shown: {said}", figures)
 
 
@@ -337,8 +356,11 @@ def _promoted_unless(doubts: list[str], checks: list[Check], better: list[str]) 
     return Decision("promote", checks, better)
 
 
-def _nothing_better(checks: Iterable[Check]) -> str:
-    said = " ".join(check.words for check in checks if check.name in EVIDENCE)
+def _nothing_better(evidence: Check, judge: Check) -> str:
+    """Why it is held, and what would decide it."""
+    said = f"{evidence.words} {judge.words}"
+    if judge.outcome == "pass":
+        return f"{JUDGE_ALONE} {said} More held-out preferences would decide, or people: let them be asked."
     return f"Nothing shows that the candidate is better. {said} Let people be asked, or collect more held-out labels."
 
 

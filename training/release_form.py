@@ -26,8 +26,9 @@ class ReleaseRuleForm(forms.ModelForm):  # type: ignore[type-arg]
         help_texts = {
             "compares": "Held-out preferences, answers to held-out prompts and refusals, candidate against policy. A "
             "checkpoint can be compared by hand whatever this says.",
-            "decides": "The gate promotes by itself only what is better for sure and passes every check. It rejects by "
-            "itself either way; an admin can promote any checkpoint at any time.",
+            "decides": "The gate promotes by itself only what held-out preferences or people show to be better for "
+            "sure, if it passes every check. It rejects by itself either way; an admin can promote any checkpoint at "
+            "any time.",
             "asks_people": "Blind pairs on held-out prompts among the others, one answer by each of the two. Votes are "
             "tested after every one of them, so asking ends as soon as they tell.",
             "most_votes": "Where 60 of 100 decided votes are for the candidate, 300 show it in four of five "

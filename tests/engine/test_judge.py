@@ -102,6 +102,37 @@ def test_a_better_candidate_of_the_same_length_wins_either_way() -> None:
     assert figures["prompts"] == 200
 
 
+def test_an_equal_candidate_that_learnt_the_same_mistakes_is_preferred_for_sure() -> None:
+    """Which is why the judge promotes nothing.
+
+    People have a taste in two directions of a hundred; in the others their labels are chance. The candidate's answers
+    are as good as any and have moved along what the labels happen to say in those others. The judge is right about the
+    taste, so it is believed; a judge that the same people taught by other labels has nothing for the candidate.
+    """
+    wide, generator = 100, np.random.default_rng(15)
+    taste = np.pad(TASTE[:2], (0, wide - 2))
+
+    def drawn(pairs: int) -> Pairs:
+        names = [f"prompt {number // 2}" for number in range(pairs)]
+        return Pairs(generator.normal(size=(pairs, wide)), generator.normal(0, 30, size=pairs).round(), names)
+
+    def taught_by_people(seed: int) -> judge.Judge:
+        shown = drawn(400)
+        found = judge.fit(labelled(shown, shown.states @ taste, seed))
+        assert found is not None
+        return found
+
+    same, others = taught_by_people(16), taught_by_people(17)
+    mistakes = np.where(taste == 0, same.pairs.states.mean(axis=0), 0)
+    plain = drawn(300)
+    answers = Pairs(plain.states + mistakes / np.linalg.norm(mistakes), plain.tokens, plain.prompts)
+    unseen = drawn(200)
+    assert judge.describe(same, same.pairs, labelled(unseen, unseen.states @ taste))["usable"]
+    assert judge.win_rate(same, answers)["length_controlled_interval"][0] > 0.5
+    low, high = judge.win_rate(others, answers)["length_controlled_interval"]
+    assert low < 0.5 < high
+
+
 def test_identical_answers_are_won_by_half_of_each() -> None:
     found = taught(by_taste)
     same = Pairs(np.zeros((8, WIDTH)), np.zeros(8), [str(number) for number in range(8)])

@@ -27,7 +27,7 @@ from training.jobspec import (
     TrainJob,
     write_job,
 )
-from training.models import Checkpoint, Gate, Job, Promotion, TrainingRun
+from training.models import Checkpoint, Gate, GatePair, Job, Promotion, TrainingRun
 from training.rundir import LineReader, RunDir
 from training.snapshots import judgements, write_lines
 from training.supervision import Work
@@ -96,9 +96,16 @@ class Comparing(Work[Gate]):
                 yield PromptLine(str(pk), prompts[pk].messages)
 
     def _write_triples(self, first: ModelRef | None) -> None:
-        """Those of now, not those that the candidate was trained on: the judge may know more than it."""
+        """Those of now, not those that the candidate was trained on: the judge may know more than it.
+
+        Without the pairs of gates, this one's or another's. The two policies that are compared wrote them, and how many
+        there are was decided by what they said; an interval that is meant for so many, whatever they say, does not hold
+        on them. A candidate that is compared again would be measured twice by the same votes.
+        """
         known = (first.adapter_hash or first.base_hash) if first else ""
-        rows = judgements(self.job.project, reference_hash=known or None)
+        of_gates = set(GatePair.objects.filter(gate__project=self.job.project).values_list("pair_id", flat=True))
+        found = judgements(self.job.project, reference_hash=known or None)
+        rows = (row for row in found if row.pair_id not in of_gates)
         write_lines(self.run_dir.dataset, map(as_line, derive_triples(rows, TripleCounts())))
 
     def tick(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from labeling.models import Prompt, Withdrawal
 from tests.training.gates.steps import measure, turned
-from tests.training.gates.test_decision import BETTER_WINS, report
+from tests.training.gates.test_decision import BETTER_HELD_OUT, report
 from training import card_figures, current_card, gates, loop, reference_choice, services, store
 from training.exceptions import Rejected
 from training.execution import Comparing
@@ -93,7 +93,7 @@ def test_a_run_is_not_compared_where_the_rule_does_not_want_it_or_it_is_long_ago
 
 
 def test_the_gate_promotes_by_itself_and_says_why(project, ask, candidate):
-    gate = turned(ask(report(**BETTER_WINS), decides="gate"))
+    gate = turned(ask(report(**BETTER_HELD_OUT), decides="gate"))
     promotion = Promotion.objects.get(gate=gate)
     assert services.current_policy(project) == candidate
     assert (gate.stage, gate.outcome) == ("decided", "promote")
@@ -103,7 +103,7 @@ def test_the_gate_promotes_by_itself_and_says_why(project, ask, candidate):
 
 
 def test_an_admin_is_waited_for_and_decides(project, ask, candidate, project_admin):
-    gate = turned(ask(report(**BETTER_WINS)))
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
     assert (gate.stage, gate.outcome) == ("waiting", "promote")
     assert services.current_policy(project) != candidate
     promotion = gates.admin_decides(gate=gate, verdict="promote", by=project_admin, reason="It reads well.")
@@ -116,7 +116,7 @@ def test_an_admin_is_waited_for_and_decides(project, ask, candidate, project_adm
 
 
 def test_an_admin_may_say_no_to_what_the_gate_would_promote(project, ask, candidate, project_admin):
-    gate = turned(ask(report(**BETTER_WINS)))
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
     assert gates.admin_decides(gate=gate, verdict="reject", by=project_admin, reason="Too flowery.") is None
     gate.refresh_from_db()
     assert (gate.stage, gate.outcome) == ("decided", "reject")
@@ -142,13 +142,13 @@ def test_what_is_worse_is_rejected_before_anybody_is_asked(ask):
 def test_withdrawn_labels_hold_a_candidate(project, ask, candidate, annotator):
     withdrawal = Withdrawal.objects.create(project=project, kind="annotator", annotator=annotator)
     Taint.objects.create(checkpoint=candidate, withdrawal=withdrawal, preferences=3)
-    gate = turned(ask(report(**BETTER_WINS), decides="gate"))
+    gate = turned(ask(report(**BETTER_HELD_OUT), decides="gate"))
     assert (gate.stage, gate.outcome) == ("decided", "hold")
     assert any("withdrawn" in reason for reason in gate.reasons)
 
 
 def test_a_damaged_candidate_is_never_promoted(project, ask, candidate, policy):
-    gate = ask(report(**BETTER_WINS), decides="gate")
+    gate = ask(report(**BETTER_HELD_OUT), decides="gate")
     (store.checkpoint_dir(candidate.uuid) / "model.safetensors").write_bytes(b"other bytes")
     turned(gate)
     assert services.current_policy(project) == policy
@@ -158,7 +158,7 @@ def test_a_damaged_candidate_is_never_promoted(project, ask, candidate, policy):
 
 
 def test_an_admin_is_told_of_damage_and_the_gate_waits_on(ask, candidate, project_admin):
-    gate = turned(ask(report(**BETTER_WINS)))
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
     (store.checkpoint_dir(candidate.uuid) / "model.safetensors").unlink()
     with pytest.raises(Rejected):
         gates.admin_decides(gate=gate, verdict="promote", by=project_admin)
@@ -183,7 +183,7 @@ def test_a_failed_measurement_holds_and_can_be_started_again(project, candidate,
 
 
 def test_what_a_person_promotes_against_the_gate_is_no_pass_of_the_gate(project, ask, candidate, project_admin):
-    gate = turned(ask(report(**BETTER_WINS, canaries=None)))
+    gate = turned(ask(report(**BETTER_HELD_OUT, canaries=None)))
     assert (gate.stage, gate.outcome, gate.advice) == ("waiting", "hold", "hold")
     gates.admin_decides(gate=gate, verdict="promote", by=project_admin)
     gate.refresh_from_db()
@@ -195,7 +195,7 @@ def test_what_a_person_promotes_against_the_gate_is_no_pass_of_the_gate(project,
 
 
 def test_what_a_person_promotes_with_the_gate_is_one(project, ask, candidate, project_admin):
-    gate = turned(ask(report(**BETTER_WINS)))
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
     gates.admin_decides(gate=gate, verdict="promote", by=project_admin)
     LoopRule.objects.filter(project=project).update(reference=LoopRule.Reference.PROMOTED)
     assert "Gate 1 passed it" in reference_choice.choose(project).reason

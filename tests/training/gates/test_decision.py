@@ -61,7 +61,7 @@ EQUAL: dict[str, Any] = {
     },
 }
 BETTER_HELD_OUT = {"held_out.difference": 0.12, "held_out.difference_interval": [0.03, 0.21]}
-BETTER_WINS = {"win_rate.length_controlled": 0.62, "win_rate.length_controlled_interval": [0.54, 0.7]}
+PREFERRED = {"win_rate.length_controlled": 0.62, "win_rate.length_controlled_interval": [0.54, 0.7]}
 NEAR_BUDGET = {"on_policy.candidate.kl_first": 42.0, "on_policy.candidate.kl_first_interval": [38.0, 46.0]}
 LONGER = {"on_policy.change.mean_tokens": 40.0, "on_policy.change.mean_tokens_interval": [30.0, 50.0]}
 
@@ -99,11 +99,21 @@ def test_an_equal_candidate_is_held_and_told_what_would_decide():
     assert "Let people be asked" in decision.reasons[0]
 
 
-@pytest.mark.parametrize("better", [BETTER_HELD_OUT, BETTER_WINS], ids=["held-out", "win rate"])
-def test_either_evidence_promotes(better):
-    decision = decide(report(**better))
+def test_held_out_preferences_promote():
+    decision = decide(report(**BETTER_HELD_OUT))
     assert decision.outcome == "promote"
     assert decision.reasons[0].startswith("The candidate is better: ")
+
+
+@pytest.mark.parametrize("held_out", [{}, {"held_out": None}], ids=["no difference", "none"])
+def test_the_judge_alone_promotes_nothing(held_out):
+    """It has learnt from the candidate's labels: see ``test_an_equal_candidate_that_learnt_...`` of the judge."""
+    decision = decide(report(**PREFERRED, **held_out))
+    assert decision.outcome == "hold"
+    assert outcomes(decision)["win_rate"] == "pass"
+    assert "Only the judge prefers the candidate, and that is not enough" in decision.reasons[0]
+    assert "More held-out preferences would decide, or people" in decision.reasons[0]
+    assert not any(check.better for check in decision.checks)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +135,7 @@ def test_either_evidence_promotes(better):
 )
 @pytest.mark.parametrize("asks_people", [False, True])
 def test_what_is_worse_for_sure_rejects_whatever_else_is_better(worse, name, asks_people):
-    better = BETTER_WINS if name != "win_rate" else BETTER_HELD_OUT
-    decision = decide(report(**(better | worse)), asks_people=asks_people)
+    decision = decide(report(**(PREFERRED | BETTER_HELD_OUT | worse)), asks_people=asks_people)
     assert decision.outcome == "reject"
     assert outcomes(decision)[name] == "fail"
     assert len(decision.reasons) == 1
@@ -147,7 +156,7 @@ def test_what_is_worse_for_sure_rejects_whatever_else_is_better(worse, name, ask
     ],
 )  # fmt: skip
 def test_a_guard_in_doubt_holds_what_is_better(doubt, name, outcome):
-    decision = decide(report(**(BETTER_WINS | doubt)))
+    decision = decide(report(**(BETTER_HELD_OUT | doubt)))
     assert decision.outcome == "hold"
     assert outcomes(decision)[name] == outcome
     assert decision.reasons[0].startswith("The candidate is better")
@@ -159,20 +168,21 @@ def test_one_prompt_alone_is_no_doubt_and_two_are(lost, outcome):
     """Of sixteen one is more than five points."""
     share = -lost / 16
     figures = {"prompts": 16, "change": share, "change_interval": [share - 0.12, min(0.0, share + 0.12)]}
-    told = report(**BETTER_WINS, **{f"canaries.must_answer.{name}": value for name, value in figures.items()})
+    told = report(**BETTER_HELD_OUT, **{f"canaries.must_answer.{name}": value for name, value in figures.items()})
     assert outcomes(decide(told))["must_answer"] == outcome
 
 
 def test_a_small_loss_of_a_guard_is_within_its_tolerance():
     told = report(
-        **BETTER_WINS, **{"canaries.must_refuse.change_interval": [-0.04, -0.02], "canaries.must_refuse.change": -0.03}
+        **BETTER_HELD_OUT,
+        **{"canaries.must_refuse.change_interval": [-0.04, -0.02], "canaries.must_refuse.change": -0.03},
     )
     assert decide(told).outcome == "promote"
 
 
 def test_few_prompts_are_no_evidence_for_or_against():
     few = {"held_out.prompts": 12, "win_rate.prompts": 12}
-    assert decide(report(**BETTER_HELD_OUT, **BETTER_WINS, **few)).outcome == "hold"
+    assert decide(report(**BETTER_HELD_OUT, **PREFERRED, **few)).outcome == "hold"
     worse = {"held_out.difference": -0.3, "held_out.difference_interval": [-0.5, -0.1]}
     assert decide(report(**worse, **few)).outcome == "hold"
 
@@ -183,7 +193,9 @@ def test_what_the_judge_prefers_for_its_length_is_rejected():
     assert decision.outcome == "reject"
     assert "preferred for that more than for anything else" in decision.reasons[0]
     assert decide(report(**liked)).outcome == "hold", "it is not longer, so it may be chance"
-    assert decide(report(**liked, **LONGER, **BETTER_WINS)).outcome == "promote", "it is better at equal length as well"
+    both = decide(report(**BETTER_HELD_OUT, **liked, **LONGER, **PREFERRED))
+    assert both.outcome == "promote", "it is preferred at equal length as well"
+    assert "at equal length the judge has it win" in both.reasons[1]
 
 
 def test_held_out_accuracy_alone_does_not_promote_what_became_longer():
@@ -193,13 +205,13 @@ def test_held_out_accuracy_alone_does_not_promote_what_became_longer():
 
 
 def test_a_judge_that_knows_nothing_is_not_asked():
-    decision = decide(report(**BETTER_WINS, **{"judge.usable": False}))
+    decision = decide(report(**PREFERRED, **{"judge.usable": False}))
     assert outcomes(decision)["win_rate"] == "not_measured"
     assert decision.outcome == "hold"
 
 
 def test_withdrawn_labels_hold_the_best_candidate():
-    decision = decide(report(**BETTER_WINS, **BETTER_HELD_OUT), is_tainted=True)
+    decision = decide(report(**PREFERRED, **BETTER_HELD_OUT), is_tainted=True)
     assert decision.outcome == "hold"
     assert any("withdrawn" in reason for reason in decision.reasons)
 
@@ -211,11 +223,11 @@ def test_an_empty_report_is_held_and_says_that_nothing_was_measured():
 
 
 def test_where_people_are_asked_figures_alone_do_not_promote():
-    assert decide(report(**BETTER_WINS), asks_people=True).outcome == ""
+    assert decide(report(**BETTER_HELD_OUT), asks_people=True).outcome == ""
 
 
 def test_checks_are_plain_data_with_words():
-    for check in decide(report(**BETTER_WINS)).checks_as_json:
+    for check in decide(report(**BETTER_HELD_OUT)).checks_as_json:
         assert set(check) == {"name", "title", "outcome", "words", "figures"}
         assert check["words"].endswith(".")
 

@@ -103,6 +103,19 @@ def test_the_labels_of_now_go_along_with_their_weights_and_nothing_is_frozen(pre
     assert not project.snapshots.exists()
 
 
+def test_the_votes_of_a_gate_are_nothing_that_the_next_one_compares_by(prepared, label, judge, annotator):
+    """They were given until they told enough, on pairs that the two policies themselves have written."""
+    ordinary = label(2, held_out=True)
+    before = prepared(asks_people=True)
+    _answered(before)
+    before.publish(Result(ok=True, details=REPORT))
+    for asked in GatePair.objects.select_related("pair")[:5]:
+        judge(asked.pair, annotator, asked.candidate_side)
+    Gate.objects.update(stage=Gate.Stage.DECIDED)
+    triples = _lines(prepared(asks_people=True).run_dir.dataset, TripleLine)
+    assert sorted(line.pair_id for line in triples) == sorted(str(pair.pk) for pair in ordinary)
+
+
 def test_the_canaries_go_along(prepared):
     lines = _lines(prepared().run_dir.canaries, CanaryLine)
     assert [line.expected for line in lines] == ["refuse"] * 16 + ["answer"] * 16

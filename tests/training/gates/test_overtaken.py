@@ -9,7 +9,7 @@ import pytest
 from labeling.models import Withdrawal
 from tests.threads import at_once
 from tests.training.gates.steps import open_places, turned
-from tests.training.gates.test_decision import BETTER_WINS, report
+from tests.training.gates.test_decision import BETTER_HELD_OUT, report
 from tests.training.tiny_runs import begin, end
 from training import gates, services
 from training.exceptions import Rejected
@@ -72,7 +72,7 @@ def test_a_rollback_during_a_run_leaves_the_run_and_its_gate_compares_with_what_
 
 def test_a_promotion_during_sampling_ends_the_old_batch_and_asks_the_new_policy(project, ask, candidate, policy):
     batch = services.request_samples(project=project, pairs=3)
-    gate = ask(report(**BETTER_WINS), decides="gate")
+    gate = ask(report(**BETTER_HELD_OUT), decides="gate")
     LoopRule.objects.update(open_pairs_wanted=4)
     turned(gate)
     batch.refresh_from_db()
@@ -81,7 +81,7 @@ def test_a_promotion_during_sampling_ends_the_old_batch_and_asks_the_new_policy(
 
 
 def test_a_gate_that_waits_when_another_policy_comes_is_not_acted_on(project, ask, make_checkpoint, project_admin):
-    gate = turned(ask(report(**BETTER_WINS)))
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
     stale = Gate.objects.get(pk=gate.pk)
     another = make_checkpoint("another", project=project)
     services.promote_checkpoint(project=project, checkpoint=another)
@@ -91,7 +91,7 @@ def test_a_gate_that_waits_when_another_policy_comes_is_not_acted_on(project, as
 
 
 def test_a_scheduler_that_has_read_a_gate_before_another_decided_does_nothing(ask, project):
-    gate = ask(report(**BETTER_WINS), decides="gate")
+    gate = ask(report(**BETTER_HELD_OUT), decides="gate")
     first = Gate.objects.select_related("project").get(pk=gate.pk)
     second = Gate.objects.select_related("project").get(pk=gate.pk)
     gates.settle(first)
@@ -138,7 +138,7 @@ def test_labels_that_are_withdrawn_before_the_act_hold_the_candidate(
         Taint.objects.create(checkpoint=candidate, withdrawal=withdrawal, preferences=1)
 
     monkeypatch.setattr(services.registry, "weights_of", withdraw)
-    gate = turned(ask(report(**BETTER_WINS), decides="gate"))
+    gate = turned(ask(report(**BETTER_HELD_OUT), decides="gate"))
     assert services.current_policy(project) == policy
     assert (gate.stage, gate.outcome) == ("decided", "hold")
     assert "withdrawn meanwhile" in gate.reasons[0]
