@@ -323,6 +323,8 @@ def _act(gate: Gate, values: dict[str, Any], reason: str, by: Requester = None) 
             raise _Settled(f"{gate} was decided meanwhile. Reload the page to see how.")
         if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
             raise Rejected(stale)
+        if is_rollback:
+            services.way_back(gate.project, gate.candidate, gate.current)
 
     is_rollback = gate.kind == Gate.Kind.WATCH
     promotion = services.promote_checkpoint(

@@ -103,7 +103,7 @@ def _page(request: SignedInRequest, project: Project, found: Gate) -> dict[str, 
         "is_watch": found.kind == Gate.Kind.WATCH,
         "has_stopped": found.state in (Gate.State.FAILED, Gate.State.CANCELLED),
         "promotion": promotion,
-        "can_roll_back": is_policy and services.policy_before(project) is not None,
+        "before": services.policy_before(project) if is_policy else None,
         "verdict_form": VerdictForm(),
     }
 
