@@ -11,9 +11,9 @@ from django.db.models import Max
 from labeling import withdrawals
 from labeling.exceptions import LabelingError
 from labeling.models import Preference, Project, Prompt, Withdrawal
-from training import rebuilding, registry, services, taints
+from training import forecast, rebuilding, registry, services, taints
 from training.exceptions import Rejected
-from training.models import Checkpoint, Job, Promotion, Taint, TrainingRun
+from training.models import Checkpoint, DatasetSnapshot, Job, Promotion, Taint, TrainingRun
 from training.recipe import MEANT_EARLIER, Recipe
 from training.tasks import hint_on_commit
 
@@ -179,6 +179,7 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
         services.refuse_too_little(rebuilt.counts)
     except OSError as error:
         raise Rejected(f"The snapshot could not be written: {error.strerror or error}. Nothing was queued.") from error
+    expected = _expected(run, recipe, reference, snapshot)
     try:
         with transaction.atomic():
             services.lock(run.project)
@@ -192,6 +193,7 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
                 reference=reference,
                 reference_reason=why,
                 recipe=recipe,
+                forecast=expected,
                 seed=run.seed,
                 requested_by=by,
                 rebuild_of=run,
@@ -210,6 +212,17 @@ def _recipe(run: TrainingRun, reference: Checkpoint) -> dict[str, object]:
     recipe = services.continued(Recipe.from_dict(MEANT_EARLIER | run.recipe), reference)
     services.refuse_impossible(recipe, reference)
     return recipe.to_dict()
+
+
+def _expected(
+    run: TrainingRun, recipe: dict[str, object], reference: Checkpoint, snapshot: DatasetSnapshot
+) -> dict[str, object]:
+    """Nothing where the recipe is one that no new run could have: it is made again all the same."""
+    try:
+        meant = Recipe.from_dict(MEANT_EARLIER | recipe)
+    except Rejected:
+        return {}
+    return forecast.of_rebuild(run.project, meant, reference, snapshot).to_dict()
 
 
 def _clean_reference(run: TrainingRun) -> tuple[Checkpoint, str]:

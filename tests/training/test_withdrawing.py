@@ -214,6 +214,7 @@ def test_a_rebuild_has_the_same_recipe_seed_and_reference_without_the_labels(pro
     again = request_rebuild(run=run, by=project_admin)
     assert (again.rebuild_of, again.recipe, again.seed, again.reference) == (run, run.recipe, 11, run.reference)
     assert "made of no label that was withdrawn" in again.reference_reason
+    assert again.forecast["reference"] == {"sampled": 0, "cached": 12, "forwards": 0}, "of its own triples"
     assert not can_rebuild(run), "it is being done"
     old, new = _lines(run.snapshot), _lines(again.snapshot)
     assert (len(old), len(new)) == (22, 12)
