@@ -163,6 +163,14 @@ def can_rebuild(run: TrainingRun) -> bool:
     return not alive.filter(created_at__gt=newest).exists()
 
 
+def runs_to_rebuild(project: Project) -> list[TrainingRun]:
+    """Runs whose checkpoints are marked and that were not made again since, in the order in which to do so: what the
+    first of them makes stands in where a later one was trained against the marked checkpoint."""
+    marked = TrainingRun.objects.filter(project=project, checkpoint__taints__isnull=False).distinct()
+    runs = marked.select_related("project", "snapshot", "reference", "checkpoint").order_by("number")
+    return [run for run in runs if can_rebuild(run)]
+
+
 def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
     """Queue the run once more without what was withdrawn: the same recipe and seed, and the same reference if it is
     still clean. The values of a reference that is the same come from the caches.
@@ -172,7 +180,7 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
     services.refuse_second_run(run.project)
     if not taints.reaching(run):
         raise Rejected(f"Nothing that {run} was made of has been withdrawn, so there is nothing to make again.")
-    reference, why = _clean_reference(run)
+    reference, why = clean_reference(run)
     recipe = _recipe(run, reference)
     try:
         snapshot, rebuilt = rebuilding.rebuild_snapshot(run, reference.content_hash)
@@ -225,7 +233,7 @@ def _expected(
     return forecast.of_rebuild(run.project, meant, reference, snapshot).to_dict()
 
 
-def _clean_reference(run: TrainingRun) -> tuple[Checkpoint, str]:
+def clean_reference(run: TrainingRun) -> tuple[Checkpoint, str]:
     """The run's reference, or what stands in for one that was made of withdrawn labels; and why, in a sentence."""
     reference = run.reference
     if not Taint.objects.filter(checkpoint=reference).exists():
