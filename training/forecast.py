@@ -8,7 +8,7 @@ kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -59,6 +59,14 @@ class Forecast:
             return None
         return self.reading + points * (self.seconds - self.reading)
 
+    def after_another(self) -> Forecast:
+        """Of a further run on the same pairs and reference: the first has left it the values, where any are kept."""
+        if not settings.CACHE_MB:
+            return self
+        values = self.reference
+        kept = ReferenceValues(values.sampled, values.cached + values.forwards)
+        return replace(self, reference=kept, reading=None if self.training is None else 0.0)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"seconds": self.seconds}
 
@@ -100,9 +108,23 @@ def of_run(project: Project, recipe: Recipe, reference: Checkpoint, snapshot: Da
     return expect(project, recipe, reference, snapshot.train_triples)
 
 
-def expect(project: Project, recipe: Recipe, reference: Checkpoint, train_triples: int) -> Forecast:
+def of_rebuild(project: Project, recipe: Recipe, reference: Checkpoint, snapshot: DatasetSnapshot) -> Forecast:
+    """The same of a snapshot that has nothing of what was judged since an earlier run."""
+    return expect(project, recipe, reference, snapshot.train_triples, snapshot.preferences.order_by())
+
+
+def expect(
+    project: Project,
+    recipe: Recipe,
+    reference: Checkpoint,
+    train_triples: int,
+    preferences: QuerySet[Preference] | None = None,
+) -> Forecast:
+    """``preferences``: those behind the triples; by default all that count now."""
     earlier = list(runs_like(project, recipe, reference))
-    values = reference_values(project, recipe, reference, earlier)
+    if preferences is None:
+        preferences = Preference.objects.counted().filter(project=project)
+    values = reference_values(preferences, recipe, reference, earlier)
     newest = next((one for one in earlier if one.pairs_per_second), None)
     if newest is None or newest.pairs_per_second is None:
         return Forecast(values)
@@ -140,13 +162,13 @@ def is_like(recipe: Recipe, run: TrainingRun) -> bool:
 
 
 def reference_values(
-    project: Project, recipe: Recipe, reference: Checkpoint, earlier: Sequence[Earlier]
+    preferences: QuerySet[Preference], recipe: Recipe, reference: Checkpoint, earlier: Sequence[Earlier]
 ) -> ReferenceValues:
-    """Of the triples of now, those whose values a sampler has kept, those that a run has read, and the rest."""
+    """Of the triples of ``preferences``, those whose values a sampler has kept, a run has read, and the rest."""
     same = [one.run.pk for one in earlier if one.run.reference.content_hash == reference.content_hash]
     read = Preference.snapshots.through.objects.filter(datasetsnapshot__runs__in=same if settings.CACHE_MB else [])
     sampled = _written_under(reference) if _takes_samples(recipe, earlier) else PairOrigin.objects.none()
-    pairs = _pairs(project, recipe.label_rule).annotate(
+    pairs = _pairs(preferences, recipe.label_rule).annotate(
         is_sampled=Exists(sampled.filter(pair=OuterRef("pair_id"))),
         is_read=Exists(read.filter(preference__pair=OuterRef("pair_id"))),
     )
@@ -155,9 +177,7 @@ def reference_values(
         sampled=Count("pair_id", filter=Q(is_sampled=True)),
         cached=Count("pair_id", filter=Q(is_sampled=False, is_read=True)),
     )
-    rewrites = Rewrite.objects.filter(
-        preference__in=Preference.objects.counted().filter(project=project, choice__in=[Choice.A, Choice.B])
-    )
+    rewrites = Rewrite.objects.filter(preference__in=preferences.filter(choice__in=[Choice.A, Choice.B]))
     written = rewrites.annotate(is_read=Exists(read.filter(preference=OuterRef("preference")))).aggregate(
         all=Count("pk"), cached=Count("pk", filter=Q(is_read=True))
     )
@@ -165,9 +185,9 @@ def reference_values(
     return ReferenceValues(counts["sampled"], cached, total - counts["sampled"] - cached)
 
 
-def _pairs(project: Project, rule: LabelRule) -> QuerySet[Any, Any]:
+def _pairs(preferences: QuerySet[Preference], rule: LabelRule) -> QuerySet[Any, Any]:
     """One row for each pair that gives a triple, to train on or held out."""
-    rows = tallies.by_pair(Preference.objects.counted().filter(project=project)).filter(tallies.is_judged())
+    rows = tallies.by_pair(preferences).filter(tallies.is_judged())
     gives = tallies.is_decided(rule)
     return rows.filter(gives | Q(is_held_out=False) if rule.ties == "half" else gives)
 

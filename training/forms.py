@@ -264,6 +264,13 @@ class PromoteForm(forms.Form):
     reason = forms.CharField(max_length=300, required=False)
 
 
+class RollBackForm(forms.Form):
+    """What the button that was pressed has named: the policy to leave, and the one that comes back."""
+
+    leaves = forms.UUIDField()
+    to = forms.UUIDField()
+
+
 class LoopRuleForm(forms.ModelForm):  # type: ignore[type-arg]
     """What happens by itself. Times are typed in one field, as people write them down."""
 

@@ -141,6 +141,13 @@ def _compare(run: TrainingRun, by: Requester = None) -> Gate | None:
     return request_gate(project=run.project, candidate=run.checkpoint, run=run, by=by)
 
 
+def can_start_again(gate: Gate, policy: Checkpoint | None) -> bool:
+    """Whether it was stopped, asks what is still the question, and the weights of both are there."""
+    is_there = gate.candidate.removed_at is None and gate.current.removed_at is None
+    has_stopped = gate.state in (Job.State.FAILED, Job.State.CANCELLED)
+    return has_stopped and is_there and not gate_pairs.why_stale(gate, policy)
+
+
 def start_again(*, gate: Gate) -> None:
     """Measure again what failed or was cancelled, with the same prompts and rule."""
     if reason := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
@@ -323,6 +330,8 @@ def _act(gate: Gate, values: dict[str, Any], reason: str, by: Requester = None) 
             raise _Settled(f"{gate} was decided meanwhile. Reload the page to see how.")
         if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
             raise Rejected(stale)
+        if is_rollback:
+            services.way_back(gate.project, gate.candidate, gate.current)
 
     is_rollback = gate.kind == Gate.Kind.WATCH
     promotion = services.promote_checkpoint(

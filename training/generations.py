@@ -72,7 +72,8 @@ def _gates(project: Project) -> dict[int, Gate]:
 
 
 def _generation(number: int, checkpoint: Checkpoint, gate: Gate | None) -> Generation:
-    """Those of its run are of the same prompts in every generation; those of a gate stand in where there are none."""
+    """As its run measured it, on the held-out pairs and prompts of that time, which are others in another generation:
+    pairs are judged and prompts imported meanwhile. Its gate's figures stand in where there are none."""
     held_out, wrote = _part(checkpoint.details, "held_out"), _part(checkpoint.details, "on_policy", "after")
     at_gate = _part(gate.report, "on_policy", "candidate") if gate else {}
     return Generation(

@@ -34,6 +34,11 @@ EMPTY_FOR = timedelta(minutes=2)
 MAX_EMAIL_TRIES = 6
 FIRST_RETRY = timedelta(minutes=1)
 EMAILS_AT_ONCE = 50
+# What a server that can be talked to says of one e-mail; it may take the next.
+NOT_TAKEN = (
+    *(smtplib.SMTPRecipientsRefused, smtplib.SMTPSenderRefused, smtplib.SMTPDataError),
+    smtplib.SMTPNotSupportedError,
+)
 
 
 @dataclass(frozen=True)
@@ -212,12 +217,23 @@ def send_due() -> int:
 
     Each is claimed by the time that it is due at, which is put off before it is sent: of two workers one sends it. A
     worker that dies in between leaves it to be sent again, so an e-mail may come twice and is never lost.
+
+    Where the server itself cannot be talked to, the round ends: each further e-mail might wait for it as long, on a
+    worker that has other things to do. They stay due.
     """
     due = Notice.objects.filter(email_due_at__lte=timezone.now()).select_related("user", "project")
-    return sum(_send(notice) for notice in due.order_by("email_due_at")[:EMAILS_AT_ONCE])
+    sent = 0
+    for notice in due.order_by("email_due_at")[:EMAILS_AT_ONCE]:
+        try:
+            sent += _send(notice)
+        except OSError as error:
+            log.warning("The mail server cannot be talked to, so e-mails wait for the next turn: %s", error)
+            break
+    return sent
 
 
 def _send(notice: Notice) -> bool:
+    """``OSError``, which those of smtplib are as well, where it is not for this one e-mail that the server is sorry."""
     again = timezone.now() + FIRST_RETRY * 4**notice.email_tries
     claimed = Notice.objects.filter(pk=notice.pk, email_due_at=notice.email_due_at).update(
         email_due_at=again if notice.email_tries + 1 < MAX_EMAIL_TRIES else None, email_tries=F("email_tries") + 1
@@ -226,7 +242,7 @@ def _send(notice: Notice) -> bool:
         return False
     try:
         _email(notice).send()
-    except (smtplib.SMTPException, OSError) as error:
+    except NOT_TAKEN as error:
         log.warning("The e-mail “%s” to %s was not taken: %s", notice.title, notice.user, error)
         return False
     Notice.objects.filter(pk=notice.pk).update(email_due_at=None, emailed_at=timezone.now())

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from labeling.models import Choice, Preference, Project
 from training.jobspec import TrainJob
 from training.label_effects import own_judgements
-from training.models import Checkpoint, Job, LabelEffect, LabelEffects, TrainingRun
+from training.models import Checkpoint, Job, LabelEffect, LabelEffects, Promotion, TrainingRun
 
 # Below half a point of a percentage nobody would see a difference in what is written.
 HARDLY = 0.005
@@ -50,6 +50,11 @@ class Move:
 def newest_effects(project: Project) -> LabelEffects | None:
     done = LabelEffects.objects.filter(project=project, state=Job.State.SUCCEEDED)
     return done.select_related("project", "promotion__checkpoint", "before").first()
+
+
+def is_past(effects: LabelEffects) -> bool:
+    """Whether the model has changed once more since: nobody has looked, or has come to the end of it."""
+    return Promotion.objects.filter(project=effects.project, pk__gt=effects.promotion_id).exists()
 
 
 def own_of(effects: LabelEffects, annotator_id: int) -> QuerySet[Preference]:

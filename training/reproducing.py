@@ -31,6 +31,10 @@ POLL_SECONDS = 0.5
 # What torch calls the instructions that it uses, and the flags that the kernel has for them.
 CPU_FLAGS = {"AVX2": ("avx2", "fma"), "AVX512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+# What is read of the manifest of a trained checkpoint, of each model that it names by hashes, and of each code.
+NEEDED = ("name", "snapshot.sha256", "engine.job.reference", "engine.job.first", "engine.code", "engine.machine")
+NEEDED_OF_MODEL = ("base", "adapter")
+NEEDED_OF_CODE = ("commit", "sources_sha256")
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,10 @@ def _check_consistent(manifest: dict[str, Any], what: str) -> None:
     try:
         files = [store.StoredFile(**file) for file in manifest["files"]]
         base_hash = manifest["base"]["content_hash"] if manifest["base"] else None
+        named = manifest["content_hash"]
     except (KeyError, TypeError) as error:
         raise Rejected(f"{what} does not list its files: {error!r}.") from error
-    if store.content_hash(files, base_hash) != manifest["content_hash"]:
+    if store.content_hash(files, base_hash) != named:
         raise Rejected(f"{what} was changed: its files are not those of the content hash that it names.")
     if "merged_from" in manifest:
         raise Rejected(f"{what} is of merged weights. Reproduce the adapter: {manifest['merged_from'][:12]}.")
@@ -104,6 +109,29 @@ def _check_consistent(manifest: dict[str, Any], what: str) -> None:
         raise Rejected(f"{what} is of a model that was added, not trained, so there is nothing to reproduce.")
     if not manifest.get("engine"):
         raise Rejected(f"{what} was written by an earlier version, which did not say all that its bytes follow from.")
+    if lacking := _lacking(manifest):
+        raise Rejected(f"{what} was changed: it lacks {', '.join(lacking)}.")
+
+
+def _lacking(manifest: dict[str, Any]) -> list[str]:
+    if lacking := [name for name in NEEDED if not _has(manifest, name)]:
+        return lacking
+    engine = manifest["engine"]
+    models = {name: engine["job"][name] for name in ("reference", "first") if engine["job"][name] is not None}
+    of_models = [
+        f"engine.job.{name}.{part}" for name in models for part in NEEDED_OF_MODEL if not _has(models[name], part)
+    ]
+    return of_models + [
+        f"engine.code.{part}" for code in engine["code"] for part in NEEDED_OF_CODE if not _has(code, part)
+    ]
+
+
+def _has(said: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(said, dict) or part not in said:
+            return False
+        said = said[part]
+    return True
 
 
 # What is needed

@@ -22,8 +22,8 @@ from django.db.models import Max, Q
 from django.utils import timezone
 
 from labeling.models import Project
-from training import services, store
-from training.exceptions import CheckpointDamaged
+from training import gate_pairs, services, store, withdrawing
+from training.exceptions import CheckpointDamaged, Rejected
 from training.models import (
     Checkpoint,
     CheckpointExport,
@@ -164,7 +164,8 @@ def _needed(project: Project, rule: RetentionRule, now: datetime) -> Iterator[tu
     yield from _policies(project)
     yield from _runs(project, now)
     yield from _jobs()
-    yield from _gates(project)
+    yield from _gates(project, now)
+    yield from _rebuilds(project)
     yield from _sweeps(project, now - timedelta(days=rule.keep_days))
     yield from _by_age(project, rule, now)
 
@@ -195,10 +196,25 @@ def _jobs() -> Iterator[tuple[int, str]]:
                 yield checkpoint.pk, words.format(job)
 
 
-def _gates(project: Project) -> Iterator[tuple[int, str]]:
+def _gates(project: Project, now: datetime) -> Iterator[tuple[int, str]]:
     for gate in Gate.objects.filter(project=project).exclude(stage=Gate.Stage.DECIDED):
         yield gate.candidate_id, f"{gate} has not decided about it yet."
         yield gate.current_id, f"{gate} compares with it."
+    policy = services.current_policy(project)
+    stopped = Gate.objects.filter(project=project, state__in=[Job.State.FAILED, Job.State.CANCELLED])
+    for gate in stopped.filter(finished_at__gte=now - RESUME_PERIOD).select_related("candidate", "current"):
+        if not gate_pairs.why_stale(gate, policy):
+            for checkpoint_id in (gate.candidate_id, gate.current_id):
+                yield checkpoint_id, f"{gate} can be started again, and measures it."
+
+
+def _rebuilds(project: Project) -> Iterator[tuple[int, str]]:
+    for run in withdrawing.runs_to_rebuild(project):
+        try:
+            reference, _ = withdrawing.clean_reference(run)
+        except Rejected:
+            continue  # it cannot be made again before another is
+        yield reference.pk, f"{run} can be made again without what was withdrawn, and trains from it."
 
 
 def _sweeps(project: Project, since: datetime) -> Iterator[tuple[int, str]]:

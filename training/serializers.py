@@ -92,7 +92,9 @@ class RunSerializer(serializers.ModelSerializer[TrainingRun]):
 
 class NewRunSerializer(serializers.Serializer[Any]):
     recipe = serializers.DictField(required=False, help_text=f"Any of {', '.join(Recipe().to_dict())}.")
-    reference = serializers.UUIDField(required=False, help_text="A checkpoint; the project's first policy by default.")
+    reference = serializers.UUIDField(
+        required=False, help_text="A checkpoint; by default the one that the project's rule names."
+    )
     seed = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
 
 

@@ -82,7 +82,7 @@ def promote_checkpoint(
     reason: str = "",
     is_rollback: bool = False,
     gate: Gate | None = None,
-    claim: Callable[[], None] | None = None,
+    claim: Callable[[], object] | None = None,
 ) -> Promotion:
     """Make the checkpoint the project's policy and ask it for new pairs.
 
@@ -123,15 +123,46 @@ def _promote(promotion: Promotion) -> Promotion:
     return promotion
 
 
-def roll_back(*, project: Project, by: Requester = None, reason: str = "") -> Promotion:
-    """Promote the policy before the current one, as a new row. Rolling back twice goes two policies back."""
+def roll_back(
+    *,
+    project: Project,
+    leaves: Checkpoint | None = None,
+    to: Checkpoint | None = None,
+    by: Requester = None,
+    reason: str = "",
+) -> Promotion:
+    """Promote the policy before the current one, as a new row. Rolling back twice goes two policies back.
+
+    ``leaves`` and ``to``: the policy that goes and the one that comes back, as whoever asks has seen them; by default
+    those of this moment. ``Rejected``, and nothing happens, where they are others once nobody else can promote.
+    """
+    leaves, to = way_back(project, leaves, to)  # early: the weights of what comes back are read before the lock
+    return promote_checkpoint(
+        project=project,
+        checkpoint=to,
+        by=by,
+        reason=reason or "Rolled back",
+        is_rollback=True,
+        claim=lambda: way_back(project, leaves, to),
+    )
+
+
+def way_back(
+    project: Project, leaves: Checkpoint | None = None, to: Checkpoint | None = None
+) -> tuple[Checkpoint, Checkpoint]:
+    """The policy and the one before it; ``Rejected`` if there are none, or they are not ``leaves`` and ``to``."""
     policy, earlier = current_policy(project), policy_before(project)
     if policy is None:
         raise Rejected("Nothing was promoted yet.")
+    if leaves not in (None, policy):
+        raise Rejected(f"{leaves} is not the policy any more: that is {policy} now. Nothing was rolled back.")
     if earlier is None:
         raise Rejected(f"{policy} is the first policy; there is nothing to roll back to.")
-    reason = reason or "Rolled back"
-    return promote_checkpoint(project=project, checkpoint=earlier, by=by, reason=reason, is_rollback=True)
+    if to not in (None, earlier):
+        raise Rejected(
+            f"The policy before {policy} is {earlier} and not {to}. Nothing was rolled back: {policy} is the policy."
+        )
+    return policy, earlier
 
 
 def policy_before(project: Project) -> Checkpoint | None:
@@ -219,7 +250,7 @@ def request_run(
     """
     recipe.check()
     refuse_second_run(project)
-    reference, reason = _reference_for(project, reference, by)
+    reference, reason = reference_for(project, reference, by)
     recipe = continued(recipe, reference)
     refuse_impossible(recipe, reference)
     snapshot = freeze(project, recipe, reference)
@@ -252,15 +283,15 @@ def request_run(
     return run
 
 
-def _reference_for(project: Project, chosen: Checkpoint | None, by: Requester) -> tuple[Checkpoint, str]:
-    """The reference of a run, and in one sentence why it is that one."""
+def reference_for(project: Project, chosen: Checkpoint | None, by: Requester) -> tuple[Checkpoint, str]:
+    """The reference of a run or a sweep, and in one sentence why it is that one; ``Rejected`` if there is none."""
     choice = reference_choice.choose(project)
     if chosen is None and choice is None:
         raise Rejected("The project has no reference model yet. Add a model and promote it first.")
     if choice is not None and chosen in (None, choice.checkpoint):
         return choice
     assert chosen is not None
-    return chosen, f"Chosen by {by.get_username()}." if by else "Named in the request for the run."
+    return chosen, f"Chosen by {by.get_username()}." if by else "Named in the request."
 
 
 def freeze(project: Project, recipe: Recipe, reference: Checkpoint) -> DatasetSnapshot:

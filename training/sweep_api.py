@@ -81,7 +81,9 @@ class NewSweepSerializer(serializers.Serializer[Any]):
     betas = serializers.ListField(child=serializers.FloatField(), default=list(sweeps.USUAL_BETAS))
     learning_rates = serializers.ListField(child=serializers.FloatField(), default=list)
     recipe = serializers.DictField(required=False, help_text="What the runs have in common, as of a run.")
-    reference = serializers.UUIDField(required=False, help_text="A checkpoint; the project's first policy by default.")
+    reference = serializers.UUIDField(
+        required=False, help_text="A checkpoint; by default the one that the project's rule names."
+    )
     seed = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
 
 

@@ -13,8 +13,9 @@ from django.db.models import Max
 from django.utils import timezone
 
 from labeling.models import Project
-from training import gates, registry, services
+from training import forecast, gates, registry, services
 from training.exceptions import Rejected
+from training.forecast import Forecast
 from training.models import Checkpoint, Job, Sweep, TrainingRun, new_seed
 from training.recipe import Recipe
 from training.services import Requester
@@ -44,14 +45,13 @@ def request_sweep(
     """
     recipes = grid(recipe, betas, learning_rates)
     services.refuse_second_run(project)
-    reference = reference or services.default_reference(project)
-    if reference is None:
-        raise Rejected("The project has no reference model yet. Add a model and promote it first.")
+    reference, reason = services.reference_for(project, reference, by)
     recipes = [services.continued(one, reference) for one in recipes]
     services.refuse_impossible(recipes[0], reference)
     snapshot = services.freeze(project, recipes[0], reference)
     common = in_common(recipes[0])
     recipes = [one.settled(snapshot.train_triples) for one in recipes]
+    expected = forecast.of_run(project, recipes[0], reference, snapshot)
     with transaction.atomic():
         services.lock(project)
         registry.refuse_removed(reference)
@@ -64,7 +64,8 @@ def request_sweep(
             recipe=common,
             requested_by=by,
         )
-        _queue(sweep, recipes, new_seed() if seed is None else seed, by)
+        alike = {"seed": new_seed() if seed is None else seed, "reference_reason": reason, "requested_by": by}
+        _queue(sweep, recipes, expected, alike)
         services.move_watermark(snapshot)
     return sweep
 
@@ -101,7 +102,8 @@ def _next_number(project: Project) -> int:
     return int(Sweep.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0) + 1
 
 
-def _queue(sweep: Sweep, recipes: Sequence[Recipe], seed: int, by: Requester) -> None:
+def _queue(sweep: Sweep, recipes: Sequence[Recipe], expected: Forecast, alike: dict[str, Any]) -> None:
+    """``expected`` of the first run. ``alike``: fields that are the same of all."""
     first = services.next_number(sweep.project)
     for number, recipe in enumerate(recipes, start=first):
         run = TrainingRun.objects.create(
@@ -110,9 +112,9 @@ def _queue(sweep: Sweep, recipes: Sequence[Recipe], seed: int, by: Requester) ->
             snapshot=sweep.snapshot,
             reference=sweep.reference,
             recipe=recipe.to_dict(),
-            seed=seed,
+            forecast=(expected if number == first else expected.after_another()).to_dict(),
             sweep=sweep,
-            requested_by=by,
+            **alike,
         )
         hint_on_commit(run)
 

@@ -11,9 +11,9 @@ from django.db.models import Max
 from labeling import withdrawals
 from labeling.exceptions import LabelingError
 from labeling.models import Preference, Project, Prompt, Withdrawal
-from training import rebuilding, registry, services, taints
+from training import forecast, rebuilding, registry, services, taints
 from training.exceptions import Rejected
-from training.models import Checkpoint, Job, Promotion, Taint, TrainingRun
+from training.models import Checkpoint, DatasetSnapshot, Job, Promotion, Taint, TrainingRun
 from training.recipe import MEANT_EARLIER, Recipe
 from training.tasks import hint_on_commit
 
@@ -163,6 +163,14 @@ def can_rebuild(run: TrainingRun) -> bool:
     return not alive.filter(created_at__gt=newest).exists()
 
 
+def runs_to_rebuild(project: Project) -> list[TrainingRun]:
+    """Runs whose checkpoints are marked and that were not made again since, in the order in which to do so: what the
+    first of them makes stands in where a later one was trained against the marked checkpoint."""
+    marked = TrainingRun.objects.filter(project=project, checkpoint__taints__isnull=False).distinct()
+    runs = marked.select_related("project", "snapshot", "reference", "checkpoint").order_by("number")
+    return [run for run in runs if can_rebuild(run)]
+
+
 def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
     """Queue the run once more without what was withdrawn: the same recipe and seed, and the same reference if it is
     still clean. The values of a reference that is the same come from the caches.
@@ -172,13 +180,14 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
     services.refuse_second_run(run.project)
     if not taints.reaching(run):
         raise Rejected(f"Nothing that {run} was made of has been withdrawn, so there is nothing to make again.")
-    reference, why = _clean_reference(run)
+    reference, why = clean_reference(run)
     recipe = _recipe(run, reference)
     try:
         snapshot, rebuilt = rebuilding.rebuild_snapshot(run, reference.content_hash)
         services.refuse_too_little(rebuilt.counts)
     except OSError as error:
         raise Rejected(f"The snapshot could not be written: {error.strerror or error}. Nothing was queued.") from error
+    expected = _expected(run, recipe, reference, snapshot)
     try:
         with transaction.atomic():
             services.lock(run.project)
@@ -192,6 +201,7 @@ def request_rebuild(*, run: TrainingRun, by: User | None = None) -> TrainingRun:
                 reference=reference,
                 reference_reason=why,
                 recipe=recipe,
+                forecast=expected,
                 seed=run.seed,
                 requested_by=by,
                 rebuild_of=run,
@@ -212,7 +222,18 @@ def _recipe(run: TrainingRun, reference: Checkpoint) -> dict[str, object]:
     return recipe.to_dict()
 
 
-def _clean_reference(run: TrainingRun) -> tuple[Checkpoint, str]:
+def _expected(
+    run: TrainingRun, recipe: dict[str, object], reference: Checkpoint, snapshot: DatasetSnapshot
+) -> dict[str, object]:
+    """Nothing where the recipe is one that no new run could have: it is made again all the same."""
+    try:
+        meant = Recipe.from_dict(MEANT_EARLIER | recipe)
+    except Rejected:
+        return {}
+    return forecast.of_rebuild(run.project, meant, reference, snapshot).to_dict()
+
+
+def clean_reference(run: TrainingRun) -> tuple[Checkpoint, str]:
     """The run's reference, or what stands in for one that was made of withdrawn labels; and why, in a sentence."""
     reference = run.reference
     if not Taint.objects.filter(checkpoint=reference).exists():

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from labeling.models import Preference
 from training import forecast, services
 from training.forecast import ReferenceValues
 from training.models import Checkpoint, Job, PairOrigin, TrainingRun
@@ -45,7 +46,8 @@ def _request(project, **values) -> TrainingRun:
 
 def _values(project, reference: Checkpoint, **values) -> ReferenceValues:
     recipe = Recipe(**values)
-    return forecast.reference_values(project, recipe, reference, list(forecast.runs_like(project, recipe, reference)))
+    earlier = list(forecast.runs_like(project, recipe, reference))
+    return forecast.reference_values(Preference.objects.counted().filter(project=project), recipe, reference, earlier)
 
 
 def _origin(pair, policy, **logps) -> None:

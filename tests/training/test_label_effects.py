@@ -280,6 +280,37 @@ def test_it_says_that_a_rollback_is_a_step_back_and_when_it_is_still_being_found
     assert "What it answers to this" not in text, "there is no answer"
 
 
+@pytest.mark.parametrize("why", ["failed", "cancelled", "turned off", "rolled back", "under way"])
+def test_of_a_later_change_that_was_not_looked_at_it_is_not_said_that_the_model_now_prefers(
+    project, label, measured, annotator, page, make_checkpoint, better, why
+):
+    towards, away, hardly = label(1)[0], label(1)[0], label(1)[0]
+    measured({towards: (-5.0, 5.0), away: (5.0, -5.0), hardly: (1.0, 1.01)})
+    assert "The model now prefers" in page(annotator)
+    if why in ("turned off", "rolled back"):
+        services.change_rule(project=project, effects_per_person=0)
+    if why == "rolled back":
+        services.roll_back(project=project)
+    else:
+        latest = make_checkpoint("latest", project=project, kind="dpo", parent=better, base=better)
+        services.promote_checkpoint(project=project, checkpoint=latest)
+    if why in ("failed", "cancelled"):
+        LabelEffects.objects.filter(state=Job.State.QUEUED).update(state=why)
+    text = page(annotator)
+    assert "The model now prefers" not in text
+    assert "The model prefers" not in text
+    assert ("what that changed was not looked at" in text) == (why != "under way")
+    assert ("What that changed is being found out" in text) == (why == "under way")
+    for share in ("more than before", "less than before"):
+        assert f"After that change the model preferred the one you chose <strong>{share}</strong>: from" in text
+    assert "After that change the model preferred the one you chose about as much as before:" in text
+    assert "What it answered to this" in text
+    german = page(annotator, **{"Accept-Language": "de"})
+    assert "Das Modell hat sich seitdem noch einmal geändert" in german
+    assert "Nach dieser Änderung bevorzugte das Modell die von Ihnen gewählte Antwort" in german
+    assert "jetzt" not in german.split("</h1>")[1].split("</main>")[0]
+
+
 def test_while_the_first_is_being_found_out_the_page_says_so(label, promote, annotator, page):
     label(1)
     promote()

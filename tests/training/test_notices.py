@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import smtplib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 from django.core import mail
+from django.core.mail import EmailMessage
+from django.core.mail.backends.base import BaseEmailBackend
 from django.utils import timezone
 
 from labeling import queue
@@ -235,6 +238,63 @@ def test_a_mail_server_that_is_down_is_asked_again_later_and_not_for_ever(
     assert waits[-1] is None, "given up"
     assert all(later > earlier for earlier, later in pairwise(waits[:-1]))
     assert Notice.objects.get().email_tries == notices.MAX_EMAIL_TRIES
+
+
+class _Server(BaseEmailBackend):
+    """In place of a mail server: raises what there is to raise, and knows how often it was asked."""
+
+    raises: Exception | None = None
+    asked: ClassVar[list[str]] = []
+
+    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
+        self.asked.append(email_messages[0].subject)
+        if self.raises:
+            raise self.raises
+        return 1
+
+
+@pytest.fixture
+def three_due(failed_run, project_admin, mail_server, settings, monkeypatch) -> type[_Server]:
+    settings.EMAIL_BACKEND = f"{__name__}._Server"
+    monkeypatch.setattr(_Server, "asked", [])
+    type(project_admin).objects.update(email="admin@example.org")
+    for number in range(3):
+        Notice.objects.create(
+            user=project_admin,
+            project=failed_run.project,
+            key=f"{number}",
+            title=f"{number}",
+            email_due_at=timezone.now(),
+        )
+    return _Server
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError("timed out"),
+        ConnectionRefusedError("refused"),
+        smtplib.SMTPServerDisconnected("gone"),
+        smtplib.SMTPConnectError(421, "later"),
+        smtplib.SMTPAuthenticationError(535, "who?"),
+    ],
+)
+def test_a_mail_server_that_cannot_be_talked_to_is_asked_once_a_round(three_due, monkeypatch, error):
+    monkeypatch.setattr(three_due, "raises", error)
+    for tried in (1, 2):
+        assert notices.send_due() == 0
+        assert len(three_due.asked) == tried
+    assert sorted(Notice.objects.values_list("email_tries", flat=True)) == [0, 1, 1]
+    monkeypatch.setattr(three_due, "raises", None)
+    assert notices.send_due() == 1, "the others have their time"
+
+
+def test_an_e_mail_that_is_not_taken_stops_no_other(three_due, monkeypatch):
+    refusal = smtplib.SMTPRecipientsRefused({"admin@example.org": (550, b"unknown")})
+    monkeypatch.setattr(three_due, "raises", refusal)
+    assert notices.send_due() == 0
+    assert len(three_due.asked) == 3
+    assert list(Notice.objects.values_list("email_tries", flat=True)) == [1, 1, 1]
 
 
 def test_of_two_workers_one_sends(failed_run, project_admin, mail_server):

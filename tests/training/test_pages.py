@@ -19,7 +19,7 @@ from training.command_line import _progress_line
 from training.forms import TrainForm
 from training.jobspec import StepMetrics
 from training.learning_rate import HIGHEST, OF_FULL
-from training.models import Checkpoint, CheckpointExport, Job, LoopRule, SampleBatch, TrainingRun
+from training.models import Checkpoint, CheckpointExport, Job, LoopRule, Promotion, SampleBatch, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
 
@@ -383,10 +383,20 @@ def test_promote_and_roll_back_from_the_page(client, url, project, policy, make_
     page = client.post(url("promote", uuid=better.uuid), {"reason": "reads better"}, follow=True).content.decode()
     assert "is the policy now" in page
     assert services.current_policy(project) == better
-    client.post(url("roll-back"))
-    assert services.current_policy(project) == policy
     listed = client.get(url("checkpoints")).content.decode()
-    assert "reads better" in listed
+    assert f"Roll back to {policy.name}<" in listed
+    there_and_back = {"leaves": better.uuid, "to": policy.uuid}
+    for value in there_and_back.values():
+        assert f'value="{value}"' in listed
+    page = client.post(url("roll-back"), there_and_back, follow=True).content.decode()
+    assert f"{policy.name} is the policy again" in page
+    assert services.current_policy(project) == policy
+    assert "reads better" in page
+    assert 'id="roll-back"' not in page, "there is no policy before the first one"
+    twice = client.post(url("roll-back"), there_and_back, follow=True).content.decode()
+    assert f"better is not the policy any more: that is {policy.name} now." in twice
+    assert "from which policy to which" in client.post(url("roll-back"), follow=True).content.decode()
+    assert Promotion.objects.filter(is_rollback=True).count() == 1
 
 
 def test_a_damaged_checkpoint_is_refused_on_the_page(client, url, project, policy, make_checkpoint):

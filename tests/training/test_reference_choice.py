@@ -183,7 +183,7 @@ def test_a_person_who_chooses_another_is_named(project, policy, make_checkpoint,
     assert same.reference_reason.startswith("The project’s first policy, as its rule says")
     TrainingRun.objects.update(state="succeeded")
     unnamed = services.request_run(project=project, recipe=Recipe(), reference=other)
-    assert unnamed.reference_reason == "Named in the request for the run."
+    assert unnamed.reference_reason == "Named in the request."
 
 
 def test_the_distance_to_the_first_policy_is_measured_against_the_projects_budget(

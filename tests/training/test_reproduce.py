@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -24,6 +26,14 @@ def _reproduce(*arguments: str, **options) -> str:
     said = StringIO()
     call_command("reproduce", *arguments, stdout=said, no_color=True, **options)
     return said.getvalue()
+
+
+def _status(*arguments: str) -> int:
+    try:
+        assert "the same bytes" in _reproduce(*arguments)
+    except CommandError as refusal:
+        return refusal.returncode
+    return 0
 
 
 @pytest.fixture
@@ -151,6 +161,45 @@ def test_a_manifest_that_contradicts_itself_is_refused_without_any_row(published
     Checkpoint.objects.filter(pk=published.pk).delete()
     with pytest.raises(Rejected, match=r"was changed|does not list its files|is no manifest"):
         reproducing.manifest_of_file(copy)
+
+
+def _without_one_key(said: Any) -> Iterator[tuple[str, Any]]:
+    """Every way to take one key out of it, however deep, with the way to that key."""
+    if isinstance(said, dict):
+        for name, value in said.items():
+            yield name, {other: said[other] for other in said if other != name}
+            yield from ((f"{name}.{way}", said | {name: less}) for way, less in _without_one_key(value))
+    elif isinstance(said, list):
+        for number, value in enumerate(said):
+            others = (said[:number], said[number + 1 :])
+            yield from ((f"{number}.{way}", [*others[0], less, *others[1]]) for way, less in _without_one_key(value))
+
+
+@pytest.mark.parametrize("has_first", [False, True])
+def test_a_manifest_without_any_one_of_its_keys_ends_in_a_sentence(published, engine, policy, data_dir, has_first):
+    """Also where nothing says that it was changed: the row that knows its hash is of another machine."""
+    said = json.loads(_manifest(published).read_text())
+    if has_first:
+        said["engine"]["job"]["first"] = {"base": policy.content_hash, "adapter": None}
+    Checkpoint.objects.filter(pk=published.pk).update(manifest_sha256="")
+    engine(Result(ok=True, details=DETAILS), **{"adapter_model.safetensors": f"adapter {published.run.uuid}"})
+    refused, copy = set(), data_dir / "copy.json"
+    for way, less in _without_one_key(said):
+        copy.write_text(json.dumps(less))
+        if status := _status("--manifest", str(copy)):
+            assert status == 2, way
+            refused.add(way)
+    of_first = {"engine.job.first.base", "engine.job.first.adapter"} if has_first else set()
+    assert refused == of_first | {
+        *("name", "content_hash", "files", "files.0.path", "files.0.size", "files.0.sha256", "base"),
+        *("base.content_hash", "recipe", "snapshot", "snapshot.sha256", "engine", "engine.code"),
+        *("engine.code.0.commit", "engine.code.0.sources_sha256", "engine.machine", "engine.job", "engine.job.seed"),
+        *("engine.job.reference", "engine.job.reference.base", "engine.job.reference.adapter", "engine.job.first"),
+    }
+    del said["engine"]["machine"], said["engine"]["code"]
+    copy.write_text(json.dumps(said))
+    with pytest.raises(CommandError, match=r"was changed: it lacks engine\.code, engine\.machine"):
+        _reproduce("--manifest", str(copy))
 
 
 def test_what_was_not_trained_here_and_what_an_earlier_version_wrote_are_refused(policy, published, data_dir):

@@ -179,6 +179,38 @@ def test_an_open_gate_keeps_its_two_and_a_decided_one_does_not(project, rule, ol
     assert {each.name for each in retention.clear(project, rule)} == {"candidate", "current"}
 
 
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_gate_that_can_be_started_again_keeps_its_candidate(
+    project, rule, policy, old, newest, state, sign_in, project_admin
+):
+    candidate = old("candidate")
+    newest()
+    stopped = {"state": state, "stage": Gate.Stage.DECIDED, "outcome": "hold", "finished_at": timezone.now()}
+    gate = _gate(project, candidate, policy, **stopped)
+    kept = {each.name: why for each, why in retention.preview(project, rule).kept}
+    assert kept["candidate"] == "Gate 1 can be started again, and measures it."
+    assert retention.clear(project, rule) == []
+    client, button = sign_in(project_admin), 'id="start-again"'
+    assert button in client.get(gate.get_absolute_url()).content.decode()
+    gates.start_again(gate=gate)
+    gate.refresh_from_db()
+    assert gate.is_active
+    Gate.objects.update(**stopped | {"finished_at": timezone.now() - timedelta(days=20)})
+    assert [each.name for each in retention.clear(project, rule)] == ["candidate"]
+    assert button not in client.get(gate.get_absolute_url()).content.decode(), "it would be refused"
+
+
+def test_a_gate_that_is_no_question_any_more_keeps_nothing(project, rule, policy, old, newest, sign_in, project_admin):
+    candidate = old("candidate")
+    newest()
+    gate = _gate(project, candidate, policy, state=Job.State.FAILED, stage="decided", finished_at=timezone.now())
+    services.promote_checkpoint(project=project, checkpoint=old("other"))
+    newest()
+    retention.clear(project, rule)
+    assert "candidate" in _gone(project)
+    assert 'id="start-again"' not in sign_in(project_admin).get(gate.get_absolute_url()).content.decode()
+
+
 @pytest.mark.parametrize("job", ["export", "gguf", "push", "side by side", "effects"])
 def test_a_job_that_reads_the_weights_keeps_them(project, rule, policy, old, newest, job, settings):
     settings.GGUF_CONVERTER = "convert"

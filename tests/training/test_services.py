@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from threading import Barrier
 
 import pytest
 from django.utils import timezone
 
 from labeling.models import Preference
+from tests.threads import at_once
 from tests.training.test_preflight import CONFIG
-from training import services, snapshots, store, sweeps
+from training import registry, services, snapshots, store, sweeps
 from training.exceptions import CheckpointDamaged, CheckpointRemoved, Rejected
 from training.models import (
     Checkpoint,
@@ -170,6 +172,71 @@ def test_rolling_back_twice_goes_two_policies_back(project, policy, make_checkpo
     services.promote_checkpoint(project=project, checkpoint=third)
     services.roll_back(project=project)
     assert services.current_policy(project) == policy
+
+
+@pytest.fixture
+def three(project, policy, make_checkpoint) -> list[Checkpoint]:
+    """Policies one behind the other, the last of them in force."""
+    made = [make_checkpoint(name, project=project) for name in ("second", "third")]
+    for checkpoint in made:
+        services.promote_checkpoint(project=project, checkpoint=checkpoint)
+    return [policy, *made]
+
+
+def test_the_same_rollback_asked_for_twice_goes_one_policy_back(project, three):
+    _, second, third = three
+    services.roll_back(project=project, leaves=third, to=second)
+    with pytest.raises(Rejected, match=r"third is not the policy any more: that is second now\. Nothing"):
+        services.roll_back(project=project, leaves=third, to=second)
+    assert services.current_policy(project) == second
+    assert Promotion.objects.filter(is_rollback=True).count() == 1
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_what_was_promoted_meanwhile_is_not_rolled_back(project, three, make_checkpoint, monkeypatch, is_named):
+    """Also if it comes while the bytes of what is to come back are read, which takes minutes of a large model."""
+    _, second, third = three
+    fourth, weights_of = make_checkpoint("fourth", project=project), registry.weights_of
+
+    def slow(checkpoint):
+        if checkpoint == second:
+            services.promote_checkpoint(project=project, checkpoint=fourth)
+        return weights_of(checkpoint)
+
+    monkeypatch.setattr(registry, "weights_of", slow)
+    with pytest.raises(Rejected, match="third is not the policy any more: that is fourth now"):
+        services.roll_back(project=project, **({"leaves": third, "to": second} if is_named else {}))
+    assert services.current_policy(project) == fourth
+    assert not Promotion.objects.filter(is_rollback=True).exists()
+
+
+def test_a_rollback_to_another_than_the_policy_before_is_refused(project, three):
+    first, second, third = three
+    with pytest.raises(Rejected, match=r"The policy before third is second and not base\. .* third is the policy"):
+        services.roll_back(project=project, leaves=third, to=first)
+    services.promote_checkpoint(project=project, checkpoint=second)
+    with pytest.raises(Rejected, match="The policy before second is third and not base"):
+        services.roll_back(project=project, leaves=second, to=first)
+    assert services.current_policy(project) == second
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_named", [True, False])
+def test_two_rollbacks_at_once_go_one_policy_back(project, three, is_named):
+    _, second, third = three
+    asked = {"leaves": third, "to": second} if is_named else {}
+    read = Barrier(2)
+
+    def both_have_looked(checkpoint):
+        read.wait(timeout=20)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "weights_of", both_have_looked)
+        errors = at_once(*[lambda: services.roll_back(project=project, **asked)] * 2)
+    assert [str(error) for error in errors] == [
+        "third is not the policy any more: that is second now. Nothing was rolled back."
+    ]
+    assert services.current_policy(project) == second
 
 
 def test_promotions_that_make_no_sense_are_refused(project, policy, make_checkpoint):

@@ -11,6 +11,7 @@ from django.utils import timezone
 from labeling.models import Prompt
 from training import gates, loop, services, sweeps, tasks
 from training.exceptions import Rejected
+from training.forecast import Forecast, ReferenceValues
 from training.frontier import read_frontier
 from training.models import Checkpoint, DatasetSnapshot, Gate, Job, LoopRule, Sweep, TrainingRun
 from training.recipe import Recipe
@@ -73,6 +74,41 @@ def test_every_run_has_the_same_inputs(
     assert common == {tuple(sorted(sweep.recipe.items()))}
     assert (sweep.number, sweep.reference, DatasetSnapshot.objects.count()) == (1, policy, 1)
     assert len(callbacks) == 4
+
+
+def test_every_run_says_why_it_has_its_reference_and_what_is_expected_of_it(request_sweep, make_checkpoint, policy):
+    from training.execution.runs import _lineage
+    from training.jobspec import Result
+
+    first, second, third = _runs(request_sweep())
+    for run in (first, second, third):
+        assert run.reference_reason == services.reference_for(run.project, None, None)[1]
+        assert run.reference_reason.startswith("The project’s first policy, as its rule says")
+        assert _lineage(run, Result(ok=True))["reference"]["reason"] == run.reference_reason
+    assert first.forecast["reference"] == {"sampled": 0, "cached": 0, "forwards": 10}
+    assert second.forecast == third.forecast
+    assert second.forecast["reference"] == {"sampled": 0, "cached": 10, "forwards": 0}, "the first has read them"
+
+
+def test_a_reference_that_somebody_chose_for_a_sweep_is_said_to_be_chosen(
+    request_sweep, make_checkpoint, project, project_admin, sign_in
+):
+    other = make_checkpoint("other", project=project)
+    sweep = request_sweep(reference=other, by=project_admin)
+    assert {run.reference_reason for run in _runs(sweep)} == {f"Chosen by {project_admin.username}."}
+    page = sign_in(project_admin).get(sweep.get_absolute_url()).content.decode()
+    assert f"Chosen by {project_admin.username}." in page
+
+
+def test_a_further_run_takes_the_time_of_the_first_without_its_reading(settings):
+    first = Forecast(ReferenceValues(1, 2, 3), training=100.0, reading=30.0, others=5.0, run=1)
+    second = first.after_another()
+    assert (second.reference, second.seconds) == (ReferenceValues(1, 5, 0), 105.0)
+    assert first.seconds_of_sweep(2) == first.seconds + second.seconds
+    unknown = Forecast(ReferenceValues(forwards=3)).after_another()
+    assert (unknown.reference, unknown.seconds, unknown.reading) == (ReferenceValues(cached=3), None, None)
+    settings.CACHE_MB = 0
+    assert first.after_another() == first
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.urls import reverse
@@ -11,11 +12,22 @@ from django.utils import timezone
 from labeling import withdrawals
 from labeling.models import Pair, Preference, Withdrawal
 from tests.training.tiny_runs import RECIPE, begin, carry_out, end, tiny_policy
-from training import demonstrations, lineage, rebuilding, services, snapshots, store, sweeps, taints, withdrawing
+from training import (
+    demonstrations,
+    lineage,
+    rebuilding,
+    retention,
+    services,
+    snapshots,
+    store,
+    sweeps,
+    taints,
+    withdrawing,
+)
 from training.exceptions import CheckpointRemoved, LeaseLost, Rejected
 from training.execution import Sampling
 from training.jobspec import Result
-from training.models import Checkpoint, DatasetSnapshot, Job, Taint, TrainingRun
+from training.models import Checkpoint, DatasetSnapshot, Job, RetentionRule, Taint, TrainingRun
 from training.recipe import Recipe
 from training.rundir import RunDir
 from training.snapshots import judgements
@@ -214,6 +226,7 @@ def test_a_rebuild_has_the_same_recipe_seed_and_reference_without_the_labels(pro
     again = request_rebuild(run=run, by=project_admin)
     assert (again.rebuild_of, again.recipe, again.seed, again.reference) == (run, run.recipe, 11, run.reference)
     assert "made of no label that was withdrawn" in again.reference_reason
+    assert again.forecast["reference"] == {"sampled": 0, "cached": 12, "forwards": 0}, "of its own triples"
     assert not can_rebuild(run), "it is being done"
     old, new = _lines(run.snapshot), _lines(again.snapshot)
     assert (len(old), len(new)) == (22, 12)
@@ -226,6 +239,30 @@ def test_a_rebuild_has_the_same_recipe_seed_and_reference_without_the_labels(pro
     assert (again.snapshot.train_triples, again.snapshot.held_out_triples) == (11, 1)
     made = end(begin(again))
     assert lineage.taints_of(made) == []
+
+
+def test_what_a_run_to_make_again_trains_from_keeps_its_weights_until_it_is_made(
+    project, policy, labelled, annotator, make_checkpoint
+):
+    def later() -> None:
+        """Everything is old, and another is the newest."""
+        make_checkpoint(f"newest {Checkpoint.objects.count()}", project=project, kind="dpo", base=policy, parent=policy)
+        Checkpoint.objects.update(created_at=timezone.now() - timedelta(days=100))
+
+    rule = RetentionRule.objects.create(project=project, is_on=True, keep_last=1, keep_days=7)
+    reference = make_checkpoint("reference", project=project, kind="dpo", base=policy, parent=policy)
+    run = _next_run(project, reference)
+    made = end(begin(run))
+    later()
+    withdraw(project=project, target=annotator)
+    kept = dict(retention.preview(project, rule).kept)
+    assert kept[reference] == "Run 1 can be made again without what was withdrawn, and trains from it."
+    assert retention.clear(project, rule) == [made], "which nobody needs"
+    again = request_rebuild(run=run)
+    assert again.reference == reference
+    end(begin(again))
+    later()
+    assert reference in retention.clear(project, rule)
 
 
 def test_a_label_is_derived_again_by_the_rule_of_the_run(

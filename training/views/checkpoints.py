@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
 from django.http import HttpResponse
@@ -16,7 +17,7 @@ from labeling.models import Project
 from training import lineage, reference_choice, registry, services
 from training.exceptions import CheckpointDamaged
 from training.family import family_tree
-from training.forms import PromoteForm
+from training.forms import PromoteForm, RollBackForm
 from training.generations import read_generations
 from training.models import Checkpoint, Gate, Promotion, TrainingRun
 from training.outcome import read_outcome
@@ -38,6 +39,7 @@ def checkpoints(request: SignedInRequest, slug: str) -> HttpResponse:
         "left": left,
         "right": right,
         "promotions": Promotion.objects.filter(project=project).select_related("checkpoint", "promoted_by")[:20],
+        "before": services.policy_before(project),
     }
     return render(request, "training/checkpoints.html", context)
 
@@ -91,10 +93,16 @@ def promote(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
 @require_POST
 @login_required
 def roll_back(request: SignedInRequest, slug: str) -> HttpResponse:
+    """The policy that the page has named, and to the one that it has named: no other, whatever happened meanwhile."""
     project = project_or_404(request.user, slug, ADMINS)
+    form = RollBackForm(request.POST)
+    if not form.is_valid():
+        messages.error(request, "Nothing was rolled back: it was not said from which policy to which. Use the button.")
+        return redirect("training:checkpoints", slug=slug)
+    leaves, to = (checkpoint_or_404(project, form.cleaned_data[name]) for name in ("leaves", "to"))
     say(
         request,
-        lambda: services.roll_back(project=project, by=request.user),
-        "Rolled back. The earlier policy writes the next pairs.",
+        lambda: services.roll_back(project=project, leaves=leaves, to=to, by=request.user),
+        f"Rolled back. {to} is the policy again and writes the next pairs.",
     )
     return redirect("training:checkpoints", slug=slug)

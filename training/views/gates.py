@@ -101,9 +101,9 @@ def _page(request: SignedInRequest, project: Project, found: Gate) -> dict[str, 
         "status": read_gate(found, withheld=services_of_gates.is_withheld_from(found, request.user)),
         "is_live": found.stage in LIVE,
         "is_watch": found.kind == Gate.Kind.WATCH,
-        "has_stopped": found.state in (Gate.State.FAILED, Gate.State.CANCELLED),
+        "can_start_again": services_of_gates.can_start_again(found, context["policy"]),
         "promotion": promotion,
-        "can_roll_back": is_policy and services.policy_before(project) is not None,
+        "before": services.policy_before(project) if is_policy else None,
         "verdict_form": VerdictForm(),
     }
 

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET
 
 from labeling.access import SignedInRequest, project_or_404, role_of
 from training.models import LabelEffects
-from training.own_effects import newest_effects, own_moves
+from training.own_effects import is_past, newest_effects, own_moves
 from training.rule_changes import loop_rule
 
 
@@ -29,6 +29,7 @@ def what_changed(request: SignedInRequest, slug: str) -> HttpResponse:
         "towards": sum(move.way == "towards" for move in moves),
         "away": sum(move.way == "away" for move in moves),
         "is_rollback": bool(effects and effects.promotion.is_rollback),
+        "is_past": bool(effects and is_past(effects)),
         "is_off": not loop_rule(project).effects_per_person,
         "is_computing": LabelEffects.objects.active().filter(project=project).exists(),
     }

@@ -111,11 +111,13 @@ def sweep_status(request: SignedInRequest, slug: str, number: int) -> HttpRespon
 
 def _page(request: SignedInRequest, project: Project, number: int) -> dict[str, Any]:
     sweep = sweep_or_404(project, number)
+    first = sweep.runs.order_by("number").first()
     return frame(request, project) | {
         "sweep": sweep,
         "frontier": read_frontier(sweep),
         "recipe": shown_recipe(sweep.recipe),
-        "seed": sweep.runs.values_list("seed", flat=True).first(),
+        "seed": first.seed if first else None,
+        "reference_reason": first.reference_reason if first else "",
     }
 
 

@@ -37,7 +37,7 @@ def withdrawn(request: SignedInRequest, slug: str) -> HttpResponse:
     by_withdrawal: dict[int, list[Taint]] = {}
     for taint in taints.order_by("checkpoint"):
         by_withdrawal.setdefault(taint.withdrawal_id, []).append(taint)
-    runs = _runs_to_rebuild(project)
+    runs = withdrawing.runs_to_rebuild(project)
     context = frame(request, project) | {
         "page": page,
         "rows": [(withdrawal, by_withdrawal.get(withdrawal.pk, [])) for withdrawal in page],
@@ -55,14 +55,6 @@ def withdrawn_from(run: TrainingRun) -> dict[str, Any]:
         "withdrawn_judgements": sum(reached.values()),
         "can_rebuild": bool(reached) and withdrawing.can_rebuild(run),
     }
-
-
-def _runs_to_rebuild(project: Project) -> list[TrainingRun]:
-    """Runs whose checkpoints are marked and that were not made again since, in the order in which to do so: what the
-    first of them makes stands in where a later one was trained against the marked checkpoint."""
-    marked = TrainingRun.objects.filter(project=project, checkpoint__taints__isnull=False).distinct()
-    runs = marked.select_related("project", "snapshot", "reference", "checkpoint").order_by("number")
-    return [run for run in runs if withdrawing.can_rebuild(run)]
 
 
 @require_http_methods(["GET", "POST"])

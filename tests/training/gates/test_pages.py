@@ -235,10 +235,24 @@ def test_a_promotion_by_a_gate_is_rolled_back_in_one_click(client, url, gate, pr
     action = re.search(r'action="([^"]+)">(?:(?!</form>).)*id="roll-back"', page, re.S)
     assert action
     assert action[1] == url("roll-back")
-    client.post(action[1])
+    client.post(action[1], dict(re.findall(r'name="(leaves|to)" value="([^"]+)"', action[0])))
     assert services.current_policy(project) == policy
     assert Promotion.objects.first().is_rollback
     assert 'id="roll-back"' not in client.get(gate.get_absolute_url()).content.decode()
+
+
+def test_the_button_of_a_gate_names_the_policy_that_it_goes_back_to(
+    client, gate, project, project_admin, candidate, make_checkpoint
+):
+    gates.settle(_measured(gate, report=_good()))
+    gates.admin_decides(gate=gate, verdict="promote", by=project_admin)
+    between = make_checkpoint("between", project=project)
+    for checkpoint in (between, candidate):
+        services.promote_checkpoint(project=project, checkpoint=checkpoint)
+    page = client.get(gate.get_absolute_url()).content.decode()
+    assert "Roll back to between<" in page
+    assert f'name="leaves" value="{candidate.uuid}"' in page
+    assert f'name="to" value="{between.uuid}"' in page
 
 
 @pytest.fixture

@@ -71,6 +71,18 @@ def test_a_watch_without_a_finding_leaves_the_policy(project, watch, vote, candi
     assert services.current_policy(project) == candidate
 
 
+def test_a_policy_that_is_not_the_one_before_any_more_is_not_rolled_back_to(
+    project, watch, vote, candidate, policy, make_checkpoint
+):
+    gate = watch(rolls_back=True)
+    for checkpoint in (make_checkpoint("between", project=project), candidate):
+        Promotion.objects.create(project=project, checkpoint=checkpoint)
+    vote(gate, 21, "current")
+    turned(gate)
+    assert services.current_policy(project) == candidate
+    assert f"The policy before {candidate} is between and not {policy}" in gate.reasons[0]
+
+
 def test_a_damaged_former_policy_is_not_rolled_back_to(project, watch, vote, candidate, policy):
     gate = watch(rolls_back=True)
     (store.checkpoint_dir(policy.uuid) / "model.safetensors").write_bytes(b"other bytes")

@@ -28,7 +28,8 @@ class Command(BaseCommand):
         parser.add_argument("--learning-rate", type=float, nargs="+", default=(), help="Default: by method and steps.")
         parser.add_argument("--wait", action="store_true", help="Report progress and return when all runs have ended.")
         parser.add_argument(
-            "--reference", help="Name, uuid or hash of the frozen reference (default: the first policy)."
+            "--reference",
+            help="Name, uuid or hash of the frozen reference (default: the one that the project's rule names).",
         )
         parser.add_argument("--seed", type=int, help="Seed of every run (default: random, recorded).")
         for field in fields(Recipe):

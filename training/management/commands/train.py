@@ -23,7 +23,8 @@ class Command(BaseCommand):
         parser.add_argument("project", help="The project's slug.")
         parser.add_argument("--wait", action="store_true", help="Report progress and return when the run has ended.")
         parser.add_argument(
-            "--reference", help="Name, uuid or hash of the frozen reference (default: the first policy)."
+            "--reference",
+            help="Name, uuid or hash of the frozen reference (default: the one that the project's rule names).",
         )
         parser.add_argument("--seed", type=int, help="Seed of the run (default: random, recorded).")
         for field in fields(Recipe):
