@@ -171,7 +171,7 @@ def test_the_gate_says_how_many_of_its_votes_are_gone_and_what_can_be_done(
     assert "It rests on 30 votes; 12 of them were withdrawn since." in _text(page)
     assert f"{candidate} is the policy. Ask people anew by a watch, or roll back." in _text(page)
     assert f'href="{_url("checkpoints", project)}">roll back' in page.content.decode()
-    told = api(project_admin)("get", "gates/1/").json()
+    told = api(project_admin)("get", f"{project.slug}/gates/1/").json()
     assert (told["votes"]["votes"], told["votes"]["withdrawn"]) == (30, 12)
     services.roll_back(project=project)
     text = _text(admin.get(url))
