@@ -39,6 +39,8 @@ ROUNDING = 1e-9
 FUTILE_AFTER = 100  # votes: what is liked for its length alone is not asked about further
 
 CheckOutcome = Literal["pass", "fail", "unsure", "not_measured"]
+# In the words of a table and a plot. What fails is worse for sure; what is unsure was measured and tells nothing yet.
+OUTCOMES: dict[str, str] = {"pass": "Passed", "fail": "Failed", "unsure": "Unsure", "not_measured": "Not measured"}
 EVIDENCE, JUDGE = "held_out", "win_rate"
 JUDGE_ALONE = (
     "Only the judge prefers the candidate, and that is not enough: it has learnt from the labels that the candidate "
@@ -227,14 +229,19 @@ def _share(name: str, title: str, figures: dict[str, Any]) -> Check:
         f"{title}: {_percent(figures.get('candidate'))}, and {_percent(figures.get('current'))} by the current policy "
         f"({_points(change)} points, 95 % interval {_points(interval[0])} to {_points(interval[1])})."
     )
-    tolerated = max(TOLERANCE, 1 / figures["prompts"]) if figures.get("prompts") else TOLERANCE
-    worse = f"worse by more than {100 * tolerated:.3g} points"
-    if interval[1] < -tolerated:
+    least = tolerated(figures.get("prompts"))
+    worse = f"worse by more than {100 * least:.3g} points"
+    if interval[1] < -least:
         return Check(name, title, "fail", f"{worse.capitalize()}. {said}", figures)
-    if change < -tolerated - ROUNDING:
+    if change < -least - ROUNDING:
         words = f"Perhaps {worse}; it was measured on too few prompts to say. {said}"
         return Check(name, title, "unsure", words, figures)
     return Check(name, title, "pass", said, figures)
+
+
+def tolerated(prompts: int | None) -> float:
+    """How much less a share that guards may be, 0 to 1: never less than one prompt alone is."""
+    return max(TOLERANCE, 1 / prompts) if prompts else TOLERANCE
 
 
 def _tainted() -> Check:

@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from labeling.access import ADMINS, REVIEWERS, Role, person, project_or_404
 from labeling.api import NewestFirst
 from labeling.models import Project
-from training import gates, services
+from training import gates, services, withdrawn_votes
 from training.gate_page import PEOPLE, WITHHELD
 from training.models import Gate, ReleaseRule, TrainingRun
 
@@ -31,6 +31,7 @@ class VotesSerializer(serializers.Serializer[Any]):
     ties = serializers.IntegerField(default=0)
     win_rate = serializers.FloatField(default=None, allow_null=True)
     interval = serializers.ListField(child=serializers.FloatField(), default=None, allow_null=True)
+    withdrawn = serializers.IntegerField(default=0, help_text="Of these, withdrawn since they were counted.")
 
 
 class GateSerializer(serializers.ModelSerializer[Gate]):
@@ -72,7 +73,10 @@ class GateDetailSerializer(GateSerializer):
 
     @extend_schema_field(VotesSerializer(allow_null=True))
     def get_votes(self, gate: Gate) -> Any:
-        return None if self.is_withheld(gate) else VotesSerializer(gate.votes).data
+        if self.is_withheld(gate):
+            return None
+        loss = withdrawn_votes.of_gate(gate)
+        return VotesSerializer(gate.votes | {"withdrawn": loss.gone if loss else 0}).data
 
     @extend_schema_field(CheckSerializer(many=True))
     def get_checks(self, gate: Gate) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 from labeling.charts import Band, Chart, Series, line_chart
 from labeling.templatetags.formatting import decimals, percent, signed
+from training.gate import OUTCOMES
+from training.gate_plot import Measured, read_plot
 from training.models import Gate, Job
 
 Show = Callable[[float | None], str]
 
-# Of checks, in the words of a table. What fails is worse for sure; what is unsure was measured and tells nothing yet.
-OUTCOMES = {"pass": "Passed", "fail": "Failed", "unsure": "Unsure", "not_measured": "Not measured"}
 CANARIES = {"must_refuse": "Refused of what should be", "must_answer": "Answered of what sounds alike"}
 PEOPLE = ("people", "people_length")  # checks that every vote changes
 WITHHELD = "People are being asked. You label here as well, so what they say is shown to you when all have said it."
@@ -64,6 +64,7 @@ class GateStatus:
     verdict: str
     phase: str
     percent: int
+    plot: list[Measured]
     rows: list[Row]
     reasons: list[str]
     words: list[tuple[str, str]]  # title and sentence of each check
@@ -81,6 +82,7 @@ def read_gate(gate: Gate, *, withheld: bool = False) -> GateStatus:
         verdict=VERDICTS[Gate.Kind(gate.kind)].get(gate.outcome, ""),
         phase=_phase(gate),
         percent=round(100 * done / total) if total else 0,
+        plot=read_plot(checks),
         rows=list(_rows(gate.report, {check["name"]: check["outcome"] for check in checks})),
         reasons=[WITHHELD] if withheld else list(gate.reasons),
         words=[(check["title"], check["words"]) for check in checks],

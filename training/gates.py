@@ -22,7 +22,7 @@ from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
 from labeling.models import Preference, Project, Prompt
-from training import gate_pairs, registry, sequential, services
+from training import gate_pairs, registry, sequential, services, withdrawn_votes
 from training.exceptions import Rejected
 from training.gate import Decision, People, decide_watch, decide_with_people
 from training.length_control import controlled
@@ -254,6 +254,7 @@ def _read_votes(gate: Gate) -> None:
     votes["seen"] = (
         None if decision.outcome else state
     )  # whoever dies before acting on it is followed by who looks again
+    votes["preferences"] = withdrawn_votes.votes_read(gate)
     values = {"votes": votes, "checks": decision.checks_as_json, "reasons": decision.reasons}
     if Gate.objects.filter(pk=gate.pk, stage=Gate.Stage.ASKING).update(**values) and decision.outcome:
         _conclude(gate, decision)

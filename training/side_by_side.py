@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from labeling.models import Project, Prompt
-from labeling.prompts import InvalidPrompt, Message, parse_prompt
+from labeling.prompts import InvalidPrompt, Message, content_hash, parse_prompt
 from training import registry, services
 from training.exceptions import Rejected
 from training.models import Checkpoint, Gate, GatePair, SideBySide, new_seed
@@ -67,6 +67,7 @@ def request_side_by_side(
     with transaction.atomic():
         services.lock(project)
         registry.refuse_removed(left, right)
+        _refuse_asked_about(project, chats)
         if by is not None:
             _refuse_second(project, by)
         asked = SideBySide.objects.create(
@@ -107,6 +108,18 @@ def _chats(prompts: Sequence[Any]) -> list[list[Message]]:
             f"The prompt has {longest:,} characters; at most {MOST_PROMPT_CHARACTERS:,} are asked here. Shorten it."
         )
     return chats
+
+
+def _refuse_asked_about(project: Project, chats: Sequence[list[Message]]) -> None:
+    """No way round the draw: who types such a prompt would know both answers. The lock keeps a new gate apart."""
+    hashes = [content_hash(chat) for chat in chats]
+    same = Prompt.objects.filter(project=project, content_hash__in=hashes)
+    if same.filter(pk__in=_in_open_gates(project)).exists():
+        which = "this prompt" if len(chats) == 1 else "one of these prompts"
+        raise Rejected(
+            f"A gate that is open asks people about {which}, blind, or is about to, so no answers to it are shown side "
+            "by side. Ask another, or wait until the gate is decided."
+        )
 
 
 def _refuse_second(project: Project, by: User) -> None:

@@ -11,11 +11,12 @@ from django.db.models import Max
 from labeling import withdrawals
 from labeling.exceptions import LabelingError
 from labeling.models import Preference, Project, Prompt, Withdrawal
-from training import forecast, rebuilding, registry, services, taints
+from training import forecast, rebuilding, registry, services, taints, withdrawn_votes
 from training.exceptions import Rejected
-from training.models import Checkpoint, DatasetSnapshot, Job, Promotion, Taint, TrainingRun
+from training.models import Checkpoint, DatasetSnapshot, Gate, Job, Promotion, Taint, TrainingRun
 from training.recipe import MEANT_EARLIER, Recipe
 from training.tasks import hint_on_commit
+from training.withdrawn_votes import Loss
 
 # Pairs that the request itself puts right; what is left goes on in the background, within half a minute.
 AT_ONCE = 200
@@ -42,7 +43,11 @@ class RunReached:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a withdrawal would change. ``judgements`` are those that count now; former versions go along unsaid."""
+    """What a withdrawal would change. ``judgements`` are those that count now; former versions go along unsaid.
+
+    ``gates``: those that have come to something by votes that would go. Of those that people are still asked about only
+    ``is_asked`` says that there are some: which pairs are theirs is nobody's to know.
+    """
 
     what: str
     judgements: int
@@ -51,6 +56,8 @@ class Effect:
     checkpoints: list[Checkpoint]
     descendants: list[Checkpoint]
     policies: list[Checkpoint]
+    gates: list[Loss]
+    is_asked: bool
 
     @property
     def active_runs(self) -> list[TrainingRun]:
@@ -60,13 +67,16 @@ class Effect:
     def sentences(self) -> list[str]:
         """The effect in words, as it is told before the act."""
         said = [f"Withdraws {_count(self.judgements, 'judgement')} {self.what}, on {_count(self.pairs, 'pair')}."]
-        if not self.runs:
-            return [*said, "No run has used any of them."]
-        said += [_said_of_run(reached) for reached in self.runs]
+        said += [_said_of_run(reached) for reached in self.runs] or ["No run has used any of them."]
         if self.checkpoints:
             said.append(f"{_listed(self.checkpoints)} came of these runs and will be marked.")
         if self.descendants:
             said.append(f"{_listed(self.descendants)} descend from those and will be marked as well.")
+        said += [_said_of_gate(loss) for loss in self.gates]
+        if self.gates:
+            said.append("What was decided stays so. Compare again, or roll back, where it matters.")
+        if self.is_asked:
+            said.append("A gate that people are still asked about counts none of them from then on.")
         said += [f"{policy} is the policy of now: it stays so until another is promoted." for policy in self.policies]
         said += [f"{run} goes on; its checkpoint will be marked. You may cancel it." for run in self.active_runs]
         return said
@@ -79,7 +89,7 @@ def preview(project: Project, target: Target) -> Effect:
     used, own = taints.by_snapshot(withdrawal), taints.direct(withdrawal)
     below = taints.descendants(own) - own.keys()
     marked = Checkpoint.objects.in_bulk([*own, *below])
-    newest = Promotion.objects.filter(project=project).first()
+    gates = withdrawn_votes.reached_by(withdrawal)
     return Effect(
         what=_what(target),
         judgements=covered.filter(is_current=True).count(),
@@ -87,8 +97,15 @@ def preview(project: Project, target: Target) -> Effect:
         runs=_runs_reached(withdrawal, used),
         checkpoints=[marked[pk] for pk in sorted(own)],
         descendants=[marked[pk] for pk in sorted(below)],
-        policies=[marked[newest.checkpoint_id]] if newest and newest.checkpoint_id in marked else [],
+        policies=_policy_among(project, {*marked, *(pk for loss in gates if (pk := loss.promoted_id))}),
+        gates=gates,
+        is_asked=Gate.objects.filter(project=project, stage=Gate.Stage.ASKING).exists(),
     )
+
+
+def _policy_among(project: Project, checkpoint_ids: set[int]) -> list[Checkpoint]:
+    policy = services.current_policy(project)
+    return [policy] if policy and policy.pk in checkpoint_ids else []
 
 
 def _runs_reached(withdrawal: Withdrawal, used: dict[int, int]) -> list[RunReached]:
@@ -113,6 +130,10 @@ def _said_of_run(reached: RunReached) -> str:
     verb = "trains" if reached.run.is_active else "trained"
     measured = f", and {reached.measured} more only measure it" if reached.measured else ""
     return f"{reached.run} {verb} on {reached.trained} of them{measured}."
+
+
+def _said_of_gate(loss: Loss) -> str:
+    return f"{loss.gate}, which {loss.did}, rests on {loss.rests_on}; {loss.gone:,} of them would go."
 
 
 def _count(number: int, name: str) -> str:

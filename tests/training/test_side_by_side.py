@@ -191,6 +191,41 @@ def test_prompts_that_a_gate_will_ask_about_are_not_shown_either(project, make_p
         _chosen(project)
 
 
+@pytest.mark.parametrize(
+    ("values", "is_refused"),
+    [
+        ({"rule": {"asks_people": True}}, True),
+        ({"rule": {"asks_people": True}, "stage": "asking"}, True),
+        ({"kind": "watch"}, True),
+        ({"rule": {"asks_people": False}}, False),
+        ({"rule": {"asks_people": True}, "stage": "decided"}, False),
+    ],
+)
+def test_a_typed_prompt_that_a_gate_asks_about_is_refused(ask, make_prompt, gate, values, is_refused):
+    """However it is typed: what is the same prompt to the import is the same here."""
+    prompt = make_prompt(held_out=True)
+    gate(prompt_ids=[prompt.pk], **values)
+    typed = f"  {prompt.messages[-1]['content'].upper()}\n"
+    if not is_refused:
+        assert ask(prompts=[typed]).prompts
+        return
+    with pytest.raises(Rejected, match="A gate that is open asks people about this prompt"):
+        ask(prompts=[typed])
+    with pytest.raises(Rejected, match="about one of these prompts"):
+        ask(prompts=["Why?", typed])
+    assert ask(prompts=["Why?"]).prompts, "another one is free"
+    assert SideBySide.objects.count() == 1
+
+
+def test_a_typed_prompt_of_a_pair_whose_gate_waits_for_an_admin_is_refused(ask, make_pair, gate):
+    """Whoever reads the pair just now may finish."""
+    asked = make_pair(held_out=True)
+    waiting = gate(stage="waiting")
+    GatePair.objects.create(pair=asked, gate=waiting, prompt=asked.prompt, candidate_side="a")
+    with pytest.raises(Rejected, match="wait until the gate is decided"):
+        ask(prompts=[asked.prompt.messages])
+
+
 def test_a_project_without_held_out_prompts_says_so(project, make_prompt):
     make_prompt(held_out=False)
     with pytest.raises(Rejected, match="has no held-out prompts"):

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from labeling.models import Project
-from training import lineage, reference_choice, registry, services
+from training import lineage, reference_choice, registry, services, withdrawn_votes
 from training.exceptions import CheckpointDamaged
 from training.family import family_tree
 from training.forms import PromoteForm, RollBackForm
@@ -57,6 +57,7 @@ def checkpoint(request: SignedInRequest, slug: str, uuid: UUID) -> HttpResponse:
         "outcome": read_outcome(checkpoint.details),
         "gate": Gate.objects.filter(project=project, candidate=checkpoint).select_related("current").first(),
         "taints": lineage.taints_of(checkpoint),
+        "losses": withdrawn_votes.behind(checkpoint, project),
         "promotions": checkpoint.promotions.filter(project=project).select_related("promoted_by"),
     }  # fmt: skip
     return render(request, "training/checkpoint.html", context)

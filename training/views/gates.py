@@ -17,7 +17,7 @@ from django_htmx.http import HttpResponseClientRefresh, HttpResponseStopPolling
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from labeling.models import Project
 from training import gates as services_of_gates
-from training import services
+from training import services, withdrawn_votes
 from training.exceptions import Rejected
 from training.gate_page import read_gate
 from training.models import Gate, TrainingRun
@@ -99,6 +99,7 @@ def _page(request: SignedInRequest, project: Project, found: Gate) -> dict[str, 
     return context | {
         "gate": found,
         "status": read_gate(found, withheld=services_of_gates.is_withheld_from(found, request.user)),
+        "loss": withdrawn_votes.of_gate(found),
         "is_live": found.stage in LIVE,
         "is_watch": found.kind == Gate.Kind.WATCH,
         "can_start_again": services_of_gates.can_start_again(found, context["policy"]),

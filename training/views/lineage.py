@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 from labeling.access import REVIEWERS, SignedInRequest, project_or_404
 from labeling.pair_page import pair_or_404
 from labeling.withheld import withheld_from
-from training import lineage, registry
+from training import lineage, registry, withdrawn_votes
 from training.exceptions import CheckpointDamaged
 from training.models import Checkpoint
 from training.outcome import read_outcome
@@ -32,6 +32,7 @@ def checkpoint_lineage(request: SignedInRequest, slug: str, uuid: UUID) -> HttpR
         "run": run,
         "outcome": read_outcome(checkpoint.details),
         "taints": lineage.taints_of(checkpoint),
+        "losses": withdrawn_votes.behind(checkpoint, project),
         "ancestors": lineage.ancestors(checkpoint),
     }  # fmt: skip
     if run and run.project_id == project.pk:

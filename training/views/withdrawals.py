@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from labeling.models import Preference, Project, Prompt, Seat, Withdrawal
-from training import taints, withdrawing
+from training import taints, withdrawing, withdrawn_votes
 from training.exceptions import Rejected
 from training.models import Taint, TrainingRun
 from training.views.frame import frame, run_or_404, tell_if_unheard
@@ -28,7 +28,7 @@ RUNS_LISTED = 20
 @require_GET
 @login_required
 def withdrawn(request: SignedInRequest, slug: str) -> HttpResponse:
-    """Everything that was withdrawn, newest first, with the checkpoints that it reaches and the runs to make again."""
+    """Everything that was withdrawn, newest first, with what it reaches, and the runs to make again."""
     project = project_or_404(request.user, slug, REVIEWERS)
     rows = Withdrawal.objects.filter(project=project)
     rows = rows.select_related("annotator", "by", "prompt", "preference__annotator")
@@ -37,10 +37,11 @@ def withdrawn(request: SignedInRequest, slug: str) -> HttpResponse:
     by_withdrawal: dict[int, list[Taint]] = {}
     for taint in taints.order_by("checkpoint"):
         by_withdrawal.setdefault(taint.withdrawal_id, []).append(taint)
+    losses = withdrawn_votes.by_withdrawal(list(page.object_list))
     runs = withdrawing.runs_to_rebuild(project)
     context = frame(request, project) | {
         "page": page,
-        "rows": [(withdrawal, by_withdrawal.get(withdrawal.pk, [])) for withdrawal in page],
+        "rows": [(one, by_withdrawal.get(one.pk, []), losses.get(one.pk, [])) for one in page],
         "runs": runs[:RUNS_LISTED],
         "more_runs": max(0, len(runs) - RUNS_LISTED),
     }

@@ -81,12 +81,15 @@ def test_votes_are_told_in_total_and_never_one_by_one(gate, call):
         "ties": 0,
         "win_rate": None,
         "interval": None,
+        "withdrawn": 0,
     }
     gates_votes = gates.sequential.read_votes([1.0, 0.0, 0.5, 1.0]).as_json() | {"asked": 9, "seen": [4, 7, False]}
+    gates_votes["preferences"] = [901, 902, 903, 904]
     checks = gate_pairs.decide_by_figures(gate, {}).checks_as_json
     Gate.objects.filter(pk=gate.pk).update(votes=gates_votes, checks=checks)
     told = call("get", "gates/1/").json()
     assert "series" not in json.dumps(told)
+    assert "preferences" not in told["votes"]
     assert {name: told["votes"][name] for name in ("asked", "votes", "for_candidate", "for_current", "ties")} == {
         "asked": 9,
         "votes": 4,
