@@ -7,6 +7,10 @@ class Rejected(Exception):
     """A request that is refused, with the reason and what to do about it, for the person who made it."""
 
 
+class Overtaken(Rejected):
+    """What was decided on has changed meanwhile; whoever looks again decides anew."""
+
+
 class ModelRejected(Rejected):
     """A model that cannot be added; the message lists every problem found."""
 

@@ -152,6 +152,14 @@ def runs_like(project: Project, recipe: Recipe, reference: Checkpoint) -> Iterat
             yield Earlier(run)
 
 
+def time_taken(run: TrainingRun) -> float | None:
+    """Seconds that the run took from beginning to end; ``None`` unless it is done and was not interrupted. Made again
+    without some of its labels it has no more to do."""
+    if run.state != Job.State.SUCCEEDED:
+        return None
+    return sum(Earlier(run).phases.values()) or None
+
+
 def is_like(recipe: Recipe, run: TrainingRun) -> bool:
     """Whether ``run`` was computed as one by ``recipe`` will be. Runs of earlier versions were float32 on a CPU."""
     if (run.recipe.get("method"), run.recipe.get("mode", "exact")) != (recipe.method, recipe.mode):

@@ -6,18 +6,19 @@ Two schedulers at once ask for one batch and one run: the database allows only o
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
 from django.db.models import Q
 from django.utils import timezone
 
 from labeling.models import Project, Prompt, Slot
 from training import gates, retraining
-from training.exceptions import Rejected
+from training.exceptions import Overtaken, Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
 from training.retraining import Decision, decide
-from training.services import MAX_PAIRS_PER_BATCH, current_policy, request_run, request_samples
-from training.what_now import known_of, recipe_of
+from training.services import MAX_PAIRS_PER_BATCH, current_policy, request_run, request_samples, settle_watermark
+from training.what_now import known_of, look_closer, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ ACTIVE_LATELY = timedelta(days=1)
 
 
 def evaluate_rules() -> None:
-    for rule in LoopRule.objects.filter(project__is_paused=False).select_related("project", "paused_by"):
-        for evaluate in (refill, retrain):
+    for rule in LoopRule.objects.select_related("project", "paused_by"):
+        # Of a paused project is written what stands in the way of a run, and nothing is asked for.
+        for evaluate in (retrain,) if rule.project.is_paused else (refill, retrain):
             try:
                 evaluate(rule)
             except Rejected as refusal:
@@ -76,28 +78,39 @@ def _stopped_lately(job: Job) -> bool:
 
 def retrain(rule: LoopRule) -> TrainingRun | None:
     """Start a run if the rule is on and its conditions hold; writes what it saw and decided onto the rule's row."""
+    settle_watermark(rule)
     known = known_of(rule, timezone.now())
     decision = decide(rule, known)
-    run, words = _start(rule, decision) if decision.starts else (None, decision.words)
-    if run is None and decision.fixed_time and rule.retrains:
-        refused = retraining.passed_by(decision.fixed_time, known, words)
-        _let_pass(rule, decision.fixed_time, refused if decision.starts else decision.passed_by)
-    new = 0 if run else known.new_triples
-    LoopRule.objects.filter(pk=rule.pk).update(new_triples=new, verdict=words, evaluated_at=timezone.now())
-    return run
+    if decision.starts:
+        known = look_closer(rule, known)
+        decision = decide(rule, known)
+    run, refusal = _ask(rule, decision) if decision.starts else (None, None)
+    now = timezone.now()
+    if run:
+        LoopRule.objects.filter(pk=rule.pk).update(new_triples=0, verdict=f"{run} started.", evaluated_at=now)
+        return run
+    words = str(refusal or decision.words)
+    seen: dict[str, Any] = {"new_triples": known.new_triples, "verdict": words, "evaluated_at": now}
+    if not isinstance(refusal, Overtaken):
+        if decision.fixed_time and rule.retrains:
+            passed_by = retraining.passed_by(decision.fixed_time, known, words) if refusal else decision.passed_by
+            seen |= {"fixed_time_seen_at": decision.fixed_time, "passed_by": passed_by}
+        if refusal:
+            seen |= {"refused_at": now, "refusal": words}
+    _as_it_was_read(rule).update(**seen)
+    return None
 
 
-def _start(rule: LoopRule, decision: Decision) -> tuple[TrainingRun | None, str]:
+def _ask(rule: LoopRule, decision: Decision) -> tuple[TrainingRun | None, Rejected | None]:
     try:
         recipe = recipe_of(rule)
-        run = request_run(project=rule.project, recipe=recipe, rule=rule, fixed_time=decision.fixed_time)
+        return request_run(project=rule.project, recipe=recipe, rule=rule, fixed_time=decision.fixed_time), None
     except Rejected as refusal:
-        return None, str(refusal)
-    return run, f"{run} started."
+        return None, refusal
 
 
-def _let_pass(rule: LoopRule, fixed_time: datetime, passed_by: str) -> None:
-    """Unless another scheduler has acted on it: then nothing of what this one has read holds any more."""
-    unchanged = {name: getattr(rule, name) for name in ("trained_preference_id", "trained_at", "fixed_time_seen_at")}
-    rows = LoopRule.objects.filter(pk=rule.pk, **unchanged)
-    rows.update(fixed_time_seen_at=fixed_time, passed_by=passed_by)
+def _as_it_was_read(rule: LoopRule) -> Any:
+    """The rule's row, unless another scheduler has acted on it or written what it saw: then nothing of what this one
+    has read holds any more."""
+    names = ("trained_preference_id", "trained_at", "fixed_time_seen_at", "evaluated_at")
+    return LoopRule.objects.filter(pk=rule.pk, **{name: getattr(rule, name) for name in names})

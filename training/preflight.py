@@ -51,8 +51,13 @@ class Triples:
     least_prompts = MIN_TRAIN_PROMPTS
 
     @property
+    def decided(self) -> int:
+        """Of those to train on, the ones that say which response is better."""
+        return self.train - self.ties
+
+    @property
     def is_enough(self) -> bool:
-        return self.train - self.ties >= MIN_TRAIN_TRIPLES and self.train_prompts >= MIN_TRAIN_PROMPTS
+        return self.decided >= MIN_TRAIN_TRIPLES and self.train_prompts >= MIN_TRAIN_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,7 @@ class Preflight:
 def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -> Preflight:
     """Of a project with many pairs the counts may be as old as ``KEPT_SECONDS``."""
     rule = recipe.label_rule
-    key = f"triples:{project.pk}:{rule.ties}:{rule.uses_posterior}"
-    triples = _kept(key, lambda: count_triples(project, recipe), _is_large)
+    triples = triples_lately(project, recipe)
     longest = _kept(
         f"longest:{project.pk}:{recipe.max_length}",
         lambda: longest_pair(project, recipe.max_length),
@@ -139,6 +143,13 @@ def look_ahead(project: Project, recipe: Recipe, reference: Checkpoint | None) -
         steps=steps_of(triples.train, recipe.epochs, recipe.pairs_per_step) if triples.train else 0,
         learning_rate=recipe.settled(triples.train).learning_rate,
     )
+
+
+def triples_lately(project: Project, recipe: Recipe) -> Triples:
+    """``count_triples``; of a project with many pairs it may be as old as ``KEPT_SECONDS``."""
+    rule = recipe.label_rule
+    key = f"triples:{project.pk}:{rule.ties}:{rule.uses_posterior}"
+    return _kept(key, lambda: count_triples(project, recipe), _is_large)
 
 
 def _forecast(project: Project, recipe: Recipe, reference: Checkpoint, triples: Triples) -> Forecast:

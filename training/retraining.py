@@ -18,6 +18,9 @@ CATCH_UP = timedelta(hours=1)
 # After a failed run the rule leaves people time to look: so long, twice as long after the next, and so on.
 WAIT_AFTER_FAILURE = timedelta(hours=1)
 LONGEST_WAIT_AFTER_FAILURE = timedelta(days=1)
+# What was refused for a reason that no condition knows of is not asked for again every ten seconds: each attempt writes
+# all triples into a file.
+WAIT_AFTER_REFUSAL = timedelta(minutes=10)
 FIXED_TIME = "fixed time"
 
 
@@ -31,11 +34,27 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Trainable:
+    """Triples that say which response is better, held-out ones not among them, and how many a run needs at least."""
+
+    triples: int
+    prompts: int
+    least_triples: int
+    least_prompts: int
+
+    @property
+    def is_enough(self) -> bool:
+        return self.triples >= self.least_triples and self.prompts >= self.least_prompts
+
+
+@dataclass(frozen=True)
 class Known:
     """What a decision follows from, beside the rule itself.
 
     ``runs_today``: those that the rule has started since midnight. ``triples_an_hour``: today's pace, 0 if there is
-    none to speak of. ``zone``: whose clock says what a day and a fixed time is.
+    none to speak of. ``zone``: whose clock says what a day and a fixed time is. ``cancelled_run``: the newest one, if a
+    person has ended it. ``recipe_refusal``: why the rule's recipe cannot be used; empty if it can. That and
+    ``trainable`` are ``None`` where nobody has looked yet, and no condition then.
     """
 
     now: datetime
@@ -45,6 +64,9 @@ class Known:
     active_run: str = ""
     runs_today: int = 0
     failure: Failure | None = None
+    cancelled_run: str = ""
+    recipe_refusal: str | None = None
+    trainable: Trainable | None = None
     has_policy: bool = True
     project_is_paused: bool = False
     paused_by: str = ""
@@ -99,9 +121,15 @@ def _conditions(rule: LoopRule, known: Known) -> Iterator[Condition]:
     yield _has_a_policy(known)
     yield _no_run_goes_on(known)
     yield _has_not_failed(known)
+    if refused := _was_just_refused(rule, known):
+        yield refused
     yield _enough_is_new(rule, known)
     yield _long_enough_ago(rule, known)
     yield _within_the_days_budget(rule, known)
+    if known.recipe_refusal is not None:
+        yield _has_a_recipe(known.recipe_refusal, known)
+    if known.trainable is not None:
+        yield _enough_to_train_on(known.trainable, known)
 
 
 def _is_on(rule: LoopRule) -> Condition:
@@ -111,7 +139,8 @@ def _is_on(rule: LoopRule) -> Condition:
 
 def _is_not_paused(rule: LoopRule, known: Known) -> Condition:
     if known.project_is_paused:
-        return Condition("not paused", False, "The project is paused: an admin ends that in its settings.")
+        words = "The project is paused: an admin ends that in its settings."
+        return Condition("not paused", False, words, None, "The project was paused.")
     if not is_paused(rule, known.now):
         return Condition("not paused", True, "It is not paused.", known.now)
     by = f" by {known.paused_by}" if known.paused_by else ""
@@ -146,8 +175,22 @@ def _has_not_failed(known: Known) -> Condition:
     if known.now >= until:
         return Condition("no failure", True, f"{failure.run} failed, and the wait after it is over.", known.now)
     runs = f"{failure.run} failed" if failure.in_a_row == 1 else f"The last {failure.in_a_row} runs failed"
-    words = f"{runs}, so the rule waits until {clock(until, known)}, for somebody to look."
+    words = (
+        f"{runs}, so the rule waits until {clock(until, known)}, for somebody to look. "
+        "Triples that only failed runs have used count as new."
+    )
     return Condition("no failure", False, words, until, f"{runs} shortly before.")
+
+
+def _was_just_refused(rule: LoopRule, known: Known) -> Condition | None:
+    if rule.refused_at is None or known.now >= rule.refused_at + WAIT_AFTER_REFUSAL:
+        return None
+    until = rule.refused_at + WAIT_AFTER_REFUSAL
+    words = (
+        f"A run was asked for at {clock(rule.refused_at, known)} and refused: {rule.refusal} It is asked for again at "
+        f"{clock(until, known)}, or when the rule is saved."
+    )
+    return Condition("no refusal", False, words, until, "A run was refused shortly before.")
 
 
 def _enough_is_new(rule: LoopRule, known: Known) -> Condition:
@@ -157,6 +200,8 @@ def _enough_is_new(rule: LoopRule, known: Known) -> Condition:
     words, later = f"{new:,} of {wanted:,} new triples", f"{new:,} of {wanted:,} triples were new."
     if known.triples_an_hour > 0:
         words += f"; at today’s pace the rest comes in about {_span((wanted - new) / known.triples_an_hour)}"
+    if known.cancelled_run:
+        words += f". Those of {known.cancelled_run} are not new any more, because somebody has cancelled it"
     return Condition("enough is new", False, f"{words}.", known.now, later)
 
 
@@ -183,6 +228,22 @@ def _within_the_days_budget(rule: LoopRule, known: Known) -> Condition:
     return Condition("runs of the day", False, words, until, f"{done} of {most} runs of the day were used up.")
 
 
+def _has_a_recipe(refusal: str, known: Known) -> Condition:
+    if refusal:
+        return Condition("the recipe", False, refusal, None, refusal)
+    return Condition("the recipe", True, "The recipe can be used.", known.now)
+
+
+def _enough_to_train_on(trainable: Trainable, known: Known) -> Condition:
+    there = f"{_many(trainable.triples, 'triple')} on {_many(trainable.prompts, 'prompt')}"
+    least = f"{_many(trainable.least_triples, 'triple')} on {_many(trainable.least_prompts, 'prompt')}"
+    if trainable.is_enough:
+        words = f"There is enough to train on: {there}; {least} are enough."
+        return Condition("enough to train on", True, words, known.now)
+    words = f"There is not enough to train on: {there}, and at least {least} are needed."
+    return Condition("enough to train on", False, words, known.now, f"There was not enough to train on: {there}.")
+
+
 def due_fixed_time(rule: LoopRule, known: Known) -> datetime | None:
     """The newest of the fixed times, if nobody has acted on it or let it pass."""
     newest = fixed_times.newest(rule.fixed_times, known.zone, known.now)
@@ -204,7 +265,7 @@ def _at_a_fixed_time(rule: LoopRule, known: Known, due: datetime | None) -> Cond
 
 def _passed_by(known: Known, due: datetime, unmet: list[Condition]) -> str:
     if known.now - due > CATCH_UP:
-        return f"{_date(due, known)} was missed: the scheduler was down then, or the project paused."
+        return f"{_date(due, known)} was missed: the scheduler was down then."
     return passed_by(due, known, unmet[0].later)
 
 
@@ -246,6 +307,10 @@ def _date(moment: datetime, known: Known) -> str:
 
 def _counted(triples: int) -> str:
     return f"{triples:,} triple{' is' if triples == 1 else 's are'} new"
+
+
+def _many(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def _span(hours: float) -> str:

@@ -25,6 +25,8 @@ CHANGED_BY_PEOPLE = (
     *("open_pairs_wanted", "effects_per_person", "retrains", "min_new_triples", "min_minutes_between", "fixed_times"),
     *("most_runs_a_day", "reference", "kl_first_budget"),
 )
+# What was refused is asked for again at once when somebody has changed something.
+NOT_REFUSED: dict[str, Any] = {"refused_at": None, "refusal": ""}
 PAUSES = {"hour": "for an hour", "midnight": "until tomorrow", "open": "until I end it"}
 
 
@@ -50,7 +52,7 @@ def change_rule(*, project: Project, **values: Any) -> None:
     for name, value in values.items():
         setattr(rule, name, value)
     _refuse_what_cannot_be(rule, set(values))
-    changed = {name: getattr(rule, name) for name in values}
+    changed = {name: getattr(rule, name) for name in values} | NOT_REFUSED
     if rule.retrains and before != {"retrains": rule.retrains, "fixed_times": rule.fixed_times}:
         # A time that came before anybody asked for it starts nothing.
         changed |= {"fixed_time_seen_at": timezone.now(), "passed_by": ""}
@@ -83,7 +85,9 @@ def pause_rule(*, project: Project, by: User | None, until: datetime | None = No
 
 def end_pause(*, project: Project) -> None:
     """Also of a rule that is not paused; it is what was asked for."""
-    LoopRule.objects.filter(pk=loop_rule(project).pk).update(paused_at=None, paused_until=None, paused_by=None)
+    LoopRule.objects.filter(pk=loop_rule(project).pk).update(
+        paused_at=None, paused_until=None, paused_by=None, **NOT_REFUSED
+    )
 
 
 def pause_end(name: str) -> datetime | None:
@@ -102,7 +106,8 @@ def use_recipe(*, project: Project, recipe: dict[str, Any], by: User | None = No
     """
     whole, usual = Recipe.from_dict(recipe).to_dict(), Recipe().to_dict()
     differs = {name: value for name, value in whole.items() if value != usual[name]}
-    LoopRule.objects.filter(pk=loop_rule(project).pk).update(recipe=differs, recipe_by=by if differs else None)
+    rows = LoopRule.objects.filter(pk=loop_rule(project).pk)
+    rows.update(recipe=differs, recipe_by=by if differs else None, **NOT_REFUSED)
 
 
 def _locked(project: Project) -> LoopRule:

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from labeling.models import Choice, Preference, Project, Prompt
 from training import forecast, gate_pairs, label_effects, reference_choice, registry, tallies
-from training.exceptions import Rejected
+from training.exceptions import Overtaken, Rejected
 from training.models import (
     Checkpoint,
     DatasetSnapshot,
@@ -33,6 +33,7 @@ from training.models import (
     new_seed,
 )
 from training.recipe import Decoding, Recipe
+from training.rule_changes import NOT_REFUSED
 from training.rule_changes import change_rule as change_rule
 from training.rule_changes import end_pause as end_pause
 from training.rule_changes import loop_rule as loop_rule
@@ -345,16 +346,18 @@ def _refuse_stale(rule: LoopRule) -> None:
     """Whatever a decision follows from, and another scheduler or a person may have changed since, is on the row."""
     now = LoopRule.objects.select_related("project").get(pk=rule.pk)
     if now.project.is_paused:
-        raise Rejected("The project is paused: an admin ends that in its settings.")
+        raise Overtaken("The project is paused: an admin ends that in its settings.")
     if not now.retrains or any(getattr(now, name) != getattr(rule, name) for name in LoopRule.DECISIVE):
-        raise Rejected("The rule was changed, or has just been acted on.")
+        raise Overtaken("The rule was changed, or has just been acted on.")
+    if watermark(now.project) != rule.trained_preference_id:
+        raise Overtaken("A run that had failed was resumed.")
 
 
 def refuse_second_run(project: Project, but_of: Sweep | None = None) -> None:
     """``Rejected`` while a run or a sweep of the project is active; runs of the sweep ``but_of`` may be."""
     active = TrainingRun.objects.active().filter(project=project).select_related("sweep")
     if going_on := (active.exclude(sweep=but_of) if but_of else active).first():
-        raise Rejected(f"{going_on.sweep or going_on} is still going on. Wait until it is done, or cancel it.")
+        raise Overtaken(f"{going_on.sweep or going_on} is still going on. Wait until it is done, or cancel it.")
 
 
 def next_number(project: Project) -> int:
@@ -365,8 +368,35 @@ def move_watermark(snapshot: DatasetSnapshot, fixed_time: datetime | None = None
     """What the snapshot has looked at is new to the retrain rule no more, and ``fixed_time`` of it was acted on."""
     acted_on = {"fixed_time_seen_at": fixed_time, "passed_by": ""} if fixed_time else {}
     LoopRule.objects.filter(project=snapshot.project).update(
-        trained_preference_id=snapshot.last_preference_id, trained_at=timezone.now(), new_triples=0, **acted_on
+        trained_preference_id=snapshot.last_preference_id,
+        trained_at=timezone.now(),
+        new_triples=0,
+        **NOT_REFUSED,
+        **acted_on,
     )
+
+
+def watermark(project: Project) -> int:
+    """The newest preference that a run has looked at, but for runs that have failed: what those were to train on is
+    new again, unless a person had asked for their end."""
+    failed = Q(state=Job.State.FAILED, cancel_requested_at__isnull=True)
+    runs = TrainingRun.objects.filter(~failed, project=project)
+    return int(runs.aggregate(newest=Max("snapshot__last_preference_id"))["newest"] or 0)
+
+
+def settle_watermark(rule: LoopRule) -> None:
+    """Put the rule's watermark back where runs have failed, and forth where they were resumed; on ``rule`` as well.
+
+    Nothing is written if another run was asked for since ``rule`` was read.
+    """
+    settled = watermark(rule.project)
+    if settled == rule.trained_preference_id:
+        return
+    unchanged = LoopRule.objects.filter(
+        pk=rule.pk, trained_preference_id=rule.trained_preference_id, trained_at=rule.trained_at
+    )
+    if unchanged.update(trained_preference_id=settled):
+        rule.trained_preference_id = settled
 
 
 def refuse_too_little(counts: TripleCounts) -> None:
@@ -445,14 +475,16 @@ def _hold_weights(job: Any) -> None:
 # The loop by itself
 
 
-def count_new_triples(project: Project, after_preference_id: int) -> int:
-    """Triples of pairs with a preference newer than the watermark, and of rewrites that are. Costs in the number of new
-    preferences alone; a verdict on an older pair makes nothing new."""
+def count_new_triples(project: Project, after_preference_id: int, rule: LabelRule | None = None) -> int:
+    """Triples by ``rule``, the usual one by default, of pairs with a preference newer than the watermark, and of
+    rewrites that are. Costs in the number of new preferences alone; a verdict on an older pair makes nothing new."""
+    rule = rule or LabelRule()
     counted = Preference.objects.counted()
     new = counted.filter(project=project, pk__gt=after_preference_id, pair__prompt__is_held_out=False)
     votes = new.exclude(tallies.counts_as(Choice.BOTH_BAD))
     pairs = tallies.by_pair(counted.filter(pair__in=votes.values("pair")))
-    return pairs.filter(tallies.is_decided(LabelRule())).count() + new.filter(rewrite__isnull=False).count()
+    gives_triple = tallies.is_judged() if rule.ties == "half" else tallies.is_decided(rule)
+    return pairs.filter(gives_triple).count() + new.filter(rewrite__isnull=False).count()
 
 
 def lock(project: Project) -> None:

@@ -19,7 +19,7 @@ from labeling.models import Preference, Project, Slot, Withdrawal
 from labeling.services import freeze_preferences
 from labeling.withdrawals import without_unfinished
 from training import store
-from training.exceptions import Rejected
+from training.exceptions import Overtaken
 from training.jobspec import Completion, TripleLine
 from training.models import DatasetSnapshot, PairOrigin
 from training.triples import AS_JSON, Judgement, LabelRule, TripleCounts, as_line, derive_triples, without_engine_fields
@@ -196,7 +196,7 @@ def _refuse_withdrawn(project: Project, known_withdrawals: int) -> None:
     """Whoever withdraws locks the project as well: one of the two comes second, and sees what the other has written."""
     Project.objects.select_for_update(no_key=True).get(pk=project.pk)
     if count_withdrawals(project) != known_withdrawals:
-        raise Rejected("Labels were withdrawn while the snapshot was written. Ask for the run again.")
+        raise Overtaken("Labels were withdrawn while the snapshot was written. Ask for the run again.")
 
 
 def _record(project: Project, sha256: str, counts: TripleCounts, newest: int) -> DatasetSnapshot:

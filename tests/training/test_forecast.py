@@ -136,3 +136,12 @@ def test_a_run_remembers_what_was_expected_and_its_page_says_how_it_held(project
     assert forecast_facts(second) == [("Time expected", said), ("Forwards expected", "2 of the reference")]
     assert forecast_facts(finish(second))[0] == ("Time expected", f"{said}; it took 2 min")
     assert forecast_facts(TrainingRun(forecast={})) == []
+
+
+def test_what_a_rebuild_takes_is_told_by_the_run_itself_unless_it_was_interrupted(project, policy, label, finish):
+    label(10)
+    run = _request(project)
+    assert forecast.time_taken(run) is None
+    assert forecast.time_taken(finish(run)) == 120
+    label(1)
+    assert forecast.time_taken(finish(_request(project), attempt=2)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import datetime, timedelta
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -11,7 +12,7 @@ from django.utils import timezone
 
 from tests.threads import at_once
 from training import loop, services
-from training.exceptions import Rejected
+from training.exceptions import Overtaken, Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
 from training.recipe import Recipe
 from training.rule_changes import pause_end
@@ -79,10 +80,73 @@ def test_off_means_off(rule, label):
     assert not TrainingRun.objects.exists()
 
 
-def test_a_refusal_is_shown_and_not_fatal(rule, label, make_prompt):
+def test_too_little_to_train_on_is_a_condition_and_no_triple_is_derived_to_find_out(
+    rule, project, label, make_prompt, monkeypatch
+):
+    derive = services.freeze_snapshot
+    monkeypatch.setattr(services, "freeze_snapshot", lambda **_: pytest.fail("triples were derived"))
     label(12, prompt=make_prompt(held_out=False))
     LoopRule.objects.update(min_new_triples=1)
-    assert "not enough to train on" in _verdict(rule)
+    words = "There is not enough to train on: 12 triples on 1 prompt, and at least 8 triples on 2 prompts are needed."
+    assert _verdict(rule) == words
+    now = what_now(project)
+    assert (now.decision.starts, now.decision.words) == (False, words)
+    label(1)
+    monkeypatch.setattr(services, "freeze_snapshot", derive)
+    assert what_now(project).decision.starts
+    assert _verdict(rule) == "Run 1 started."
+
+
+def test_a_recipe_that_cannot_be_used_here_is_a_condition_too(rule, project, label, settings, monkeypatch):
+    settings.ENGINE_DEVICE = "cpu"
+    monkeypatch.setattr(services, "freeze_snapshot", lambda **_: pytest.fail("triples were derived"))
+    services.use_recipe(project=project, recipe={"processes": 2})
+    label(12)
+    assert "Leave GPUs at 1" in _verdict(rule)
+    decision = what_now(project).decision
+    assert (decision.starts, decision.may_start_at) == (False, None)
+    assert "Leave GPUs at 1" in decision.words
+
+
+def test_a_reference_whose_weights_were_deleted_is_said_before_anything_is_derived(
+    rule, policy, project, label, monkeypatch
+):
+    monkeypatch.setattr(services, "freeze_snapshot", lambda **_: pytest.fail("triples were derived"))
+    label(12)
+    type(policy).objects.update(removed_at=timezone.now())
+    assert "were deleted" in _verdict(rule)
+    assert not what_now(project).decision.starts
+    assert rule.refused_at is None
+
+
+def test_what_is_refused_for_another_reason_is_asked_for_again_after_a_while_or_when_the_rule_is_saved(
+    rule, project, label, at, monkeypatch
+):
+    derive, tries, is_full = services.freeze_snapshot, [], True
+
+    def freeze_snapshot(**values):
+        tries.append(values)
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return derive(**values)
+
+    monkeypatch.setattr(services, "freeze_snapshot", freeze_snapshot)
+    at("12:00")
+    label(12)
+    assert _verdict(rule).startswith("The snapshot of the labels could not be written: No space left on device")
+    at("12:05")
+    words = _verdict(rule)
+    assert words.startswith("A run was asked for at 12:00 and refused: The snapshot of the labels could not be written")
+    assert words.endswith("It is asked for again at 12:10, or when the rule is saved.")
+    assert what_now(project).decision.words == words
+    assert len(tries) == 1
+    at("12:11")
+    _verdict(rule)
+    assert len(tries) == 2
+    is_full = False
+    services.change_rule(project=project, min_new_triples=9)
+    assert _verdict(rule) == "Run 1 started."
+    assert (rule.refused_at, rule.refusal) == (None, "")
 
 
 def test_it_keeps_pairs_open(rule, project, make_prompt):
@@ -107,12 +171,25 @@ def test_it_does_not_hammer_after_a_failure(rule, make_prompt):
     assert SampleBatch.objects.count() == 2
 
 
-def test_a_paused_project_is_left_alone(rule, project, label):
+def test_a_paused_project_is_looked_at_and_left_alone(rule, project, label):
+    LoopRule.objects.update(open_pairs_wanted=4)
     label(12)
     project.is_paused = True
     project.save()
-    loop.evaluate_rules()
+    assert _verdict(rule) == "The project is paused: an admin ends that in its settings."
     assert not TrainingRun.objects.exists()
+    assert not SampleBatch.objects.exists()
+    assert not what_now(project).scheduler_is_late
+
+
+def test_a_fixed_time_of_a_paused_project_passes_by(rule, project, label, at):
+    at("02:00")
+    services.change_rule(project=project, fixed_times=["03:00"])
+    label(12)
+    type(project).objects.update(is_paused=True)
+    at("03:00")
+    _verdict(rule)
+    assert rule.passed_by == "03:00 on 10 Jun passed by without a run. The project was paused."
 
 
 def test_pairs_that_are_open_to_nobody_do_not_count(rule, project, make_pair, annotator, judge):
@@ -179,20 +256,20 @@ def test_a_fixed_time_with_too_few_triples_passes_by_and_it_is_said(rule, projec
     assert _verdict(rule) == f"The next fixed time is 15:00. {rule.passed_by}"
     at("16:30")
     _verdict(rule)
-    assert rule.passed_by == "15:00 on 10 Jun was missed: the scheduler was down then, or the project paused."
+    assert rule.passed_by == "15:00 on 10 Jun was missed: the scheduler was down then."
     assert not TrainingRun.objects.exists()
 
 
-def test_a_refusal_at_a_fixed_time_lets_it_pass_rather_than_freezing_all_labels_every_ten_seconds(
-    rule, project, label, make_prompt, at
-):
+def test_a_fixed_time_with_too_little_to_train_on_passes_by(rule, project, label, make_prompt, at):
     at("02:00")
     services.change_rule(project=project, fixed_times=["03:00"])
     label(12, prompt=make_prompt(held_out=False))
     LoopRule.objects.update(min_new_triples=1)
     at("03:00")
     assert "not enough to train on" in _verdict(rule)
-    assert rule.passed_by.startswith("03:00 on 10 Jun passed by without a run. There is not enough to train on")
+    assert rule.passed_by == (
+        "03:00 on 10 Jun passed by without a run. There was not enough to train on: 12 triples on 1 prompt."
+    )
     at("03:01")
     assert _verdict(rule).startswith("The next fixed time is 03:00 tomorrow.")
 
@@ -219,6 +296,114 @@ def test_a_failed_run_starts_no_circle(rule, label):
     assert _verdict(rule).startswith("The last 2 runs failed")
     TrainingRun.objects.filter(number=2).update(state=Job.State.SUCCEEDED)
     assert _verdict(rule) == "Run 3 started.", "somebody has resumed it"
+
+
+def _end(state: Job.State, *, number: int, **values) -> None:
+    TrainingRun.objects.filter(number=number).update(state=state, finished_at=timezone.now(), **values)
+
+
+def test_what_a_failed_run_was_to_train_on_is_new_again_and_tried_after_ever_longer_waits(rule, project, label, at):
+    LoopRule.objects.update(min_minutes_between=0)
+    at("01:00")
+    label(10)
+    assert _verdict(rule) == "Run 1 started."
+    at("01:10")
+    _end(Job.State.FAILED, number=1)
+    assert _verdict(rule) == (
+        "Run 1 failed, so the rule waits until 02:10, for somebody to look. "
+        "Triples that only failed runs have used count as new."
+    )
+    assert what_now(project).known.new_triples == 10
+    at("02:11")
+    assert _verdict(rule) == "Run 2 started."
+    assert TrainingRun.objects.get(number=2).snapshot.train_triples == 10
+    at("02:20")
+    _end(Job.State.FAILED, number=2)
+    assert _verdict(rule).startswith("The last 2 runs failed, so the rule waits until 04:20")
+    at("04:21")
+    assert _verdict(rule) == "Run 3 started."
+    _end(Job.State.SUCCEEDED, number=3)
+    assert _verdict(rule) == "0 of 10 new triples."
+
+
+def test_what_a_later_run_was_trained_on_does_not_come_back_with_the_failed_one(rule, project, label):
+    LoopRule.objects.update(min_minutes_between=0)
+    label(10)
+    _verdict(rule)
+    _end(Job.State.FAILED, number=1)
+    label(1)
+    services.request_run(project=project, recipe=Recipe())
+    _end(Job.State.SUCCEEDED, number=2)
+    assert _verdict(rule) == "0 of 10 new triples."
+    label(10)
+    assert _verdict(rule) == "Run 3 started."
+    _end(Job.State.FAILED, number=3)
+    _verdict(rule)
+    assert rule.new_triples == 10, "not those of Run 1"
+
+
+def test_what_a_cancelled_run_was_to_train_on_stays_used_and_it_is_said(rule, label):
+    LoopRule.objects.update(min_minutes_between=0)
+    label(10)
+    _verdict(rule)
+    services.cancel_job(job=TrainingRun.objects.get())
+    said = "are not new any more, because somebody has cancelled it."
+    assert _verdict(rule) == f"0 of 10 new triples. Those of Run 1 {said}"
+    label(10)
+    assert _verdict(rule) == "Run 2 started."
+    _end(Job.State.FAILED, number=2, cancel_requested_at=timezone.now())
+    assert _verdict(rule) == f"0 of 10 new triples. Those of Run 2 {said}", "it failed before it heard of that"
+
+
+def test_a_failed_run_that_is_resumed_takes_its_triples_back(rule, project, label):
+    LoopRule.objects.update(min_minutes_between=0)
+    label(10)
+    _verdict(rule)
+    _end(Job.State.FAILED, number=1)
+    _verdict(rule)
+    assert rule.new_triples == 10
+    services.resume_job(job=TrainingRun.objects.get())
+    assert _verdict(rule) == "Run 1 is going on."
+    _end(Job.State.FAILED, number=1)
+    _verdict(rule)
+    assert rule.new_triples == 10
+    stale = LoopRule.objects.get()
+    _end(Job.State.SUCCEEDED, number=1)  # resumed and done while a scheduler decided
+    with pytest.raises(Overtaken, match="was resumed"):
+        services.request_run(project=project, recipe=Recipe(), rule=stale)
+    assert _verdict(rule) == "0 of 10 new triples."
+
+
+def test_of_a_failed_run_two_schedulers_make_one_new_try(rule, label):
+    LoopRule.objects.update(min_minutes_between=0)
+    label(10)
+    _verdict(rule)
+    _end(Job.State.FAILED, number=1)
+    TrainingRun.objects.update(finished_at=timezone.now() - timedelta(hours=2))
+    seen = [LoopRule.objects.select_related("project").get() for _ in range(2)]
+    assert loop.retrain(seen[0]).number == 2
+    TrainingRun.objects.filter(number=2).update(state=Job.State.SUCCEEDED)
+    before = LoopRule.objects.values().get()
+    assert loop.retrain(seen[1]) is None
+    assert LoopRule.objects.values().get() == before
+
+
+def test_a_scheduler_that_comes_late_overwrites_nothing_of_what_another_has_seen_since(rule, label):
+    label(3)
+    stale = LoopRule.objects.select_related("project").get()
+    loop.retrain(LoopRule.objects.select_related("project").get())
+    before = LoopRule.objects.values().get()
+    label(1)
+    assert loop.retrain(stale) is None
+    assert LoopRule.objects.values().get() == before
+
+
+def test_what_is_new_is_counted_by_the_recipe_of_the_rule(rule, project, label):
+    label(9)
+    label(1, "tie")
+    assert _verdict(rule).startswith("9 of 10 new triples")
+    services.use_recipe(project=project, recipe={"ties": "half"})
+    assert _verdict(rule) == "Run 1 started."
 
 
 def test_the_budget_counts_what_the_rule_started_since_midnight_here(rule, project, policy, label, at):
@@ -319,6 +504,7 @@ def test_a_rule_that_was_changed_while_it_was_looked_at_starts_nothing(rule, lab
     LoopRule.objects.update(**change)
     assert loop.retrain(stale) is None
     assert not TrainingRun.objects.exists()
+    assert LoopRule.objects.get().refused_at is None, "it is looked at again at once"
 
 
 def test_a_project_that_is_paused_while_its_run_is_asked_for_starts_nothing(rule, project, label):

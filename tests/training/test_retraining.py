@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from training import fixed_times
 from training.exceptions import Rejected
 from training.models import LoopRule
-from training.retraining import CATCH_UP, Decision, Failure, Known, decide
+from training.retraining import CATCH_UP, WAIT_AFTER_REFUSAL, Decision, Failure, Known, Trainable, decide
 
 BERLIN = ZoneInfo("Europe/Berlin")
 ZONES = [*map(ZoneInfo, ("UTC", "Europe/Berlin", "America/Sao_Paulo", "Australia/Lord_Howe", "Asia/Kathmandu"))]
@@ -104,10 +105,12 @@ def test_a_run_starts_when_every_condition_holds():
 def test_all_that_stands_in_the_way_is_said_not_only_the_first():
     rule = _rule(retrains=False, paused_at=NOON, trained_at=NOON - timedelta(minutes=10), most_runs_a_day=3)
     rule.fixed_times, rule.fixed_time_seen_at = ["03:00"], NOON
+    rule.refused_at, rule.refusal = NOON, "The disk is full."
     failure = Failure("Run 7", NOON - timedelta(minutes=20))
     known = _known(new_triples=1, active_run="Run 8", runs_today=3, failure=failure, has_policy=False)
+    known = replace(known, recipe_refusal="There is no field “gamma”.", trainable=Trainable(1, 1, 8, 2))
     decision = decide(rule, known)
-    assert len(_unmet(decision)) == len(decision.conditions) == 9
+    assert len(_unmet(decision)) == len(decision.conditions) == 12
     assert decision.words == "Training by itself is off."
     assert decision.may_start_at is None
 
@@ -177,8 +180,34 @@ def test_after_each_failure_in_a_row_the_wait_is_twice_as_long_and_a_day_at_most
         assert not decide(_rule(), _known(failure=failure, now=NOON + timedelta(hours=hours, seconds=-1))).starts
         assert decide(_rule(), _known(failure=failure, now=NOON + timedelta(hours=hours))).starts
     one, several = (decide(_rule(), _known(failure=Failure("Run 9", NOON, n))).words for n in (1, 3))
-    assert one == "Run 9 failed, so the rule waits until 13:00, for somebody to look."
-    assert several == "The last 3 runs failed, so the rule waits until 16:00, for somebody to look."
+    assert one == (
+        "Run 9 failed, so the rule waits until 13:00, for somebody to look. "
+        "Triples that only failed runs have used count as new."
+    )
+    assert several == (
+        "The last 3 runs failed, so the rule waits until 16:00, for somebody to look. Triples that only failed runs "
+        "have used count as new."
+    )
+
+
+def test_what_was_refused_is_asked_for_again_after_a_while():
+    rule = _rule(refused_at=NOON, refusal="The disk is full.")
+    waiting = decide(rule, _known(now=NOON + timedelta(minutes=1)))
+    assert (waiting.starts, waiting.may_start_at) == (False, NOON + WAIT_AFTER_REFUSAL)
+    assert waiting.words == (
+        "A run was asked for at 12:00 and refused: The disk is full. It is asked for again at 12:10, or when the rule "
+        "is saved."
+    )
+    assert decide(rule, _known(now=NOON + WAIT_AFTER_REFUSAL)).starts
+
+
+@pytest.mark.parametrize(("triples", "prompts", "starts"), [(8, 2, True), (7, 2, False), (8, 1, False)])
+def test_there_must_be_enough_to_train_on(triples, prompts, starts):
+    decision = decide(_rule(), _known(trainable=Trainable(triples, prompts, 8, 2)))
+    assert decision.starts == starts
+    assert _words(decision, "enough to train on").startswith(
+        "There is enough to train on" if starts else "There is not enough to train on"
+    )
 
 
 def test_the_earliest_moment_is_that_of_the_last_thing_to_give_way():
@@ -199,7 +228,7 @@ def test_a_fixed_time_is_caught_up_within_an_hour_and_then_missed():
     assert (late.starts, late.fixed_time, late.passed_by) == (True, three, "")
     missed = decide(rule, _known(now=three + CATCH_UP + timedelta(seconds=1)))
     assert (missed.starts, missed.fixed_time) == (False, three)
-    assert missed.passed_by == "03:00 on 10 Jun was missed: the scheduler was down then, or the project paused."
+    assert missed.passed_by == "03:00 on 10 Jun was missed: the scheduler was down then."
     assert missed.may_start_at == three + timedelta(days=1)
 
 
@@ -275,6 +304,8 @@ def test_no_day_has_more_runs_than_its_budget_and_no_two_are_too_close(zone, beg
         most_runs_a_day=st.integers(0, 3),
         fixed_times=st.just([]) | times,
         fixed_time_seen_at=st.none() | spans.map(lambda span: NOON - span),
+        refused_at=st.none() | spans.map(lambda span: NOON - span),
+        refusal=st.just("The disk is full."),
     ),
     st.builds(
         _known,
@@ -284,6 +315,9 @@ def test_no_day_has_more_runs_than_its_budget_and_no_two_are_too_close(zone, beg
         runs_today=st.integers(0, 4),
         failure=st.none() | spans.map(lambda span: Failure("Run 2", NOON - span)),
         has_policy=st.booleans(),
+        cancelled_run=st.sampled_from(["", "Run 3"]),
+        recipe_refusal=st.sampled_from([None, "", "The recipe cannot be used."]),
+        trainable=st.none() | st.builds(Trainable, st.integers(0, 20), st.integers(0, 4), st.just(8), st.just(2)),
         project_is_paused=st.booleans(),
     ),
 )
@@ -295,9 +329,9 @@ def test_a_run_starts_exactly_when_nothing_is_unmet_and_everything_has_words(rul
     assert decision.fixed_time is None or decision.starts != bool(decision.passed_by)
     if decision.may_start_at is not None:
         assert decision.may_start_at >= NOON
-        waits = {"on", "not paused", "no failure", "time since the last run", "runs of the day", "fixed time"}
+        waits = {"on", "not paused", "no failure", "no refusal", "time since the last run", "runs of the day"}
         later = decide(rule, _at(known, decision.may_start_at))
-        assert not waits & set(_unmet(later)), "what was said of time holds"
+        assert not {*waits, "fixed time"} & set(_unmet(later)), "what was said of time holds"
 
 
 def _at(known: Known, now: datetime) -> Known:

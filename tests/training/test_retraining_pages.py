@@ -55,12 +55,13 @@ def test_the_page_says_what_would_happen_now_why_and_what_it_would_cost(rule, bo
     page = _page(boss, url("overview"))
     assert "<strong>No run would start now.</strong> 9 of 10 new triples; at today’s pace" in page
     conditions = _conditions(page)
-    assert len(conditions) == 8
+    assert len(conditions) == 10
     assert [met for words, met in conditions.items() if words.startswith("9 of 10")] == [False]
-    assert sum(conditions.values()) == 7
+    assert sum(conditions.values()) == 9
     assert "9 to train on, 2 held out" in page
     assert '<dt>Steps</dt> <dd> 6 <span class="muted">· at the learning rate 0.0005</span>' in page
     assert "11 pairs to compute" in page
+    assert "not known yet: no run of this kind has told its pace" in page
     assert "The project’s first policy, as its rule says" in page
     assert "as soon as what does not hold above does" in page
     label(1)
@@ -89,6 +90,23 @@ def test_a_scheduler_that_is_not_there_is_said(rule, boss, url):
     page = _page(boss, url("overview"))
     assert "The scheduler looked just now: 0 of 10 new triples." in page
     assert "it should every ten seconds" not in page
+
+
+def test_the_page_promises_no_run_that_would_be_refused(rule, project, boss, url, label, make_prompt):
+    label(12, prompt=make_prompt(held_out=False))
+    page = _page(boss, url("overview"))
+    words = "There is not enough to train on: 12 triples on 1 prompt, and at least 8 triples on 2 prompts are needed."
+    assert f"<strong>No run would start now.</strong> {words}" in page
+    assert not _conditions(page)[words]
+    assert "within ten seconds" not in page
+
+
+def test_a_paused_project_is_said_to_be_paused_and_its_scheduler_not_to_be_late(rule, project, api, boss, url):
+    type(project).objects.update(is_paused=True)
+    loop.evaluate_rules()
+    page = _page(boss, url("overview"))
+    assert "The scheduler looked just now: The project is paused: an admin ends that in its settings." in page
+    assert not api("get").json()["now"]["scheduler_is_late"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +168,7 @@ def test_the_api_says_the_same_and_changes_what_it_names(rule, api, label, polic
     found = api("get").json()
     now = found["now"]
     assert (now["starts"], now["words"]) == (True, "12 triples are new, and nothing stands in the way.")
-    assert [condition["is_met"] for condition in now["conditions"]] == [True] * 8
+    assert [condition["is_met"] for condition in now["conditions"]] == [True] * 10
     assert (now["reference"], now["reference_hash"]) == (str(policy.uuid), policy.content_hash)
     assert found["expected"]["reference_forwards"] == 12
     assert found["expected"]["seconds"] is None

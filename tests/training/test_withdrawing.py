@@ -482,9 +482,14 @@ def test_the_effect_is_named_before_and_the_act_is_on_record(project, run, annot
     assert "There is no judgement to withdraw" in admin.post(url, follow=True).content.decode()
 
 
-def test_the_button_makes_the_run_again(project, run, annotator, admin):
+def test_the_button_makes_the_run_again(project, run, annotator, admin, monkeypatch):
     end(begin(run))
     withdraw(project=project, target=annotator)
+    assert "Run 1 does not tell how long it takes." in admin.get(_url("withdrawals", project)).content.decode()
+    monkeypatch.setattr(withdrawal_pages.forecast, "time_taken", lambda run: 720.0)
+    for page in (_url("withdrawals", project), run.get_absolute_url()):
+        words = " ".join(admin.get(page).content.decode().split())
+        assert "At most 21 triples. About 12 min, as Run 1 took." in words
     page = admin.post(_url("rebuild-run", project, run.number), follow=True).content.decode()
     assert "Run 2 makes Run 1 again on 11 triples in place of 21." in page
     assert "without what was withdrawn" in page

@@ -311,6 +311,16 @@ class Migration(migrations.Migration):
             field=models.CharField(choices=[('first', 'The first policy, for ever'), ('promoted', 'The promoted policy, while it is within the budget')], default='first', max_length=8),
         ),
         migrations.AddField(
+            model_name='looprule',
+            name='refusal',
+            field=models.TextField(blank=True, help_text='Why that run was refused.'),
+        ),
+        migrations.AddField(
+            model_name='looprule',
+            name='refused_at',
+            field=models.DateTimeField(blank=True, help_text='When the rule asked for a run that was refused, if nothing has changed since.', null=True),
+        ),
+        migrations.AddField(
             model_name='trainingrun',
             name='forecast',
             field=models.JSONField(blank=True, default=dict, help_text='What was expected of it when it was asked for.'),

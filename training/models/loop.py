@@ -62,13 +62,18 @@ class LoopRule(models.Model):
         validators=[MinValueValidator(0.1), MaxValueValidator(10_000)],
         help_text="Nats a response that a policy may be away from the first one.",
     )
-    # The watermark: preferences up to here have been trained on, or were looked at by a run that was asked for.
+    # The watermark: preferences up to here have been trained on, or were looked at by a run that was asked for and has
+    # not failed (``services.watermark``).
     trained_preference_id = models.BigIntegerField(default=0)
     trained_at = models.DateTimeField(null=True, blank=True)
     fixed_time_seen_at = models.DateTimeField(
         null=True, blank=True, help_text="The newest of the fixed times that was acted on, or let pass."
     )
     passed_by = models.TextField(blank=True, help_text="What became of that time, if no run started at it.")
+    refused_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the rule asked for a run that was refused, if nothing has changed since."
+    )
+    refusal = models.TextField(blank=True, help_text="Why that run was refused.")
     # Written by the scheduler so that no page has to count.
     new_triples = models.PositiveIntegerField(default=0)
     verdict = models.TextField(blank=True)

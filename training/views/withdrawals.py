@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from labeling.access import ADMINS, REVIEWERS, SignedInRequest, project_or_404
 from labeling.models import Preference, Project, Prompt, Seat, Withdrawal
-from training import taints, withdrawing, withdrawn_votes
+from training import forecast, taints, withdrawing, withdrawn_votes
 from training.exceptions import Rejected
 from training.models import Taint, TrainingRun
 from training.views.frame import frame, run_or_404, tell_if_unheard
@@ -42,7 +42,7 @@ def withdrawn(request: SignedInRequest, slug: str) -> HttpResponse:
     context = frame(request, project) | {
         "page": page,
         "rows": [(one, by_withdrawal.get(one.pk, []), losses.get(one.pk, [])) for one in page],
-        "runs": runs[:RUNS_LISTED],
+        "runs": [(run, forecast.time_taken(run)) for run in runs[:RUNS_LISTED]],
         "more_runs": max(0, len(runs) - RUNS_LISTED),
     }
     return render(request, "training/withdrawals.html", context)
@@ -51,10 +51,12 @@ def withdrawn(request: SignedInRequest, slug: str) -> HttpResponse:
 def withdrawn_from(run: TrainingRun) -> dict[str, Any]:
     """What a run's page says of labels that were withdrawn since it was asked for."""
     reached = taints.reaching(run)
+    can_rebuild = bool(reached) and withdrawing.can_rebuild(run)
     return {
         "withdrawn": bool(reached),
         "withdrawn_judgements": sum(reached.values()),
-        "can_rebuild": bool(reached) and withdrawing.can_rebuild(run),
+        "can_rebuild": can_rebuild,
+        "time_taken": forecast.time_taken(run) if can_rebuild else None,
     }
 
 
