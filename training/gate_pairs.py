@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Length
 from django.utils import timezone
 
@@ -40,6 +40,7 @@ class Votes:
 
     outcomes: list[float] = field(default_factory=list)
     lengths: list[LengthVote] = field(default_factory=list)
+    preferences: list[int] = field(default_factory=list)
     both_bad: int = 0
 
 
@@ -105,12 +106,23 @@ def seen(gate: Gate) -> list[int]:
     return [found["votes"], found["newest"] or 0]
 
 
-def votes_of(gate: Gate) -> Votes:
-    """The first judgement of each pair that counts. What was withdrawn, or taken out by a reviewer, does not."""
+def newest_judgement(project: Project) -> int:
+    """The key of the project's newest judgement; 0 before the first."""
+    return Preference.objects.filter(project=project).order_by("-pk").values_list("pk", flat=True).first() or 0
+
+
+def votes_of(gate: Gate, until: int | None = None) -> Votes:
+    """The first judgement of each pair that counts. What was withdrawn, or taken out by a reviewer, does not.
+
+    ``until``: none that was first given after this judgement. One that was changed since is what it says now.
+    """
     sides = dict(GatePair.objects.filter(gate=gate).values_list("pair_id", "candidate_side"))
-    rows = _counted(gate).annotate(a=Length("pair__response_a__text"), b=Length("pair__response_b__text"))
+    rows = _as_first_said(_counted(gate), until)
+    rows = rows.annotate(a=Length("pair__response_a__text"), b=Length("pair__response_b__text"))
     votes, done, both_bad = Votes(), set(), 0
-    for pair_id, prompt_id, choice, a, b in rows.values_list("pair_id", "pair__prompt_id", "choice", "a", "b"):
+    for pk, pair_id, prompt_id, choice, a, b in rows.values_list(
+        "pk", "pair_id", "pair__prompt_id", "choice", "a", "b"
+    ):
         if pair_id in done:
             continue
         done.add(pair_id)
@@ -119,13 +131,19 @@ def votes_of(gate: Gate) -> Votes:
         longer = doublings(a, b) if side == Slot.Side.A else doublings(b, a)
         votes.outcomes.append(outcome)
         votes.lengths.append(LengthVote(outcome, longer, prompt_id, is_compared=True))
+        votes.preferences.append(pk)
         both_bad += choice == Choice.BOTH_BAD
-    return Votes(votes.outcomes, votes.lengths, both_bad)
+    return replace(votes, both_bad=both_bad)
 
 
-def ordinary_votes(project: Project) -> list[LengthVote]:
-    """Votes on pairs that one policy wrote both responses of: they say what length is worth, and nothing of a gate."""
+def ordinary_votes(project: Project, until: int | None = None) -> list[LengthVote]:
+    """Votes on pairs that one policy wrote both responses of: they say what length is worth, and nothing of a gate.
+
+    ``until``: none newer than this judgement.
+    """
     decided = Preference.objects.counted().filter(project=project, choice__in=(Choice.A, Choice.B, Choice.TIE))
+    if until is not None:
+        decided = decided.filter(pk__lte=until)
     rows = (
         without_unfinished(project, decided)
         .filter(Exists(PairOrigin.objects.filter(pair=OuterRef("pair_id"))))
@@ -142,7 +160,20 @@ def ordinary_votes(project: Project) -> list[LengthVote]:
 def _counted(gate: Gate) -> QuerySet[Preference]:
     of_gate = GatePair.objects.filter(gate=gate).values("pair_id")
     counted = Preference.objects.counted().filter(pair_id__in=of_gate)
-    return without_unfinished(gate.project, counted).order_by("pk")
+    return without_unfinished(gate.project, counted)
+
+
+def _as_first_said(rows: QuerySet[Preference], until: int | None) -> QuerySet[Preference]:
+    """In the order of their first versions, of which none is newer than ``until``.
+
+    A change of mind is a new row. By that row it would move behind all votes given since, and the sequential test would
+    read another path than the one that was looked at vote by vote.
+    """
+    versions = Preference.objects.filter(
+        pair=OuterRef("pair_id"), annotator=OuterRef("annotator_id"), is_repeat=False, withdrawal=None
+    )
+    ordered = rows.annotate(first=Subquery(versions.order_by("pk").values("pk")[:1])).order_by("first")
+    return ordered if until is None else ordered.filter(first__lte=until)
 
 
 def _outcome(choice: str, side: str) -> float:
@@ -189,6 +220,28 @@ def _with_open_places() -> QuerySet[GatePair]:
     return GatePair.objects.filter(Exists(Slot.objects.filter(pair=OuterRef("pair_id"), state=Slot.State.OPEN)))
 
 
+def decide_by_promotion(promotion: Promotion, before: Checkpoint | None) -> Gate | None:
+    """Decide, by whoever promotes its candidate elsewhere than on its page, the gate that compares it with the policy
+    ``before``; ``None`` where there is none, or nothing is measured yet. What it advised stays.
+
+    The caller has the project locked, and saves the promotion with this as its gate.
+    """
+    by = promotion.promoted_by
+    if by is None or promotion.is_rollback:
+        return None
+    sides = {"project": promotion.project, "candidate": promotion.checkpoint, "current": before}
+    measured = Gate.objects.filter(**sides, kind=Gate.Kind.RELEASE, stage__in=(Gate.Stage.ASKING, Gate.Stage.WAITING))
+    gate: Gate | None = measured.select_for_update().first()
+    if gate is None:
+        return None
+    gate.stage, gate.outcome = Gate.Stage.DECIDED, Gate.Outcome.PROMOTE
+    gate.decided_by, gate.decided_at = by, timezone.now()
+    gate.reasons = [f"{by} decided: promote. {promotion.reason}".strip(), *gate.reasons]
+    gate.save(update_fields=["stage", "outcome", "decided_by", "decided_at", "reasons"])
+    transaction.on_commit(partial(close_pairs, gate.pk))
+    return gate
+
+
 def settle_stale(project: Project, policy: Checkpoint) -> list[Gate]:
     """Hold every open gate whose two sides are no longer "candidate" and "current policy", now that this is the policy.
 
@@ -206,6 +259,8 @@ def why_stale(gate: Gate, policy: Checkpoint | None) -> str:
     is_watch = gate.kind == Gate.Kind.WATCH
     if policy is not None and policy.pk == (gate.candidate_id if is_watch else gate.current_id):
         return ""
+    if policy is not None and policy.pk == gate.candidate_id:
+        return f"{gate.candidate} became the policy meanwhile, before this was decided."
     named = f"the policy is now {policy}" if policy else "the project has no policy"
     compared = f"{gate.candidate} was watched as the policy" if is_watch else f"this compared with {gate.current}"
     again = "" if is_watch else " Compare again."

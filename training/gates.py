@@ -12,6 +12,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
 from labeling.models import Preference, Project, Prompt
-from training import gate_pairs, registry, sequential, services, withdrawn_votes
+from training import gate_pairs, registry, sequential, services
 from training.exceptions import Rejected
 from training.gate import Decision, People, decide_watch, decide_with_people
 from training.length_control import controlled
@@ -42,7 +43,11 @@ Requester = User | None
 
 
 class _Settled(Rejected):
-    """Somebody else has moved the gate on."""
+    """Somebody else was faster: the gate has moved on, or there is one already."""
+
+
+class _TakenBack(Exception):
+    """What is left of what a decision rested on no longer comes to it."""
 
 
 # The rule
@@ -72,7 +77,7 @@ def request_gate(
     if candidate.project_id not in (None, project.pk):
         raise Rejected(f"{candidate} belongs to another project.")
     if candidate == current:
-        raise Rejected(f"{candidate} is the policy already.")
+        raise _Settled(f"{candidate} is the policy already.")
     return _create(Gate(project=project, candidate=candidate, current=current, run=run, requested_by=by))
 
 
@@ -100,7 +105,7 @@ def _create(gate: Gate) -> Gate:
             gate.save()
             hint_on_commit(gate)
     except IntegrityError:
-        raise Rejected(f"{gate.candidate} is being compared with {gate.current} already.") from None
+        raise _Settled(f"{gate.candidate} is being compared with {gate.current} already.") from None
     return gate
 
 
@@ -109,14 +114,21 @@ def held_out_prompts(project: Project) -> QuerySet[Prompt]:
     return Prompt.objects.in_use().filter(project=project, is_held_out=True)
 
 
+def why_too_few(prompts: int) -> str:
+    """Why nothing can be compared or watched in a project with so many held-out prompts; empty where it can."""
+    if prompts >= LEAST_PROMPTS:
+        return ""
+    return (
+        f"The project has {prompts} held-out prompt{'' if prompts == 1 else 's'}, and a comparison needs "
+        f"{LEAST_PROMPTS} at least. Import more prompts: a fixed share of all is held out."
+    )
+
+
 def _frozen_prompts(gate: Gate) -> list[int]:
     """Held-out prompts by chance, the same for the same seed."""
     prompts = list(held_out_prompts(gate.project).order_by("content_hash").values_list("pk", flat=True))
-    if len(prompts) < LEAST_PROMPTS:
-        raise Rejected(
-            f"The project has {len(prompts)} held-out prompts, and a comparison needs {LEAST_PROMPTS} at least. Import "
-            "more prompts: a fixed share of all is held out."
-        )
+    if too_few := why_too_few(len(prompts)):
+        raise Rejected(too_few)
     is_watch = gate.kind == Gate.Kind.WATCH
     asked = gate_pairs.most_votes(gate) if is_watch or gate.rule["asks_people"] else 0
     wanted = max(0 if is_watch else MEASURED_PROMPTS, math.ceil(SPARE_PROMPTS * asked))
@@ -124,7 +136,10 @@ def _frozen_prompts(gate: Gate) -> list[int]:
 
 
 def compare_finished_run(run: TrainingRun) -> Gate | None:
-    """Compare the checkpoint of a run, once, if the project's rule wants that and it is no part of a sweep."""
+    """Compare the checkpoint of a run, once, if the project's rule wants that and it is no part of a sweep.
+
+    Where that is refused, the run says why from then on.
+    """
     return None if run.sweep_id else _compare(run)
 
 
@@ -138,7 +153,15 @@ def _compare(run: TrainingRun, by: Requester = None) -> Gate | None:
         return None
     if not release_rule(run.project).compares or services.current_policy(run.project) in (None, run.checkpoint):
         return None
-    return request_gate(project=run.project, candidate=run.checkpoint, run=run, by=by)
+    rows = TrainingRun.objects.filter(pk=run.pk)
+    try:
+        return request_gate(project=run.project, candidate=run.checkpoint, run=run, by=by)
+    except _Settled:
+        raise
+    except Rejected as refusal:
+        if rows.exclude(not_compared=str(refusal)).update(not_compared=str(refusal)):  # or it is written every tick
+            log.info("%s is not compared: %s", run, refusal)
+        return None
 
 
 def can_start_again(gate: Gate, policy: Checkpoint | None) -> bool:
@@ -213,7 +236,17 @@ def _watch_if_due(project: Project) -> Gate | None:
     watched = Gate.objects.filter(project=project, kind=Gate.Kind.WATCH, candidate=newest.checkpoint_id)
     if watched.filter(created_at__gte=newest.created_at).exists():
         return None
-    return request_watch(project=project)
+    promotion = Promotion.objects.filter(pk=newest.pk)
+    try:
+        gate = request_watch(project=project)
+    except _Settled:
+        raise
+    except Rejected as refusal:
+        if promotion.exclude(not_watched=str(refusal)).update(not_watched=str(refusal)):
+            log.info("%s is not watched: %s", newest.checkpoint, refusal)
+        return None
+    promotion.update(not_watched="")
+    return gate
 
 
 def settle(gate: Gate) -> None:
@@ -249,24 +282,28 @@ def _read_votes(gate: Gate) -> None:
     state = [*gate_pairs.seen(gate), gate_pairs.is_over(gate)]
     if gate.votes.get("seen") == state:
         return
-    people, votes = _people(gate)
+    # What was decided and is still to be acted on stands, whoever has voted since; another may be acting on it now.
+    outcome, until = gate.votes.get("decided") or ("", 0)
+    if not outcome or not _still_comes_to(outcome, gate, until):
+        until = gate_pairs.newest_judgement(gate.project)
+    people, votes = _people(gate, until)
     decision = _decision(gate, people)
-    votes["seen"] = (
-        None if decision.outcome else state
-    )  # whoever dies before acting on it is followed by who looks again
-    votes["preferences"] = withdrawn_votes.votes_read(gate)
+    # Whoever dies before acting on it is followed by who looks again.
+    votes |= {"seen": None, "decided": [decision.outcome, until]} if decision.outcome else {"seen": state}
     values = {"votes": votes, "checks": decision.checks_as_json, "reasons": decision.reasons}
     if Gate.objects.filter(pk=gate.pk, stage=Gate.Stage.ASKING).update(**values) and decision.outcome:
-        _conclude(gate, decision)
+        _conclude(gate, decision, until)
 
 
-def _people(gate: Gate) -> tuple[People, dict[str, Any]]:
-    votes = gate_pairs.votes_of(gate)
+def _people(gate: Gate, until: int) -> tuple[People, dict[str, Any]]:
+    """What people have said ``until`` this judgement, as far as it still counts; and the same as it is kept."""
+    votes = gate_pairs.votes_of(gate, until)
     outcome = sequential.read_votes(votes.outcomes)
-    lengths = controlled([*votes.lengths, *gate_pairs.ordinary_votes(gate.project)])
+    lengths = controlled([*votes.lengths, *gate_pairs.ordinary_votes(gate.project, until)])
     are_few = len(gate.prompt_ids) < gate_pairs.most_votes(gate)
     people = People(outcome, lengths, gate_pairs.is_over(gate), of_few_prompts=are_few)
     shown = {"asked": gate.pairs.count(), "both_bad": votes.both_bad, "length_controlled": lengths.as_json()}
+    shown["preferences"] = sorted(votes.preferences)  # so that it can be told how many of them were withdrawn since
     return people, outcome.as_json() | shown
 
 
@@ -276,11 +313,15 @@ def _decision(gate: Gate, people: People) -> Decision:
     return decide_with_people(gate_pairs.decide_by_figures(gate, gate.report).checks, people)
 
 
-def _decide_now(gate: Gate) -> Decision:
-    """What figures, votes and marks of this moment come to. With the project locked no withdrawal begins beside it."""
-    if gate.stage == Gate.Stage.ASKING:
-        return _decision(gate, _people(gate)[0])
-    return gate_pairs.decide_by_figures(gate, gate.report)
+def _still_comes_to(outcome: str, gate: Gate, until: int | None) -> bool:
+    """Whether what was decided follows from figures, marks of now and what still counts of the judgements of then.
+
+    What people have said since is left out: the test had ended. With the project locked no withdrawal begins beside
+    this.
+    """
+    if until is None:
+        return gate_pairs.decide_by_figures(gate, gate.report).outcome == outcome
+    return _decision(gate, _people(gate, until)[0]).outcome == outcome
 
 
 def is_withheld_from(gate: Gate, user: User) -> bool:
@@ -293,44 +334,65 @@ def is_withheld_from(gate: Gate, user: User) -> bool:
 # Deciding
 
 
-def _conclude(gate: Gate, decision: Decision) -> None:
-    """Act on a decision, or put it before an admin where the rule leaves it to one."""
+def _conclude(gate: Gate, decision: Decision, until: int | None = None) -> None:
+    """Act on a decision, or put it before an admin where the rule leaves it to one.
+
+    ``until``: of a decision by votes, the newest judgement that was looked at.
+    """
     is_watch = gate.kind == Gate.Kind.WATCH
     by_itself = gate.setting("rolls_back") if is_watch else gate.setting("decides") == ReleaseRule.Decides.GATE
     acts = decision.outcome == ("reject" if is_watch else "promote")
     is_open_question = acts or (decision.outcome == "hold" and not is_watch)
     if acts and by_itself:
-        _act_by_itself(gate, decision)
+        _act_by_itself(gate, decision, until)
     elif is_open_question and not by_itself:
-        if _move(gate, Gate.Stage.WAITING, **_as_values(decision)):
-            gate_pairs.close_pairs(gate.pk)
+        _leave_to_admin(gate, decision)
     else:
         _decide(gate, decision)
 
 
-def _act_by_itself(gate: Gate, decision: Decision) -> None:
+def _leave_to_admin(gate: Gate, decision: Decision) -> None:
+    if _move(gate, Gate.Stage.WAITING, **_as_values(decision)):
+        gate_pairs.close_pairs(gate.pk)
+
+
+def _act_by_itself(gate: Gate, decision: Decision, until: int | None) -> None:
+    """Reads every byte of the weights, which takes minutes of a large model; people go on labeling beside it."""
     reason = f"{gate}: {' '.join(decision.reasons)}"
+
+    def check() -> None:
+        if not _still_comes_to(decision.outcome, gate, until):
+            raise _TakenBack
+
     try:
-        _act(gate, _as_values(decision), reason)
+        _act(gate, _as_values(decision), reason, check=check)
     except _Settled:
         log.info("%s was moved on by somebody else", gate)
+    except _TakenBack:
+        log.info("%s is looked at again: something that it was decided on was taken back", gate)
+        settle(gate)
     except (Rejected, OSError) as error:
         failed = "rolled back" if gate.kind == Gate.Kind.WATCH else "promoted"
         gate.refresh_from_db()
         told = f"It was not {failed}, although the gate would have it so: {error}"
-        _decide(gate, Decision("hold", decision.checks, [told, *decision.reasons]))
+        _leave_to_admin(gate, replace(decision, reasons=[told, *decision.reasons]))
 
 
-def _act(gate: Gate, values: dict[str, Any], reason: str, by: Requester = None) -> Promotion:
-    """Promote the candidate, or roll the watched policy back, and decide the gate: all of it or nothing."""
+def _act(
+    gate: Gate, values: dict[str, Any], reason: str, by: Requester = None, check: Callable[[], None] | None = None
+) -> Promotion:
+    """Promote the candidate, or roll the watched policy back, and decide the gate: all of it or nothing.
+
+    ``check`` raises where there is no longer a reason to; nobody else can promote or withdraw while it looks.
+    """
 
     def claim() -> None:
-        if by is None and _decide_now(gate).outcome != values["outcome"]:
-            raise Rejected("Labels or votes that it rested on were withdrawn meanwhile.")
+        if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
+            raise _Settled(stale)
+        if check:
+            check()
         if not _move(gate, Gate.Stage.DECIDED, decided_at=timezone.now(), decided_by=by, **values):
             raise _Settled(f"{gate} was decided meanwhile. Reload the page to see how.")
-        if stale := gate_pairs.why_stale(gate, services.current_policy(gate.project)):
-            raise Rejected(stale)
         if is_rollback:
             services.way_back(gate.project, gate.candidate, gate.current)
 

@@ -57,7 +57,7 @@ class Event:
 def notice_what_happened() -> int:
     """Write a notice of each event of the last day that has none; returns how many events were told."""
     since = timezone.now() - LOOK_BACK
-    events = [*_runs(since), *_sweeps(since), *_gates(since), *_promotions(since), *_empty_queues()]
+    events = [*_runs(since), *_sweeps(since), *_gates(since), *_refused(since), *_promotions(since), *_empty_queues()]
     told = set(Notice.objects.filter(key__in=[event.key for event in events]).values_list("key", flat=True))
     new = [event for event in events if event.key not in told]
     for event in new:
@@ -164,6 +164,20 @@ def _gates(since: object) -> Iterator[Event]:
         title = f"{gate} could not measure {gate.candidate}"
         body = f"{gate.error} {gate.hint}".strip()
         yield Event(gate.project, Notice.Kind.RUN_FAILED, key, title, body, gate.get_absolute_url())
+
+
+def _refused(since: object) -> Iterator[Event]:
+    """What the release rule wants and could not begin; tried again beside this, and told once."""
+    runs = TrainingRun.objects.filter(finished_at__gt=since, gates=None, sweep=None).exclude(not_compared="")
+    for run in runs.select_related("project", "checkpoint"):
+        title = f"{run.checkpoint} was not compared with the policy"
+        key = f"run:{run.pk}:not-compared"
+        yield Event(run.project, Notice.Kind.RUN_FAILED, key, title, run.not_compared, run.get_absolute_url())
+    for promotion in Promotion.objects.exclude(not_watched="").select_related("project", "checkpoint"):
+        title = f"The policy {promotion.checkpoint} is not watched"
+        key = f"promotion:{promotion.pk}:not-watched"
+        url = reverse("training:gates", args=[promotion.project.slug])
+        yield Event(promotion.project, Notice.Kind.RUN_FAILED, key, title, promotion.not_watched, url)
 
 
 def _promotions(since: object) -> Iterator[Event]:

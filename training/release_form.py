@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 
 from training.gate import LEAST_PROMPTS
+from training.gates import why_too_few
 from training.models import Gate, ReleaseRule
 
 
@@ -42,6 +43,9 @@ class ReleaseRuleForm(forms.ModelForm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, held_out_prompts: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["most_votes"].help_text += _of_few_prompts(held_out_prompts, self.instance.most_votes)
+        if too_few := why_too_few(held_out_prompts):
+            for name in ("compares", "watches"):
+                self.fields[name].help_text += f" It cannot begin yet. {too_few}"
 
 
 def _of_few_prompts(prompts: int, wanted: int) -> str:

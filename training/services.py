@@ -109,6 +109,7 @@ def _promote(promotion: Promotion) -> Promotion:
     """Write the promotion, with all that follows from it; the project is locked."""
     project, by = promotion.project, promotion.promoted_by
     before = current_policy(project)
+    promotion.gate = promotion.gate or gate_pairs.decide_by_promotion(promotion, before)
     promotion.save()
     for batch in SampleBatch.objects.active().filter(project=project).exclude(policy=promotion.checkpoint):
         with contextlib.suppress(Rejected):  # it has just ended

@@ -49,13 +49,6 @@ class Loss:
         return f"{'rejected' if gate.outcome == Gate.Outcome.REJECT else kept} {gate.candidate}"
 
 
-def votes_read(gate: Gate) -> list[int]:
-    """The judgements that count as its votes now: of each pair the first."""
-    counted = Preference.objects.counted().filter(pair__in=GatePair.objects.filter(gate=gate).values("pair"))
-    rows = without_unfinished(gate.project, counted).order_by("-pk").values_list("pair", "pk")
-    return sorted(dict(rows).values())  # the first comes last, and stays
-
-
 def reached_by(withdrawal: Withdrawal) -> list[Loss]:
     """The gates whose votes it has taken, or will take; the newest first. It need not be saved."""
     gone = dict(_on_gates(withdrawal.project_id, reached(withdrawal)).values_list("pk", "pair"))

@@ -6,10 +6,12 @@ import re
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import escape
 
+from labeling.models import Prompt
 from tests.training.test_sweeps import _runs, finish, request_sweep  # noqa: F401  (fixtures)
-from training import sweeps
+from training import gates, sweeps
 from training.models import Checkpoint, LoopRule, Sweep, TrainingRun
 from training.recipe import Recipe
 
@@ -154,6 +156,22 @@ def test_points_are_marked_and_one_is_picked_with_a_button(client, url, request_
     assert said.count(">Pick</button>") == 1
     assert f'{reverse("training:checkpoint", args=[project.slug, better.uuid])}">{better.name}' in said
     assert LoopRule.objects.get().recipe == {"beta": 0.5}
+
+
+def test_whoever_picks_is_told_whether_it_is_compared(client, url, request_sweep, finish, make_prompt):  # noqa: F811
+    sweep = request_sweep((0.05, 0.5))
+    for run in _runs(sweep):
+        finish(run)
+    Prompt.objects.update(withdrawn_at=timezone.now())
+    said = _text(client.post(url("pick", number=1), {"run": 1}, follow=True))
+    assert "is not compared with the policy. The project has 0 held-out prompts" in said
+    for _ in range(gates.LEAST_PROMPTS):
+        make_prompt(held_out=True)
+    said = _text(client.post(url("pick", number=1), {"run": 1}, follow=True))
+    assert "Its checkpoint is compared with the policy in Gate 1." in said
+    gates.change_release_rule(project=sweep.project, compares=False)
+    said = _text(client.post(url("pick", number=1), {"run": 2}, follow=True))
+    assert "Its checkpoint is not compared with the policy." in said
 
 
 @pytest.mark.parametrize("run", ["", "x", "99", "1"])

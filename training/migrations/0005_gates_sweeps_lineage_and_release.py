@@ -327,6 +327,16 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='trainingrun',
+            name='not_compared',
+            field=models.TextField(blank=True, help_text='Why its checkpoint was refused a gate, if it was.'),
+        ),
+        migrations.AddField(
+            model_name='promotion',
+            name='not_watched',
+            field=models.TextField(blank=True, help_text='Why the watch that the rule wants has not begun, if so.'),
+        ),
+        migrations.AddField(
+            model_name='trainingrun',
             name='rebuild_of',
             field=models.ForeignKey(blank=True, help_text='The run that is made again without the labels that were withdrawn since.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='rebuilds', to='training.trainingrun'),
         ),

@@ -92,6 +92,7 @@ class Promotion(models.Model):
     gate = models.OneToOneField(
         "training.Gate", on_delete=models.PROTECT, null=True, blank=True, related_name="promotion"
     )
+    not_watched = models.TextField(blank=True, help_text="Why the watch that the rule wants has not begun, if so.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -65,6 +65,7 @@ class TrainingRun(Job):
     is_automatic = models.BooleanField(default=False, help_text="Asked for by the retrain rule.")
     reference_reason = models.TextField(blank=True, help_text="In one sentence: why this reference.")
     forecast = models.JSONField(default=dict, blank=True, help_text="What was expected of it when it was asked for.")
+    not_compared = models.TextField(blank=True, help_text="Why its checkpoint was refused a gate, if it was.")
     sweep = models.ForeignKey("training.Sweep", on_delete=models.PROTECT, null=True, blank=True, related_name="runs")
     rebuild_of = models.ForeignKey(
         "self",

@@ -42,6 +42,7 @@ def _list(request: SignedInRequest, project: Project, form: ReleaseRuleForm | No
         "rule": rule,
         "form": form or _rule_form(project),
         "before": services.policy_before(project),
+        "too_few": services_of_gates.why_too_few(services_of_gates.held_out_prompts(project).count()),
     }
 
 

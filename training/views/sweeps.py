@@ -155,9 +155,18 @@ def pick(request: SignedInRequest, slug: str, number: int) -> HttpResponse:
     if run is None:
         messages.error(request, "Choose one of the points of the table.")
         return redirect(sweep)
-    said = (
-        f"{run} is picked: runs that start by themselves have its recipe from now on. Nothing is promoted yet; where "
-        "the release rule compares, the gate looks at its checkpoint."
-    )
-    say(request, lambda: sweeps.pick(sweep=sweep, run=run, by=request.user), said)
+    try:
+        sweeps.pick(sweep=sweep, run=run, by=request.user)
+    except Rejected as refusal:
+        messages.error(request, str(refusal))
+    else:
+        messages.success(request, _picked(run))
     return redirect(sweep)
+
+
+def _picked(run: TrainingRun) -> str:
+    run.refresh_from_db()
+    said = f"{run} is picked: runs that start by themselves have its recipe from now on. Nothing is promoted yet."
+    if gate := run.gates.first():
+        return f"{said} Its checkpoint is compared with the policy in {gate}."
+    return f"{said} Its checkpoint is not compared with the policy. {run.not_compared}".strip()

@@ -11,7 +11,7 @@ from django.utils import timezone
 from labeling.models import Prompt, Withdrawal
 from tests.training.gates.steps import measure, turned
 from tests.training.gates.test_decision import BETTER_HELD_OUT, report
-from training import card_figures, current_card, gates, loop, reference_choice, services, store
+from training import card_figures, current_card, gates, loop, notices, reference_choice, services, store
 from training.exceptions import Rejected
 from training.execution import Comparing
 from training.models import (
@@ -19,6 +19,7 @@ from training.models import (
     Gate,
     GatePair,
     LoopRule,
+    Notice,
     Promotion,
     Taint,
     TrainingRun,
@@ -81,6 +82,36 @@ def test_a_finished_run_is_compared_by_itself_and_once(finished_run, candidate):
     loop.evaluate_rules()
     gate = Gate.objects.get()
     assert (gate.run, gate.candidate) == (finished_run, candidate)
+
+
+def test_a_run_that_cannot_be_compared_says_why_and_is_told_once(
+    finished_run, candidate, project_admin, make_prompt, caplog
+):
+    caplog.set_level("INFO")
+    Prompt.objects.update(withdrawn_at=timezone.now())
+    make_prompt(held_out=True)
+    for _ in range(3):
+        gates.turn_gates()
+        notices.notice_what_happened()
+    finished_run.refresh_from_db()
+    assert finished_run.not_compared.startswith("The project has 1 held-out prompt, and a comparison needs 10")
+    notice = Notice.objects.exclude(kind=Notice.Kind.RUN_FINISHED).get()
+    assert (notice.user, notice.title) == (project_admin, f"{candidate} was not compared with the policy")
+    assert (notice.body, notice.url) == (finished_run.not_compared, finished_run.get_absolute_url())
+    assert caplog.text.count("is not compared") == 1
+    for _ in range(9):
+        make_prompt(held_out=True)
+    gates.turn_gates()
+    assert Gate.objects.get().run == finished_run
+
+
+def test_a_scheduler_that_comes_second_says_nothing_of_a_refusal(finished_run, monkeypatch):
+    before = TrainingRun.objects.select_related("project", "checkpoint").get()
+    gates.compare_finished_run(finished_run)
+    monkeypatch.setattr(Gate.objects, "filter", lambda **_: Gate.objects.none())  # as it was a moment ago
+    with pytest.raises(Rejected, match="being compared"):
+        gates.compare_finished_run(before)
+    assert not TrainingRun.objects.exclude(not_compared="").exists()
 
 
 def test_a_run_is_not_compared_where_the_rule_does_not_want_it_or_it_is_long_ago(project, finished_run):
@@ -152,7 +183,7 @@ def test_a_damaged_candidate_is_never_promoted(project, ask, candidate, policy):
     (store.checkpoint_dir(candidate.uuid) / "model.safetensors").write_bytes(b"other bytes")
     turned(gate)
     assert services.current_policy(project) == policy
-    assert (gate.stage, gate.outcome) == ("decided", "hold")
+    assert (gate.stage, gate.outcome, gate.advice) == ("waiting", "promote", "promote")
     assert gate.reasons[0].startswith("It was not promoted")
     assert gate.checks, "what was found stays on the page"
 

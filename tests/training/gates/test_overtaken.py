@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from labeling.models import Withdrawal
+from labeling.models import Preference, Project, Withdrawal
+from labeling.review import adjudicate
+from labeling.withdrawals import begin, carry_out
 from tests.threads import at_once
+from tests.training import tiny_runs
 from tests.training.gates.steps import open_places, turned
 from tests.training.gates.test_decision import BETTER_HELD_OUT, report
-from tests.training.tiny_runs import begin, end
-from training import gates, services
+from training import gates, reference_choice, services
 from training.exceptions import Rejected
 from training.execution import Comparing
 from training.jobspec import ComparedAnswers, Completion, Result
 from training.models import (
+    Checkpoint,
     Gate,
     GatePair,
     Job,
     LoopRule,
+    PairOrigin,
     Promotion,
     SampleBatch,
     Taint,
@@ -59,11 +64,11 @@ def test_a_rollback_during_a_run_leaves_the_run_and_its_gate_compares_with_what_
     services.change_rule(project=project, open_pairs_wanted=0)
     services.promote_checkpoint(project=project, checkpoint=make_checkpoint("another", project=project))
     run = services.request_run(project=project, recipe=Recipe())
-    work = begin(run)
+    work = tiny_runs.begin(run)
     services.roll_back(project=project)
     run.refresh_from_db()
     assert (run.state, run.cancel_requested_at) == (Job.State.RUNNING, None)
-    made = end(work)
+    made = tiny_runs.end(work)
     assert made.run == run
     gates.turn_gates()
     gate = Gate.objects.get()
@@ -141,7 +146,174 @@ def test_labels_that_are_withdrawn_before_the_act_hold_the_candidate(
     gate = turned(ask(report(**BETTER_HELD_OUT), decides="gate"))
     assert services.current_policy(project) == policy
     assert (gate.stage, gate.outcome) == ("decided", "hold")
-    assert "withdrawn meanwhile" in gate.reasons[0]
+    assert any(reason.startswith("Labels that were withdrawn since") for reason in gate.reasons)
+    assert not any("was not promoted" in reason for reason in gate.reasons)
+
+
+@pytest.fixture
+def while_weights_are_read(monkeypatch) -> Callable[[Callable[[], None]], None]:
+    """Let something happen once between a decision and the act."""
+
+    def meanwhile(act: Callable[[], None]) -> None:
+        weights_of = services.registry.weights_of
+        left = [act]
+
+        def read(checkpoint: Checkpoint) -> object:
+            if left:
+                left.pop()()
+            return weights_of(checkpoint)
+
+        monkeypatch.setattr(services.registry, "weights_of", read)
+
+    return meanwhile
+
+
+def _take_back(project: Project, preference: Preference) -> None:
+    carry_out(begin(Withdrawal(project=project, kind="preference", preference=preference)))
+
+
+def test_votes_that_come_before_the_act_change_nothing(project, ask, vote, candidate, while_weights_are_read):
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 21, "candidate")
+    while_weights_are_read(lambda: vote(gate, 11, "current"))
+    turned(gate)
+    assert (gate.stage, gate.outcome) == ("decided", "promote")
+    assert (gate.votes["votes"], Preference.objects.counted().count()) == (21, 32)
+    assert services.current_policy(project) == candidate
+
+
+def test_votes_that_come_before_the_act_change_nothing_for_another_scheduler_either(
+    project, ask, vote, candidate, while_weights_are_read
+):
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 21, "candidate")
+
+    def meanwhile() -> None:
+        vote(gate, 11, "current")  # these are all that there are, so it would be held
+        gates.turn_gates()
+
+    while_weights_are_read(meanwhile)
+    turned(gate)
+    assert (gate.stage, gate.outcome) == ("decided", "promote")
+    assert Promotion.objects.filter(gate=gate).count() == 1
+    assert services.current_policy(project) == candidate
+
+
+def test_ordinary_votes_that_come_before_the_act_change_nothing(
+    project, ask, vote, make_pair, judge, annotator, policy, candidate, while_weights_are_read, monkeypatch
+):
+    """They say what length is worth, and would say something else of the votes that were decided on."""
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 21, "candidate")
+    seen = []
+    controlled = gates.controlled
+    monkeypatch.setattr(gates, "controlled", lambda votes: seen.append(len(votes)) or controlled(votes))
+
+    def label() -> None:
+        batch = SampleBatch.objects.create(project=project, policy=policy, prompt_ids=[], decoding={})
+        pair = make_pair("An answer.", "A longer answer.")
+        PairOrigin.objects.create(pair=pair, batch=batch, policy=policy, prompt=pair.prompt, seed_a=1, seed_b=2)
+        judge(pair, annotator, "a")
+
+    while_weights_are_read(label)
+    turned(gate)
+    assert seen == [21, 21]
+    assert services.current_policy(project) == candidate
+
+
+def test_a_vote_that_is_taken_back_before_the_act_and_decided_it_has_the_gate_ask_on(
+    project, ask, vote, policy, candidate, while_weights_are_read
+):
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 20, "candidate")  # with fewer there is no interval at equal length
+    while_weights_are_read(lambda: _take_back(project, Preference.objects.first()))
+    turned(gate)
+    assert (gate.stage, gate.outcome, gate.votes["votes"]) == ("asking", "", 19)
+    assert "wins 19 of 19 votes" in gate.reasons[0]
+    assert services.current_policy(project) == policy
+    assert open_places(gate) == 13
+    vote(gate, 1, "candidate")
+    assert turned(gate).outcome == "promote"
+    assert services.current_policy(project) == candidate
+
+
+def test_what_is_left_of_the_votes_may_decide_as_they_did_whoever_votes_meanwhile(
+    project, ask, vote, candidate, while_weights_are_read
+):
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 21, "candidate")
+
+    def meanwhile() -> None:
+        _take_back(project, Preference.objects.first())
+        vote(gate, 11, "current")
+
+    while_weights_are_read(meanwhile)
+    turned(gate)
+    assert (gate.stage, gate.outcome) == ("decided", "promote")
+    assert services.current_policy(project) == candidate
+
+
+def test_votes_that_are_taken_out_before_the_act_when_nobody_is_asked_on_are_decided_without(
+    project, ask, vote, policy, reviewer, while_weights_are_read
+):
+    gate = turned(ask(asks_people=True, decides="gate", most_votes=20))
+    vote(gate, 20, "candidate")
+    while_weights_are_read(
+        lambda: adjudicate(pair=gate.pairs.order_by("pk")[0].pair, reviewer=reviewer, verdict="retire")
+    )
+    turned(gate)
+    assert (gate.stage, gate.outcome, gate.votes["votes"]) == ("decided", "hold", 19)
+    assert "Too few votes to take the length out of them." in gate.reasons
+    assert services.current_policy(project) == policy
+
+
+def test_who_promotes_a_candidate_that_waits_from_its_own_page_has_decided_its_gate(
+    project, ask, candidate, project_admin
+):
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
+    promotion = services.promote_checkpoint(project=project, checkpoint=candidate, by=project_admin, reason="Good.")
+    gate.refresh_from_db()
+    assert (gate.stage, gate.outcome, gate.advice, gate.decided_by) == ("decided", "promote", "promote", project_admin)
+    assert gate.reasons[0] == "boss decided: promote. Good."
+    assert gate.reasons[1].startswith("The candidate is better")
+    assert promotion.gate == gate
+    LoopRule.objects.filter(project=project).update(reference=LoopRule.Reference.PROMOTED)
+    assert "Gate 1 passed it" in reference_choice.choose(project).reason
+
+
+def test_who_promotes_a_candidate_while_people_are_asked_about_it_has_decided_its_gate(
+    project, ask, vote, candidate, project_admin, django_capture_on_commit_callbacks
+):
+    gate = turned(ask(asks_people=True))
+    vote(gate, 3, "candidate")
+    with django_capture_on_commit_callbacks(execute=True):
+        promotion = services.promote_checkpoint(project=project, checkpoint=candidate, by=project_admin)
+    turned(gate)
+    assert (gate.stage, gate.outcome, gate.advice, gate.decided_by) == ("decided", "promote", "", project_admin)
+    assert (promotion.gate, open_places(gate)) == (gate, 0)
+    LoopRule.objects.filter(project=project).update(reference=LoopRule.Reference.PROMOTED)
+    assert "although Gate 1 had not passed it" in reference_choice.choose(project).reason
+
+
+@pytest.mark.parametrize("person", ["boss", None])
+def test_a_candidate_that_is_promoted_before_it_is_measured_leaves_its_gate_undecided(
+    project, candidate, prompts, project_admin, person
+):
+    gate = gates.request_gate(project=project, candidate=candidate)
+    by = project_admin if person else None
+    promotion = services.promote_checkpoint(project=project, checkpoint=candidate, by=by)
+    gate.refresh_from_db()
+    assert (gate.stage, gate.outcome, gate.state) == ("decided", "hold", "cancelled")
+    assert gate.reasons == ["candidate became the policy meanwhile, before this was decided."]
+    assert promotion.gate is None
+
+
+def test_a_candidate_that_is_promoted_on_the_command_line_is_decided_on_by_nobody(project, ask, candidate):
+    gate = turned(ask(report(**BETTER_HELD_OUT)))
+    promotion = services.promote_checkpoint(project=project, checkpoint=candidate)
+    gate.refresh_from_db()
+    assert (gate.stage, gate.outcome, gate.decided_by, promotion.gate) == ("decided", "hold", None, None)
+    assert gate.reasons == ["candidate became the policy meanwhile, before this was decided."]
 
 
 def test_a_comparison_that_was_started_again_is_not_ended_by_who_read_it_before(project, candidate, prompts):

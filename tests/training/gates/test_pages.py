@@ -403,8 +403,37 @@ def test_the_list_names_each_gate_and_where_it_stands(client, url, gate, candida
     assert url("gates") in client.get(url("checkpoints")).content.decode()
 
 
-def test_an_empty_list_says_what_brings_a_gate(client, url, policy):
+def test_an_empty_list_says_what_brings_a_gate(client, url, policy, prompts):
     assert "No gate yet The checkpoint of the next finished run is compared" in _text(client.get(url("gates")))
+
+
+def test_where_there_are_too_few_prompts_to_compare_the_pages_say_so(client, url, policy, make_prompt):
+    for _ in range(gates.LEAST_PROMPTS - 1):
+        make_prompt(held_out=True)
+    too_few = "The project has 9 held-out prompts, and a comparison needs 10 at least."
+    page = client.get(url("gates"))
+    text = _text(page)
+    assert f"No checkpoint can be compared and no policy watched now. {too_few}" in text
+    assert "No gate yet Once there are enough held-out prompts" in text
+    assert text.count(f"It cannot begin yet. {too_few}") == 2, "of comparisons and of watches"
+    make_prompt(held_out=True)
+    assert "held-out prompts, and a comparison needs" not in _text(client.get(url("gates")))
+
+
+def test_the_page_of_a_run_that_could_not_be_compared_says_why(client, url, project, candidate, label, make_prompt):
+    label(10)
+    run = services.request_run(project=project, recipe=Recipe())
+    ended = {"state": Job.State.SUCCEEDED, "checkpoint": candidate, "finished_at": timezone.now()}
+    TrainingRun.objects.filter(pk=run.pk).update(**ended)
+    gates.turn_gates()
+    text = _text(client.get(url("run", number=run.number)))
+    assert (
+        "It was not compared with the policy. The comparison was refused: “The project has 0 held-out prompts" in text
+    )
+    for _ in range(gates.LEAST_PROMPTS):
+        make_prompt(held_out=True)
+    gates.turn_gates()
+    assert "It was not compared" not in _text(client.get(url("run", number=run.number)))
 
 
 def test_a_reviewer_reads_and_has_no_buttons(sign_in, reviewer, url, asking):

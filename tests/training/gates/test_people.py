@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
+from labeling import queue
 from labeling.models import Pair, Preference, Prompt, Response, Skip, Slot, Withdrawal
 from labeling.review import adjudicate
 from labeling.services import NewResponse
+from labeling.withdrawals import begin, carry_out
 from tests.training.gates.steps import LONG, SHORT, open_places, turned
 from training import gate_pairs, gates, services
 from training.models import (
@@ -88,14 +91,57 @@ def test_votes_that_are_taken_back_count_no_more(ask, vote, reviewer):
     assert turned(gate).votes["votes"] == 3
 
 
-def test_a_change_of_mind_counts_in_the_place_of_what_was_said(ask, vote, judge, annotator):
+@pytest.fixture
+def change_mind(project) -> Callable[[Preference, str], None]:
+    def change_mind(preference: Preference, choice: str) -> None:
+        lease = queue.reopen(project, preference.annotator_id, preference.pk)
+        queue.submit(project, lease.token, preference.annotator_id, choice)
+
+    return change_mind
+
+
+def test_a_change_of_mind_counts_in_the_place_of_what_was_said(ask, vote, change_mind):
     gate = turned(ask(asks_people=True))
     vote(gate, 3, "candidate")
-    one = GatePair.objects.get(pair=Preference.objects.first().pair)
-    judge(one.pair, annotator, "tie")
-    turned(gate)
-    assert (gate.votes["votes"], gate.votes["ties"]) in {(3, 1), (3, 0)}
-    assert gate.votes["votes"] == Preference.objects.counted().count()
+    assert turned(gate).votes["for_candidate"] == 3
+    change_mind(Preference.objects.order_by("pk")[0], "tie")
+    assert turned(gate).votes["votes"] == Preference.objects.counted().count() == 3
+    assert (gate.votes["for_candidate"], gate.votes["for_current"], gate.votes["ties"]) == (2, 0, 1)
+    assert gate_pairs.votes_of(gate).outcomes == [0.5, 1.0, 1.0]
+
+
+def test_a_change_of_mind_leaves_the_order_of_the_votes(ask, vote, change_mind):
+    """The test looks after every vote: one that moved to the end would have it read another path."""
+    gate = turned(ask(asks_people=True))
+    vote(gate, 1, "current")
+    vote(gate, 3, "candidate")
+    first = Preference.objects.order_by("pk")[0]
+    change_mind(first, "both_bad")
+    assert gate_pairs.votes_of(gate).outcomes == [0.5, 1.0, 1.0, 1.0]
+    change_mind(Preference.objects.get(pair=first.pair, is_current=True), first.choice)
+    assert gate_pairs.votes_of(gate).outcomes == [0.0, 1.0, 1.0, 1.0], "as if nothing had been changed"
+
+
+def test_who_judged_a_pair_first_stays_the_first_who_did(ask, judge, change_mind, annotator, other_annotator, project):
+    project.judgements_per_pair = 2
+    project.save()
+    gate = turned(ask(asks_people=True))
+    one = gate.pairs.first()
+    other = "b" if one.candidate_side == "a" else "a"
+    judge(one.pair, annotator, one.candidate_side)
+    judge(one.pair, other_annotator, other)
+    change_mind(Preference.objects.get(annotator=annotator), "tie")
+    assert gate_pairs.votes_of(gate).outcomes == [0.5]
+
+
+def test_what_is_judged_again_after_a_withdrawal_is_a_vote_of_then(ask, vote, annotator, judge, project):
+    gate = turned(ask(asks_people=True))
+    vote(gate, 1, "current")
+    vote(gate, 2, "candidate")
+    first = Preference.objects.order_by("pk")[0]
+    carry_out(begin(Withdrawal(project=project, kind="preference", preference=first)))
+    judge(first.pair, annotator, first.choice)
+    assert gate_pairs.votes_of(gate).outcomes == [1.0, 1.0, 0.0]
 
 
 def test_a_decision_stands_that_a_worker_died_before_acting_on(ask, vote, monkeypatch, project, candidate):

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.training.gates.steps import measure, open_places, turned
-from training import gates, services, store
+from training import gates, notices, services, store
 from training.exceptions import Rejected
 from training.models import (
     Gate,
+    Notice,
     Promotion,
 )
 
@@ -83,13 +84,44 @@ def test_a_policy_that_is_not_the_one_before_any_more_is_not_rolled_back_to(
     assert f"The policy before {candidate} is between and not {policy}" in gate.reasons[0]
 
 
-def test_a_damaged_former_policy_is_not_rolled_back_to(project, watch, vote, candidate, policy):
+def test_a_rollback_that_fails_waits_for_an_admin_who_is_told_why(
+    project, watch, vote, candidate, policy, project_admin
+):
     gate = watch(rolls_back=True)
     (store.checkpoint_dir(policy.uuid) / "model.safetensors").write_bytes(b"other bytes")
     vote(gate, 21, "current")
     turned(gate)
     assert services.current_policy(project) == candidate
+    assert (gate.stage, gate.outcome, gate.advice) == ("waiting", "reject", "reject")
     assert gate.reasons[0].startswith("It was not rolled back")
+    assert open_places(gate) == 0
+    notices.notice_what_happened()
+    notice = Notice.objects.get(kind=Notice.Kind.GATE_WAITING)
+    assert notice.title == f"Gate 1: the new policy {candidate} does worse; roll back to {policy}?"
+    assert notice.body.startswith("It was not rolled back, although the gate would have it so: ")
+    with pytest.raises(Rejected):
+        gates.admin_decides(gate=gate, verdict="reject", by=project_admin)
+    gates.admin_decides(gate=gate, verdict="hold", by=project_admin)
+
+
+def test_a_policy_that_cannot_be_watched_is_told_once_and_watched_when_it_can(
+    project, candidate, policy, project_admin, make_prompt, caplog
+):
+    caplog.set_level("INFO")
+    gates.change_release_rule(project=project, watches=True)
+    services.promote_checkpoint(project=project, checkpoint=candidate, by=project_admin)
+    for _ in range(3):
+        gates.turn_gates()
+        notices.notice_what_happened()
+    notice = Notice.objects.get()
+    assert notice.title == f"The policy {candidate} is not watched"
+    assert "has 0 held-out prompts" in notice.body
+    assert caplog.text.count("is not watched") == 1
+    for _ in range(gates.LEAST_PROMPTS):
+        make_prompt(held_out=True)
+    gates.turn_gates()
+    assert Gate.objects.get().kind == "watch"
+    assert not Promotion.objects.exclude(not_watched="").exists()
 
 
 def test_a_rollback_by_hand_ends_the_watch(project, watch):
