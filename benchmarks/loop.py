@@ -5,7 +5,8 @@ projects in it begin at the same SFT model. In each round the policy writes pair
 over HTTP, a run trains on all labels so far, and its checkpoint becomes the policy. The annotators like plain words
 (`benchmarks/taste.py`), a quarter of what they say is the wrong way round, and one of them votes left without reading
 in a third of the pairs. One project is served in random order and trains on majorities; the other is served in the
-order of the policy's doubt and trains on the posterior. Both cast the same number of labels.
+order of the policy's doubt and trains on the posterior, by the loss that corrects for its noise. Both cast the same
+number of labels.
 
 Each policy answers prompts that are in no project, on subjects that no project has, two answers each. `true win
 rate`: how often the taste itself prefers its answer to the SFT model's, on the same prompt; the interval is a
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from training.models import Checkpoint
 
 TITLE = "How often the known taste prefers a policy’s answer to the SFT model’s"
-SLUGS = ("random-majority", "active-posterior", "random-posterior", "active-majority")
+SLUGS = ("random-majority", "active-posterior", "random-posterior", "active-majority", "active-expected")
 STARTED = time.monotonic()
 
 
