@@ -9,8 +9,9 @@ sure and everything that guards was measured and passed, and **held** otherwise,
 * *The judge's* win rate at equal length is no evidence for a candidate: the judge is fitted to the labels that the
   candidate was trained on. Chance errors of these move both the same way, the more the more directions there are to
   err in, so that an equal candidate has it above one half for sure; the interval covers the choice of prompts and of
-  labels, and not what the two share. Below one half for sure it rejects. That is 2.5 % of equal candidates where the
-  current policy has learnt none of these labels, and more where it has learnt more of their errors than the candidate.
+  labels, and not what the two share. Below one half for sure it rejects. That is at most 2.5 % of equal candidates
+  where the current policy has learnt none of these labels, and more where it has learnt more of their errors than the
+  candidate.
 * Where people are asked they alone are the evidence: the sequential test, at 5 % however often it is looked at, **and**
   the interval at equal length must both say that the candidate is better. An equal candidate is promoted with at most
   5 %, by the test alone. The figures can still reject before anybody is asked.
@@ -46,10 +47,7 @@ JUDGE_ALONE = (
     "Only the judge prefers the candidate, and that is not enough: it has learnt from the labels that the candidate "
     "was trained on, so it may prefer what both have learnt from the same mistakes."
 )
-LONGER_TOO = (
-    "Its answers have become longer as well, and the labels may reward that. Its win rate at equal length would "
-    "tell, or people."
-)
+LONGER_TOO = "Its answers have become longer as well, and the labels may reward that."
 GUARDS = ("kl_first", "finish_rate", "must_refuse", "must_answer")
 
 
@@ -119,8 +117,14 @@ def decide_measured(
         if judge.outcome == "pass":
             better.append(judge.words)
         else:
-            doubts.append(LONGER_TOO)
+            doubts.append(f"{LONGER_TOO} {_what_would_tell(judge)}")
     return _promoted_unless(doubts, checks, better)
+
+
+def _what_would_tell(judge: Check) -> str:
+    if judge.outcome == "unsure":
+        return "The judge does not prefer them for sure at equal length; people would tell."
+    return "Its win rate at equal length would tell, or people."
 
 
 def measured_checks(report: dict[str, Any], *, kl_first_budget: float, is_tainted: bool = False) -> list[Check]:

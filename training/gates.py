@@ -291,7 +291,10 @@ def _read_votes(gate: Gate) -> None:
     # Whoever dies before acting on it is followed by who looks again.
     votes |= {"seen": None, "decided": [decision.outcome, until]} if decision.outcome else {"seen": state}
     values = {"votes": votes, "checks": decision.checks_as_json, "reasons": decision.reasons}
-    if Gate.objects.filter(pk=gate.pk, stage=Gate.Stage.ASKING).update(**values) and decision.outcome:
+    unchanged = Gate.objects.filter(pk=gate.pk, stage=Gate.Stage.ASKING)
+    if not gate.votes.get("decided"):  # nor may another scheduler have decided meanwhile, who is acting on it
+        unchanged = unchanged.filter(votes__decided__isnull=True)
+    if unchanged.update(**values) and decision.outcome:
         _conclude(gate, decision, until)
 
 

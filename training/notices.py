@@ -16,7 +16,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.mail import EmailMessage
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.urls import reverse
 from django.utils import timezone
 
@@ -173,7 +173,9 @@ def _refused(since: object) -> Iterator[Event]:
         title = f"{run.checkpoint} was not compared with the policy"
         key = f"run:{run.pk}:not-compared"
         yield Event(run.project, Notice.Kind.RUN_FAILED, key, title, run.not_compared, run.get_absolute_url())
-    for promotion in Promotion.objects.exclude(not_watched="").select_related("project", "checkpoint"):
+    watching = Promotion.objects.filter(project__release_rule__watches=True).exclude(not_watched="")
+    newer = Promotion.objects.filter(project=OuterRef("project"), pk__gt=OuterRef("pk"))
+    for promotion in watching.exclude(Exists(newer)).select_related("project", "checkpoint"):
         title = f"The policy {promotion.checkpoint} is not watched"
         key = f"promotion:{promotion.pk}:not-watched"
         url = reverse("training:gates", args=[promotion.project.slug])

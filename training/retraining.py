@@ -186,10 +186,9 @@ def _was_just_refused(rule: LoopRule, known: Known) -> Condition | None:
     if rule.refused_at is None or known.now >= rule.refused_at + WAIT_AFTER_REFUSAL:
         return None
     until = rule.refused_at + WAIT_AFTER_REFUSAL
-    words = (
-        f"A run was asked for at {clock(rule.refused_at, known)} and refused: {rule.refusal} It is asked for again at "
-        f"{clock(until, known)}, or when the rule is saved."
-    )
+    words = f"A run was asked for at {clock(rule.refused_at, known)} and refused: {rule.refusal}"
+    if not rule.fixed_times:  # else at the next of them, as the condition of these says
+        words += f" It is asked for again at {clock(until, known)}, or when the rule is saved."
     return Condition("no refusal", False, words, until, "A run was refused shortly before.")
 
 

@@ -379,8 +379,8 @@ def move_watermark(snapshot: DatasetSnapshot, fixed_time: datetime | None = None
 
 def watermark(project: Project) -> int:
     """The newest preference that a run has looked at, but for runs that have failed: what those were to train on is
-    new again, unless a person had asked for their end."""
-    failed = Q(state=Job.State.FAILED, cancel_requested_at__isnull=True)
+    new again, unless a person had asked for their end. A sweep gives nothing back: somebody looks at its points."""
+    failed = Q(state=Job.State.FAILED, cancel_requested_at__isnull=True, sweep__isnull=True)
     runs = TrainingRun.objects.filter(~failed, project=project)
     return int(runs.aggregate(newest=Max("snapshot__last_preference_id"))["newest"] or 0)
 
@@ -489,4 +489,4 @@ def count_new_triples(project: Project, after_preference_id: int, rule: LabelRul
 
 
 def lock(project: Project) -> None:
-    Project.objects.select_for_update().get(pk=project.pk)
+    Project.objects.select_for_update(no_key=True).get(pk=project.pk)  # who labels is not kept waiting

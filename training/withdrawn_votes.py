@@ -103,4 +103,7 @@ def _losses(gates: Iterable[Gate], gone: Set[int]) -> list[Loss]:
 
 
 def _rests_on(gate: Gate) -> set[int]:
-    return set(gate.votes.get("preferences", ()))
+    """Nothing where it was ended for another reason than its votes, such as another promotion."""
+    outcome, _ = gate.votes.get("decided") or ("", 0)
+    by_votes = gate.is_open or gate.decided_by_id is not None or outcome == gate.outcome
+    return set(gate.votes.get("preferences", ())) if by_votes else set()

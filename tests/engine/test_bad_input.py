@@ -347,7 +347,7 @@ def test_no_room_for_the_saved_state_is_a_full_disk(train_run: MakeRun) -> None:
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from training.engine import process, train_dpo\n"
         "from training.jobspec import TrainJob\n"
-        "sys.exit(process.run(train_dpo.main, TrainJob, '', [sys.argv[1]]))"
+        "process.run(train_dpo.main, TrainJob, '', [sys.argv[1]])"
     )
     command = [sys.executable, "-c", code, str(run_dir)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == EXIT_FAILED

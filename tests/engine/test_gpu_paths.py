@@ -355,7 +355,7 @@ PartialState._prepare_backend = prepare_backend
 PartialState.set_device = set_device
 from training.engine import process, train_dpo
 from training.jobspec import TrainJob
-sys.exit(process.run(train_dpo.main, TrainJob, "", may_launch=True))
+process.run(train_dpo.main, TrainJob, "", may_launch=True)
 """
 
 

@@ -254,7 +254,7 @@ def test_a_file_limit_is_told_as_a_full_disk(train_run: MakeRun) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "from training.engine import process, train_dpo\n"
         "from training.jobspec import TrainJob\n"
-        "sys.exit(process.run(train_dpo.main, TrainJob, '', [sys.argv[1]]))"
+        "process.run(train_dpo.main, TrainJob, '', [sys.argv[1]])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run_dir)], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == EXIT_FAILED

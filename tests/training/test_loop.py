@@ -11,7 +11,7 @@ import pytest
 from django.utils import timezone
 
 from tests.threads import at_once
-from training import loop, services
+from training import loop, services, sweeps
 from training.exceptions import Overtaken, Rejected
 from training.models import Job, LoopRule, SampleBatch, TrainingRun
 from training.recipe import Recipe
@@ -371,6 +371,14 @@ def test_a_failed_run_that_is_resumed_takes_its_triples_back(rule, project, labe
     _end(Job.State.SUCCEEDED, number=1)  # resumed and done while a scheduler decided
     with pytest.raises(Overtaken, match="was resumed"):
         services.request_run(project=project, recipe=Recipe(), rule=stale)
+    assert _verdict(rule) == "0 of 10 new triples."
+
+
+def test_a_sweep_that_failed_gives_nothing_back(rule, project, label):
+    LoopRule.objects.update(min_minutes_between=0)
+    label(10)
+    sweeps.request_sweep(project=project, recipe=Recipe(), betas=(0.1, 0.5))
+    TrainingRun.objects.update(state=Job.State.FAILED, finished_at=timezone.now())
     assert _verdict(rule) == "0 of 10 new triples."
 
 

@@ -190,6 +190,13 @@ def test_after_each_failure_in_a_row_the_wait_is_twice_as_long_and_a_day_at_most
     )
 
 
+def test_with_fixed_times_what_was_refused_waits_for_the_next_of_them():
+    rule = _rule(refused_at=NOON, refusal="The disk is full.", fixed_times=["12:00"], fixed_time_seen_at=NOON)
+    words = decide(rule, _known(now=NOON + timedelta(minutes=1))).words
+    assert "The disk is full." in words
+    assert "asked for again" not in words
+
+
 def test_what_was_refused_is_asked_for_again_after_a_while():
     rule = _rule(refused_at=NOON, refusal="The disk is full.")
     waiting = decide(rule, _known(now=NOON + timedelta(minutes=1)))

@@ -123,7 +123,7 @@ class Comparing(Work[Gate]):
         report = result.details | {"answers": {"different": len(different), "identical": len(answers) - len(different)}}
         with transaction.atomic():
             # The project before the gate, as whoever promotes locks them.
-            Project.objects.select_for_update().get(pk=gate.project_id)
+            Project.objects.select_for_update(no_key=True).get(pk=gate.project_id)
             if not gate.update_held(report=report):
                 raise LeaseLost
             is_wanted = Gate.objects.filter(pk=gate.pk, stage=Gate.Stage.MEASURING).exists()

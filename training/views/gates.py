@@ -20,7 +20,7 @@ from training import gates as services_of_gates
 from training import services, withdrawn_votes
 from training.exceptions import Rejected
 from training.gate_page import read_gate
-from training.models import Gate, TrainingRun
+from training.models import Gate, Promotion, TrainingRun
 from training.release_form import ReleaseRuleForm, VerdictForm
 from training.views.frame import checkpoint_or_404, frame, say, tell_if_unheard
 
@@ -42,8 +42,15 @@ def _list(request: SignedInRequest, project: Project, form: ReleaseRuleForm | No
         "rule": rule,
         "form": form or _rule_form(project),
         "before": services.policy_before(project),
+        "not_watched": _not_watched(project) if rule.watches else "",
         "too_few": services_of_gates.why_too_few(services_of_gates.held_out_prompts(project).count()),
     }
+
+
+def _not_watched(project: Project) -> str:
+    """Why the watch that the rule wants of the policy was refused."""
+    newest = Promotion.objects.filter(project=project).first()
+    return newest.not_watched if newest else ""
 
 
 def _rule_form(project: Project, data: Any = None) -> ReleaseRuleForm:

@@ -120,6 +120,25 @@ def test_two_schedulers_at_once_promote_once(ask, vote, project, candidate):
     assert open_places(gate) == 0
 
 
+def test_a_scheduler_that_read_a_gate_before_another_decided_it_leaves_it_to_that_one(
+    project, ask, vote, candidate, while_weights_are_read, monkeypatch
+):
+    """It has counted more votes since, by which the gate would be asked on or held."""
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 21, "candidate")
+    stale = Gate.objects.select_related("project").get(pk=gate.pk)
+    monkeypatch.setattr(stale, "refresh_from_db", lambda *args, **values: None)
+
+    def meanwhile() -> None:
+        vote(gate, 11, "current")
+        gates._read_votes(stale)
+
+    while_weights_are_read(meanwhile)
+    turned(gate)
+    assert (gate.stage, gate.outcome, gate.votes["votes"]) == ("decided", "promote", 21)
+    assert services.current_policy(project) == candidate
+
+
 @pytest.mark.django_db(transaction=True)
 def test_an_admin_and_a_scheduler_at_once_decide_once(ask, vote, project_admin):
     gate = turned(ask(asks_people=True, decides="gate"))

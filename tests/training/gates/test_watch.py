@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.urls import reverse
 
 from tests.training.gates.steps import measure, open_places, turned
 from training import gates, notices, services, store
@@ -105,7 +106,7 @@ def test_a_rollback_that_fails_waits_for_an_admin_who_is_told_why(
 
 
 def test_a_policy_that_cannot_be_watched_is_told_once_and_watched_when_it_can(
-    project, candidate, policy, project_admin, make_prompt, caplog
+    project, candidate, policy, project_admin, make_prompt, sign_in, caplog
 ):
     caplog.set_level("INFO")
     gates.change_release_rule(project=project, watches=True)
@@ -117,11 +118,29 @@ def test_a_policy_that_cannot_be_watched_is_told_once_and_watched_when_it_can(
     assert notice.title == f"The policy {candidate} is not watched"
     assert "has 0 held-out prompts" in notice.body
     assert caplog.text.count("is not watched") == 1
+    page = sign_in(project_admin).get(reverse("training:gates", args=[project.slug])).content.decode()
+    assert "has 0 held-out prompts" in page
     for _ in range(gates.LEAST_PROMPTS):
         make_prompt(held_out=True)
     gates.turn_gates()
     assert Gate.objects.get().kind == "watch"
     assert not Promotion.objects.exclude(not_watched="").exists()
+
+
+def test_of_a_policy_that_is_not_watched_nobody_is_told_once_it_has_gone_or_no_watch_is_wanted(
+    project, candidate, policy, make_checkpoint, project_admin
+):
+    gates.change_release_rule(project=project, watches=True)
+    services.promote_checkpoint(project=project, checkpoint=candidate)
+    gates.turn_gates()
+    told = Notice.objects.filter(title=f"The policy {candidate} is not watched")
+    gates.change_release_rule(project=project, watches=False)
+    notices.notice_what_happened()
+    assert not told.exists()
+    gates.change_release_rule(project=project, watches=True)
+    services.promote_checkpoint(project=project, checkpoint=make_checkpoint("another", project=project))
+    notices.notice_what_happened()
+    assert not told.exists()
 
 
 def test_a_rollback_by_hand_ends_the_watch(project, watch):

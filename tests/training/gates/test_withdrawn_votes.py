@@ -109,6 +109,16 @@ def test_what_came_of_a_gate_is_said(project, ask, vote, annotator, project_admi
     assert (loss.did, loss.votes, loss.gone) == (said, 30, 30)
 
 
+def test_a_gate_that_another_promotion_ended_rests_on_no_votes(project, ask, vote, annotator, make_checkpoint):
+    gate = turned(ask(asks_people=True, decides="gate"))
+    vote(gate, 5, "current")
+    turned(gate)
+    services.promote_checkpoint(project=project, checkpoint=make_checkpoint("another", project=project))
+    assert turned(gate).outcome == "hold"
+    assert gate.votes["preferences"]
+    assert preview(project, annotator).gates == []
+
+
 # After
 
 
@@ -190,7 +200,7 @@ def test_a_gate_that_waits_says_so_too(project, ask, vote, admin):
 
 def test_a_checkpoint_that_was_promoted_by_such_a_gate_says_so(project, promoted, annotator, admin, candidate, policy):
     urls = [_url("checkpoint", project, candidate.uuid), _url("checkpoint-lineage", project, candidate.uuid)]
-    warning = "Votes that it became the policy by were withdrawn."
+    warning = "Votes of a gate at which it became the policy were withdrawn."
     for url in urls:
         assert warning not in _text(admin.get(url))
     withdraw(project=project, target=annotator)
