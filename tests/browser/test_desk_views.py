@@ -97,7 +97,10 @@ def test_what_cannot_be_fetched_is_said_in_its_own_words(desks: Desks) -> None:
         (lambda route: route.fulfill(status=410, body="It is gone.", content_type="text/plain"), "It is gone."),
     ):
         desk.page.route("**/annotate/difference/**", answer)
-        desk.page.keyboard.press("d")
+        with desk.page.expect_request("**/annotate/difference/**") as asked:
+            desk.page.keyboard.press("d")
+        asked.value.response()  # its end: what the alert says before is of the request before
+        desk.page.evaluate("() => new Promise((done) => setTimeout(done))")
         expect(alert).to_contain_text(sentence)
         desk.page.unroute("**/annotate/difference/**")
     desk.page.keyboard.press("d")

@@ -58,6 +58,9 @@ def label(page: Page, installation: Installation, count: int, seconds: float) ->
 def keep_open(page: Page, installation: Installation, pairs: int) -> None:
     """Have few pairs sampled ahead, and no judgements looked at again: nobody would label or read them here."""
     page.goto(f"{installation.url}{PROJECT}/training/")
+    if (stop := page.get_by_role("button", name="Stop sampling")).is_visible():
+        stop.click()
+        page.wait_for_load_state()
     wanted = page.get_by_label("Keep this many pairs open")
     wanted.fill(str(pairs))
     page.get_by_label("After a promotion, show each person").fill("0")
@@ -117,6 +120,8 @@ def go_round(page: Page, installation: Installation, target: Path, *, pairs: int
     sign_in(page, installation, "admin")
     label(page, installation, pairs, seconds)
     assert installation.query("SELECT count(*) FROM labeling_preference WHERE is_current") == pairs
+    written = "SELECT count(*) FROM labeling_pair"
+    wait_until(lambda: installation.query(written) >= pairs + 2, seconds, "a pair on the desk and one ahead")
     keep_open(page, installation, 5)
     train(page, installation, epochs, seconds)
     uuid = promote(page, installation, seconds)
