@@ -68,7 +68,9 @@ def test_when_everybody_was_asked_it_is_held(ask, vote):
     assert (gate.stage, gate.outcome) == ("waiting", "hold")
 
 
-def test_only_the_first_judgement_of_a_pair_counts(ask, judge, annotator, other_annotator, project):
+@pytest.fixture
+def disputed(ask, judge, annotator, other_annotator, project) -> Gate:
+    """Of one pair two people have said different things: first for the candidate, then against it."""
     project.judgements_per_pair = 2
     project.save()
     gate = turned(ask(asks_people=True))
@@ -76,9 +78,13 @@ def test_only_the_first_judgement_of_a_pair_counts(ask, judge, annotator, other_
     other = "b" if one.candidate_side == "a" else "a"
     judge(one.pair, annotator, one.candidate_side)
     judge(one.pair, other_annotator, other)
-    assert gate_pairs.votes_of(gate).outcomes == [1.0]
+    return gate
+
+
+def test_only_the_first_judgement_of_a_pair_counts(disputed, annotator):
+    assert gate_pairs.votes_of(disputed).outcomes == [1.0]
     Preference.objects.filter(annotator=annotator).update(is_current=False)
-    assert gate_pairs.votes_of(gate).outcomes == [0.0], "withdrawn"
+    assert gate_pairs.votes_of(disputed).outcomes == [0.0], "withdrawn"
 
 
 def test_votes_that_are_taken_back_count_no_more(ask, vote, reviewer):
@@ -122,16 +128,9 @@ def test_a_change_of_mind_leaves_the_order_of_the_votes(ask, vote, change_mind):
     assert gate_pairs.votes_of(gate).outcomes == [0.0, 1.0, 1.0, 1.0], "as if nothing had been changed"
 
 
-def test_who_judged_a_pair_first_stays_the_first_who_did(ask, judge, change_mind, annotator, other_annotator, project):
-    project.judgements_per_pair = 2
-    project.save()
-    gate = turned(ask(asks_people=True))
-    one = gate.pairs.first()
-    other = "b" if one.candidate_side == "a" else "a"
-    judge(one.pair, annotator, one.candidate_side)
-    judge(one.pair, other_annotator, other)
+def test_who_judged_a_pair_first_stays_the_first_who_did(disputed, change_mind, annotator):
     change_mind(Preference.objects.get(annotator=annotator), "tie")
-    assert gate_pairs.votes_of(gate).outcomes == [0.5]
+    assert gate_pairs.votes_of(disputed).outcomes == [0.5]
 
 
 def test_what_is_judged_again_after_a_withdrawal_is_a_vote_of_then(ask, vote, annotator, judge, project):
